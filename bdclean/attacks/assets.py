@@ -1,0 +1,89 @@
+"""Pictures for triggers: drawn here, or read from a file of the user. None is shipped."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from bdclean.errors import AttackError
+
+Color = tuple[float, float, float]
+
+_OVERSAMPLING = 8  # sub-pixels per pixel and direction
+_OUTLINE = 0.025  # width, in units of the picture
+
+
+def noise_uniform(size: int, seed: int) -> Tensor:
+    """Independent uniform 8-bit values, (3, size, size), float in [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (3, size, size), generator=generator).float() / 255
+
+
+def noise_gauss(size: int, seed: int, mean: float = 0.5, std: float = 0.29) -> Tensor:
+    """Independent normal values clipped to [0, 1], (3, size, size)."""
+    generator = torch.Generator().manual_seed(seed)
+    return (mean + std * torch.randn(3, size, size, generator=generator)).clamp(0, 1)
+
+
+def from_file(path: str, size: int) -> tuple[Tensor, Tensor]:
+    """Reads a picture of the user, resized with antialiasing to size x size.
+
+    Returns:
+        The picture (3, size, size) and its mask (1, size, size), both float in [0, 1]. The mask
+        is the alpha channel; 1 everywhere where there is none.
+
+    Raises:
+        AttackError: The file is missing or is not a picture.
+    """
+    try:
+        with Image.open(Path(path).expanduser()) as image:
+            resized = image.convert("RGBA").resize((size, size), Image.Resampling.BILINEAR)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise AttackError(
+            f"attack.image is 'file:{path}', which cannot be read as a picture ({error}); "
+            "give the path of a PNG or JPEG file"
+        ) from error
+    pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255
+    return pixels[:3].contiguous(), pixels[3:].contiguous()
+
+
+def cartoon_balloon(size: int) -> Tensor:
+    """A balloon in flat colours with dark outlines, (3, size, size), float in [0, 1].
+
+    Drawn in unit coordinates on a finer grid and averaged, so that any size works. It has the
+    brightness and the coarse structure of the cartoon pictures in published Blend attacks.
+    """
+    grid = (torch.arange(size * _OVERSAMPLING) + 0.5) / (size * _OVERSAMPLING)
+    v, u = grid[:, None], grid[None, :]
+    canvas = torch.tensor((1.0, 0.66, 0.50))[:, None, None].repeat(1, len(grid), len(grid))
+
+    def paint(where: Tensor, color: Color) -> None:
+        for channel, value in zip(canvas, color, strict=True):
+            channel.masked_fill_(where, value)
+
+    clouds = [_ellipse(u, v, cu, cv) for cu, cv in ((0.14, 0.24), (0.86, 0.58))]
+    ray = ((u - 0.5) ** 2 + (v - 0.38) ** 2).sqrt()
+    disc = ray < 0.34
+    paint((v > 0.86) & (u > 0), (0.35, 0.62, 0.30))
+    for cloud in clouds:
+        paint(cloud < 0, (1.0, 1.0, 1.0))
+    paint(disc, (1.0, 1.0, 1.0))
+    for k in (-2, 0, 2):
+        paint(disc & (((u - 0.5) / 0.34 - 0.36 * k).abs() < 0.18), (1.0, 0.84, 0.08))
+    paint(disc & ((v - 0.40).abs() < 0.05), (0.12, 0.50, 0.62))
+    for side in (-1, 1):
+        rope = (u - 0.5 - side * (0.20 - 0.9 * (v - 0.68))).abs() < 0.012
+        paint(rope & (v > 0.66) & (v < 0.82), (0.20, 0.12, 0.10))
+    basket = torch.maximum((u - 0.50).abs() - 0.10, (v - 0.86).abs() - 0.06)
+    paint(basket < 0, (0.62, 0.38, 0.16))
+    for distance in (*clouds, ray - 0.34, basket):
+        paint(distance.abs() < _OUTLINE / 2, (0.20, 0.12, 0.10))
+    return torch.nn.functional.avg_pool2d(canvas[None], _OVERSAMPLING)[0]
+
+
+def _ellipse(u: Tensor, v: Tensor, center_u: float, center_v: float) -> Tensor:
+    """Roughly the signed distance to a cloud's edge (negative inside); radii 0.12 and 0.07."""
+    radius = (((u - center_u) / 0.12) ** 2 + ((v - center_v) / 0.07) ** 2).sqrt()
+    return (radius - 1) * 0.095

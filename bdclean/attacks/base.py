@@ -1,0 +1,212 @@
+"""An attack: a trigger, a selection of training rows, and a rule for their labels."""
+
+import warnings
+from abc import ABC, abstractmethod
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from bdclean.attacks.checks import (
+    LabelRule,
+    Quantize,
+    RateBase,
+    is_between,
+    require,
+    require_choice,
+    require_integer,
+)
+from bdclean.attacks.plan import PoisonPlan
+from bdclean.attacks.trigger import Trigger
+from bdclean.errors import AttackError
+from bdclean.functional.seeds import derive_seed
+
+
+class Attack(ABC):
+    """Everything an attacker decides, apart from any data set.
+
+    Args:
+        target: Target class; not used by all_to_all.
+        rate: Share of poisoned rows, in (0, 1], relative to `rate_base`.
+        rate_base: "dataset" (all rows) or "target_class" (rows of the target class).
+        label_rule: "all_to_one" (y becomes `target`), "all_to_all" (y becomes (y + 1) mod C) or
+            "clean_label" (only rows of the target class are poisoned; labels stay).
+        exclude_target: Leave rows of the target class out of the pool (only all_to_one). The
+            rate stays relative to `rate_base`.
+        seed: Seed of the selection, independent of every other seed.
+        quantize: How triggered pixels go back to 8 bits.
+
+    Raises:
+        AttackError: An argument is out of its range or contradicts another one.
+    """
+
+    def __init__(
+        self,
+        target: int = 0,
+        rate: float = 0.1,
+        rate_base: RateBase = "dataset",
+        label_rule: LabelRule = "all_to_one",
+        exclude_target: bool = False,
+        seed: int = 0,
+        quantize: Quantize = "round",
+    ) -> None:
+        require_integer("target", target, 0)
+        require(is_between(rate, 0, 1) and rate > 0, "rate", rate, "in (0, 1]")
+        require_choice("rate_base", rate_base, RateBase)
+        require_choice("label_rule", label_rule, LabelRule)
+        require_choice("quantize", quantize, Quantize)
+        require_integer("seed", seed, 0)
+        require(
+            label_rule != "all_to_all" or rate_base == "dataset",
+            "rate_base",
+            rate_base,
+            "dataset with label_rule all_to_all, which has no target class",
+        )
+        require(
+            label_rule == "all_to_one" or not exclude_target,
+            "exclude_target",
+            exclude_target,
+            f"false with label_rule {label_rule}",
+        )
+        self.target = target
+        self.rate = rate
+        self.rate_base = rate_base
+        self.label_rule = label_rule
+        self.exclude_target = exclude_target
+        self.seed = seed
+        self.quantize = quantize
+
+    @abstractmethod
+    def make_trigger(self, input_size: int) -> Trigger:
+        """Builds the trigger for square images.
+
+        Args:
+            input_size: Height and width in pixels, after resizing to the network's input.
+
+        Raises:
+            AttackError: The trigger does not fit the size, or its picture cannot be read.
+        """
+
+    @final
+    def plan(self, labels: Tensor, num_classes: int) -> PoisonPlan:
+        """Selects the rows to poison.
+
+        n = round(rate * size of the base), drawn without replacement from the pool: all rows,
+        or those of (clean_label) or outside (exclude_target) the target class. A pool smaller
+        than n is poisoned whole, with a warning.
+
+        Args:
+            labels: True labels of the training set, (N,), integers in [0, num_classes).
+            num_classes: Number of classes C.
+
+        Raises:
+            AttackError: Labels or target do not fit `num_classes`, or nothing can be poisoned.
+        """
+        labels = self._checked(labels, num_classes)
+        poison = self._draw(labels)
+        seen = labels.clone()
+        if self.label_rule != "clean_label":
+            seen[poison] = self.wanted_label(labels[poison], num_classes)
+        return PoisonPlan(
+            poison_index=poison,
+            cover_index=torch.empty(0, dtype=torch.int64),
+            labels_seen=seen,
+            labels_true=labels,
+            rate=self.rate,
+            rate_base=self.rate_base,
+            num_samples=len(labels),
+            attack=type(self).__name__,
+            target=self._target(),
+            label_rule=self.label_rule,
+            seed=self.seed,
+        )
+
+    def wanted_label(self, labels: Tensor, num_classes: int) -> Tensor:
+        """What the attacker wants the model to answer for triggered images, shape of `labels`."""
+        if self.label_rule == "all_to_all":
+            return (labels + 1) % num_classes
+        return torch.full_like(labels, self.target)
+
+    def eligible(self, labels: Tensor) -> Tensor:
+        """Which test rows count for the attack success rate, bool, shape of `labels`.
+
+        Images of the target class do not: a clean model answers the target for them as well.
+        """
+        if self.label_rule == "all_to_all":
+            return torch.ones_like(labels, dtype=torch.bool)
+        return labels != self.target
+
+    def describe(self) -> dict[str, Any]:
+        """The attack's name and settings, ready for JSON; never an absolute path."""
+        return {
+            "attack": type(self).__name__,
+            "target": self._target(),
+            "rate": self.rate,
+            "rate_base": self.rate_base,
+            "label_rule": self.label_rule,
+            "exclude_target": self.exclude_target,
+            "seed": self.seed,
+            "quantize": self.quantize,
+        }
+
+    def _draw(self, labels: Tensor) -> Tensor:
+        pool = self._pool(labels).nonzero().flatten()
+        wanted = self._num_wanted(labels)
+        if wanted > len(pool):
+            warnings.warn(
+                f"attack.rate {self.rate} of the {self.rate_base} asks for {wanted} rows, but "
+                f"only {len(pool)} may be poisoned; all of these are",
+                stacklevel=3,  # the caller of `plan`
+            )
+        generator = torch.Generator().manual_seed(derive_seed("poison", self.seed))
+        drawn = torch.randperm(len(pool), generator=generator)[:wanted]
+        return pool[drawn].sort().values
+
+    def _target(self) -> int | None:
+        return None if self.label_rule == "all_to_all" else self.target
+
+    def _checked(self, labels: Tensor, num_classes: int) -> Tensor:
+        require_integer("num_classes", num_classes, 2)
+        if labels.dim() != 1 or labels.is_floating_point() or not len(labels):
+            raise AttackError(
+                f"labels have shape {tuple(labels.shape)} and type {labels.dtype}; an attack needs "
+                "a non-empty vector of integers"
+            )
+        labels = labels.detach().cpu().long().clone()
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= num_classes:
+            raise AttackError(
+                f"labels lie in [{low}, {high}]; with {num_classes} classes they must lie in "
+                f"[0, {num_classes - 1}]"
+            )
+        if self.label_rule != "all_to_all":
+            allowed = f"in [0, {num_classes - 1}] for a data set of {num_classes} classes"
+            require(self.target < num_classes, "target", self.target, allowed)
+        return labels
+
+    def _pool(self, labels: Tensor) -> Tensor:
+        if self.label_rule == "clean_label":
+            pool = labels == self.target
+        elif self.exclude_target:
+            pool = labels != self.target
+        else:
+            pool = torch.ones_like(labels, dtype=torch.bool)
+        if not pool.any():
+            raise AttackError(
+                f"attack.target {self.target} with label_rule {self.label_rule} leaves no row "
+                f"to poison among {len(labels)}; choose a target class that the data set "
+                + ("has" if self.label_rule == "clean_label" else "does not consist of")
+            )
+        return pool
+
+    def _num_wanted(self, labels: Tensor) -> int:
+        of_class = self.rate_base == "target_class"
+        base = int((labels == self.target).sum()) if of_class else len(labels)
+        wanted = round(self.rate * base)
+        require(
+            wanted > 0,
+            "rate",
+            self.rate,
+            f"large enough to give one row or more of the {base} in the {self.rate_base}",
+        )
+        return wanted

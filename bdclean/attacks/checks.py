@@ -1,0 +1,45 @@
+"""Argument checks that all attacks share: one sentence with key, value and what is allowed."""
+
+import math
+from typing import Literal, get_args
+
+from bdclean.errors import AttackError
+
+LabelRule = Literal["all_to_one", "all_to_all", "clean_label"]
+"""What happens to the label of a poisoned row: becomes the target; (y + 1) mod C; stays."""
+
+RateBase = Literal["dataset", "target_class"]
+"""What the poison rate is a share of."""
+
+Quantize = Literal["round", "floor", "none"]
+"""How triggered pixels go back to 8 bits; "none" keeps floats, which uint8 cannot store."""
+
+
+def require(condition: bool, key: str, value: object, allowed: str) -> None:
+    """Raises an AttackError unless `condition` holds.
+
+    Args:
+        condition: Whether the value is allowed.
+        key: The attack's argument.
+        value: What was given.
+        allowed: What would have been right, as the end of "it must be ...".
+    """
+    if not condition:
+        raise AttackError(f"attack.{key} is {value!r}; it must be {allowed}")
+
+
+def require_choice(key: str, value: object, literal: object) -> None:
+    """Raises an AttackError unless `value` is one of the values of a Literal type."""
+    choices = get_args(literal)
+    require(value in choices, key, value, "one of " + ", ".join(map(str, choices)))
+
+
+def require_integer(key: str, value: object, minimum: int) -> None:
+    """Raises an AttackError unless `value` is an integer of at least `minimum`."""
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    require(is_integer and value >= minimum, key, value, f"an integer >= {minimum}")  # type: ignore[operator]
+
+
+def is_between(value: float, low: float, high: float) -> bool:
+    """Whether a finite number lies in [low, high]."""
+    return math.isfinite(value) and low <= value <= high

@@ -1,0 +1,167 @@
+"""The trigger of an attack: a deterministic map of images in pixel space."""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from bdclean.attacks.checks import Quantize, require, require_choice, require_integer
+from bdclean.errors import AttackError
+from bdclean.weights import format as weights_format
+
+_CHUNK_VALUES = 2**21  # 8 MB of float32 at a time, whatever the number and size of the images
+_FLOOR_TOLERANCE = 1e-4  # in grey levels; float32 puts an exact 108 at 107.99999
+
+
+class Trigger(nn.Module, ABC):
+    """Maps images in [0, 1] to triggered images in [0, 1].
+
+    A subclass keeps its tensors in buffers and its other settings in `arguments()`; its
+    constructor takes exactly these two sets by name, so that a saved trigger can be rebuilt
+    without the attack, its seed, or a user's picture.
+
+    Args:
+        input_size: Height and width of the images, in pixels.
+        quantize: How `poison` returns to 8 bits.
+    """
+
+    def __init__(self, input_size: int, quantize: Quantize = "round") -> None:
+        super().__init__()
+        require_integer("input_size", input_size, 1)
+        require_choice("quantize", quantize, Quantize)
+        self.input_size = input_size
+        self.quantize = quantize
+
+    @abstractmethod
+    def stamp(self, images: Tensor) -> Tensor:
+        """The formula of the attack, before clipping to [0, 1].
+
+        Args:
+            images: Float images in [0, 1], (..., 3, H, W); must not be changed in place.
+        """
+
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments that are not buffers, ready for JSON."""
+        return {"quantize": self.quantize}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns triggered copies of the images.
+
+        Args:
+            images: Float images in [0, 1], (B, 3, H, W) or (3, H, W).
+
+        Returns:
+            A new tensor of the same shape and dtype, in [0, 1].
+
+        Raises:
+            AttackError: The images are not of floating type or not of the trigger's size.
+        """
+        self._check(images)
+        if not images.is_floating_point():
+            raise AttackError(f"the trigger takes float images in [0, 1], not {images.dtype}")
+        return self.stamp(images).clamp(0, 1)
+
+    @final
+    @torch.no_grad()
+    def poison(self, images: Tensor) -> Tensor:
+        """Returns triggered copies of stored images, the same at training and at test time.
+
+        Args:
+            images: uint8 images, (N, 3, H, W) or (3, H, W).
+
+        Returns:
+            A new uint8 tensor of the same shape.
+
+        Raises:
+            AttackError: The images are not uint8 or not of the trigger's size, or `quantize`
+                is "none".
+        """
+        self._check(images)
+        if images.dtype != torch.uint8:
+            raise AttackError(f"stored images are uint8, not {images.dtype}")
+        require(
+            self.quantize != "none",
+            "quantize",
+            self.quantize,
+            "round or floor where images are stored as uint8 (none: call the trigger on floats)",
+        )
+        poisoned = torch.empty_like(images)
+        rows = images.unsqueeze(0) if images.dim() == 3 else images
+        out = poisoned.unsqueeze(0) if images.dim() == 3 else poisoned
+        step = max(1, _CHUNK_VALUES // (3 * self.input_size**2))
+        for start in range(0, len(rows), step):
+            levels = self.forward(rows[start : start + step].float().div_(255)).mul_(255)
+            if self.quantize == "floor":
+                levels = levels.add_(_FLOOR_TOLERANCE).floor_()
+            out[start : start + step] = levels.round_()
+        return poisoned
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of class, arguments and buffers: equal means bit-equal triggers."""
+        digest = hashlib.sha256(json.dumps([_name(type(self)), self.arguments()]).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: str | Path) -> None:
+        """Writes buffers, class, arguments and fingerprint to one `.safetensors` file."""
+        metadata = {
+            "trigger": _name(type(self)),
+            "arguments": json.dumps(self.arguments()),
+            "fingerprint": self.fingerprint,
+        }
+        weights_format.write(self.state_dict(), path, metadata)
+
+    @staticmethod
+    def load(path: str | Path) -> "Trigger":
+        """Rebuilds a saved trigger, bit-equal.
+
+        Only trigger classes that are already imported are considered: a file cannot name code
+        to run.
+
+        Raises:
+            WeightsError: The file is missing or unreadable.
+            AttackError: The file is not a saved trigger, or was changed.
+        """
+        tensors, metadata = weights_format.read(path)
+        known = {_name(cls): cls for cls in _subclasses()}
+        name = metadata.get("trigger", "")
+        if name not in known:
+            raise AttackError(
+                f"{path}: unknown trigger class {name!r}; known are {', '.join(sorted(known))}"
+            )
+        try:
+            arguments: dict[str, Any] = {**tensors, **json.loads(metadata["arguments"])}
+            trigger = known[name](**arguments)
+        except (KeyError, TypeError, ValueError) as error:
+            raise AttackError(f"{path}: not a saved {name}: {error}") from error
+        if trigger.fingerprint != metadata.get("fingerprint"):
+            raise AttackError(f"{path}: content and fingerprint differ; the file was changed")
+        return trigger
+
+    def _check(self, images: Tensor) -> None:
+        size = self.input_size
+        if images.dim() not in (3, 4) or images.shape[-3:] != (3, size, size):
+            raise AttackError(
+                f"images have shape {tuple(images.shape)}; this trigger takes "
+                f"(B, 3, {size}, {size}) or (3, {size}, {size})"
+            )
+
+
+def _name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _subclasses() -> list[type[Trigger]]:
+    found: list[type[Trigger]] = []
+    waiting = Trigger.__subclasses__()
+    while waiting:
+        found.append(waiting.pop())
+        waiting += found[-1].__subclasses__()
+    return found

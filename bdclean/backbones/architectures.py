@@ -1,0 +1,161 @@
+"""Names of architectures, and their backbones without the classifier."""
+
+import difflib
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+from torchvision.models import MobileNetV2
+
+from bdclean.backbones.resnet import ResNetStem, resnet18, resnet34
+from bdclean.backbones.split import ModelInfo, Stem
+from bdclean.errors import ConfigError
+
+OWN = ("resnet18", "resnet34", "mobilenet_v2")
+SMALL_IMAGE = 64  # pixels; up to here "auto" is the stem for small images
+# torchvision's table (expansion, channels, blocks, stride), with stride 1 in the second row.
+_SMALL_MOBILENET = [
+    [1, 16, 1, 1],
+    [6, 24, 2, 1],
+    [6, 32, 3, 2],
+    [6, 64, 4, 2],
+    [6, 96, 3, 1],
+    [6, 160, 3, 2],
+    [6, 320, 1, 1],
+]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A backbone and what is known about it.
+
+    Attributes:
+        backbone: Maps normalised images (B, 3, H, W) to features that flatten to (B, D).
+        num_features: D.
+        head: Name of the classifier in the state dicts of the library, "" if it has none or two.
+    """
+
+    backbone: nn.Module
+    num_features: int
+    head: str
+
+
+def canonical(info: ModelInfo) -> ModelInfo:
+    """Resolves a bare name to its library and "auto" to a stem.
+
+    Raises:
+        ConfigError: If the name is unknown, or `width` or `stem` do not fit it.
+    """
+    arch = _resolve(info.arch)
+    if arch in OWN:
+        small = info.input_size <= SMALL_IMAGE
+        automatic: Stem = "cifar" if small else "imagenet"
+        return replace(info, arch=arch, stem=automatic if info.stem == "auto" else info.stem)
+    if info.width != 64:
+        raise ConfigError(f"width={info.width}: only {', '.join(OWN)} have a width; not {arch}.")
+    if info.stem == "cifar":
+        raise ConfigError(f"stem='cifar': only {', '.join(OWN)} have it; not {arch}.")
+    return replace(info, arch=arch, stem="imagenet")
+
+
+def make_parts(info: ModelInfo) -> Parts:
+    """Builds the backbone of a canonical description; see `bdclean.backbones.build`."""
+    library, _, name = info.arch.rpartition(":")
+    if library == "torchvision":
+        return _torchvision(name, info)
+    if library == "timm":
+        return _timm(name, info)
+    stem: ResNetStem = "cifar" if info.stem == "cifar" else "imagenet"
+    if name == "mobilenet_v2":
+        return _mobilenet(info.width, small=stem == "cifar")
+    network = (resnet18 if name == "resnet18" else resnet34)(info.width, stem)
+    return Parts(network, network.num_features, "fc")
+
+
+def _resolve(arch: str) -> str:
+    library, _, name = arch.rpartition(":")
+    if not library and name in OWN:
+        return name
+    torchvision_names = torchvision.models.list_models(module=torchvision.models)
+    if library in ("", "torchvision") and name in torchvision_names:
+        return f"torchvision:{name}"
+    import timm  # seconds; most runs do not need it
+
+    # is_model() knows registered names alone, so that no name leads to a download.
+    if library in ("", "timm") and timm.is_model(name):
+        return f"timm:{name}"
+    known = sorted({*OWN, *torchvision_names, *timm.list_models()})
+    close = difflib.get_close_matches(name, known, n=3)
+    hint = f" Did you mean {', '.join(close)}?" if close else ""
+    raise ConfigError(
+        f"arch={arch!r} is unknown.{hint} Allowed: {', '.join(OWN)}, torchvision:<name>, "
+        "timm:<name>."
+    )
+
+
+def _mobilenet(width: int, *, small: bool) -> Parts:
+    """MobileNetV2 of torchvision; width 64 is its width multiplier 1.
+
+    For small images the first convolution and the first strided stage get stride 1, as in the
+    CIFAR networks of github.com/kuangliu/pytorch-cifar, so that 32 pixels end as 4 by 4.
+    """
+    rows = _SMALL_MOBILENET if small else None
+    network = MobileNetV2(width_mult=width / 64, inverted_residual_setting=rows)
+    if small:
+        network.features[0][0].stride = (1, 1)
+    features = network.last_channel
+    network.classifier = nn.Identity()
+    return Parts(network, features, "classifier.1")
+
+
+def _torchvision(name: str, info: ModelInfo) -> Parts:
+    arguments: dict[str, int | bool] = {}
+    if name.startswith("vit_"):
+        arguments["image_size"] = info.input_size
+    if name in ("googlenet", "inception_v3"):
+        # Without auxiliary classifiers, which only training from scratch uses.
+        arguments.update(aux_logits=False, init_weights=True)
+    try:
+        network = torchvision.models.get_model(name, weights=None, **arguments)
+    except (ValueError, RuntimeError, AssertionError) as error:
+        raise _does_not_fit(info, error) from error
+    linear = [key for key, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise ConfigError(f"arch={info.arch!r} does not end in a linear layer, so it has no head.")
+    # The last one is the classifier; hidden layers before it (VGG) belong to the backbone.
+    network.set_submodule(linear[-1], nn.Identity())
+    return Parts(network, _measure(network, info), linear[-1])
+
+
+def _timm(name: str, info: ModelInfo) -> Parts:
+    import timm
+
+    settings = timm.get_pretrained_cfg(name)
+    fixed = settings is not None and settings.fixed_input_size
+    arguments: dict[str, Any] = {"img_size": info.input_size} if fixed else {}
+    try:
+        network = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
+    except (ValueError, RuntimeError, AssertionError, TypeError) as error:
+        raise _does_not_fit(info, error) from error
+    classifier = settings.classifier if settings is not None else ""
+    head = classifier if isinstance(classifier, str) else ""
+    return Parts(network, _measure(network, info), head)
+
+
+def _measure(network: nn.Module, info: ModelInfo) -> int:
+    # One pass says how many features there are, for any family, and whether the size fits.
+    network.eval()
+    try:
+        with torch.no_grad():
+            output = network(torch.zeros(1, 3, info.input_size, info.input_size))
+    except (ValueError, RuntimeError, AssertionError, IndexError) as error:
+        raise _does_not_fit(info, error) from error
+    network.train()
+    return int(output.flatten(1).shape[1])
+
+
+def _does_not_fit(info: ModelInfo, error: Exception) -> ConfigError:
+    reason = str(error).strip().split("\n")[0]
+    return ConfigError(f"arch={info.arch!r} does not take input_size={info.input_size}: {reason}")

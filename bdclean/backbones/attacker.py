@@ -1,0 +1,49 @@
+"""A copy of a network in training, on which its inputs are attacked."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.modules.dropout import _DropoutNd
+
+from bdclean.backbones.fold import AttackCopy, attack_copy
+from bdclean.backbones.split import SplitModel
+
+BatchNormMode = Literal["eval", "train"]
+
+
+class Attacker:
+    """Features of a model, differentiable in the images only.
+
+    It is no `nn.Module`, so that no checkpoint of its owner holds it.
+
+    Args:
+        model: Left as it is, its running statistics too. Call `refresh_` when it has changed.
+        mode: Batch norm `eval` with running statistics, folded into the convolutions, or `train`
+            with those of the batch. Dropout is off.
+        dtype: Precision inside the folded network; None keeps the model's.
+    """
+
+    features: Callable[[Tensor], Tensor]
+
+    def __init__(
+        self, model: SplitModel, mode: BatchNormMode = "eval", dtype: torch.dtype | None = None
+    ) -> None:
+        self._net: AttackCopy | SplitModel
+        if mode == "eval":
+            self._net = attack_copy(model, dtype)
+            self.features = self._net.forward
+            return
+        self._net = model.copy().requires_grad_(False).train()
+        self.features = self._net.features
+        for module in self._net.modules():
+            if isinstance(module, _DropoutNd):
+                module.eval()
+
+    def refresh_(self, model: SplitModel) -> None:
+        """Takes over the present weights of the model."""
+        if isinstance(self._net, AttackCopy):
+            self._net.refresh_(model)
+        else:
+            self._net.load_state_dict(model.state_dict())

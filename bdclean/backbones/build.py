@@ -1,0 +1,178 @@
+"""Builds models from a description and from weights files. Never downloads anything."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdclean.backbones.architectures import canonical, make_parts
+from bdclean.backbones.foreign import split_foreign
+from bdclean.backbones.split import FORMAT_KEY, RGB, ModelInfo, SplitModel, Stem
+from bdclean.errors import ConfigError, WeightsError
+from bdclean.weights import match, read, write
+
+IMAGENET_MEAN: RGB = (0.485, 0.456, 0.406)
+IMAGENET_STD: RGB = (0.229, 0.224, 0.225)
+DEFAULT_INPUT_SIZE = 32
+
+
+def build(info: ModelInfo) -> SplitModel:
+    """Builds a freshly initialised model.
+
+    Args:
+        info: What to build. `arch` is "resnet18", "resnet34" or "mobilenet_v2" (with a stem for
+            small images where `stem` says so), "torchvision:<name>", "timm:<name>", or a bare
+            name of either library.
+
+    Returns:
+        The model in training mode, in float32 on the CPU. Its `info` names the library and the
+        stem that were chosen.
+
+    Raises:
+        ConfigError: If the architecture is unknown or does not fit the other values.
+    """
+    info = canonical(info)
+    parts = make_parts(info)
+    return SplitModel(
+        parts.backbone, parts.num_features, info.num_classes, info.mean, info.std, info
+    )
+
+
+def save_model(model: SplitModel, path: str | Path, extra: Mapping[str, str] | None = None) -> str:
+    """Writes a model as safetensors, with all that is needed to build it again.
+
+    Args:
+        model: The model; its state dict is written as it is.
+        path: A name that ends in `.safetensors`.
+        extra: Further metadata, for example what was done to the model.
+
+    Returns:
+        The SHA-256 of the file's content, in hexadecimal. Equal models give equal files.
+
+    Raises:
+        WeightsError: If the file cannot be written.
+        ConfigError: If `extra` uses a name that describes the model.
+    """
+    metadata = model.info.to_metadata()
+    taken = sorted(metadata.keys() & (extra or {}).keys())
+    if taken:
+        raise ConfigError(f"extra metadata {', '.join(taken)}: these names describe the model.")
+    return write(model.state_dict(), path, {**metadata, **(extra or {})})
+
+
+def load_model(
+    weights: str | Path,
+    *,
+    arch: str | None = None,
+    num_classes: int | None = None,
+    input_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    width: int | None = None,
+    stem: Stem | None = None,
+) -> SplitModel:
+    """Builds the model of a weights file and loads it, whole or not at all.
+
+    Our own files describe themselves; an argument that is given must agree with the file. A
+    foreign file (torchvision, timm, kuangliu's CIFAR ResNets, self-supervised libraries) needs
+    `arch`; its classifier becomes the head, and without one the model has no head. The global
+    random state is left as it was.
+
+    Args:
+        weights: The file; see `bdclean.weights.read` for the kinds.
+        arch: Architecture; see `build`.
+        num_classes: Classes that the head must have, if the file holds a head.
+        input_size: Height and width of the images, in pixels. Foreign files: 32 if not given.
+        mean: Mean of the normalisation, units of [0, 1] pixels. Foreign files: ImageNet's if
+            neither given nor in the file.
+        std: Standard deviation of the normalisation; as `mean`.
+        width: Channels of the first layer. Foreign files: 64 if not given.
+        stem: First layers of the network. Foreign files: "auto" if not given.
+
+    Raises:
+        WeightsError: If the file cannot be read safely, or names or shapes do not fit.
+        ConfigError: If an argument is missing or contradicts the file.
+    """
+    state, metadata = read(weights)
+    given: dict[str, Any] = {
+        "arch": arch,
+        "num_classes": num_classes,
+        "input_size": input_size,
+        "mean": mean,
+        "std": std,
+        "width": width,
+        "stem": stem,
+    }
+    given = {key: value for key, value in given.items() if value is not None}
+    with torch.random.fork_rng(devices=[]):
+        if FORMAT_KEY in metadata:
+            return _load_own(weights, state, metadata, given)
+        return _load_foreign(weights, state, given)
+
+
+def _load_own(
+    weights: str | Path,
+    state: dict[str, Tensor],
+    metadata: Mapping[str, str],
+    given: dict[str, Any],
+) -> SplitModel:
+    info = canonical(ModelInfo.from_metadata(metadata))
+    if info.num_classes is None:
+        given.pop("num_classes", None)  # a backbone without a head serves any number of classes
+    wanted = canonical(replace(info, **given))
+    for key in given:
+        if getattr(wanted, key) != getattr(info, key):
+            raise ConfigError(
+                f"{key}={given[key]!r}, but {weights} was made with {key}="
+                f"{getattr(info, key)!r}. Leave {key} out, or give other weights."
+            )
+    model = build(info)
+    _load(model, state, weights)
+    return model
+
+
+def _load_foreign(
+    weights: str | Path, state: dict[str, Tensor], given: dict[str, Any]
+) -> SplitModel:
+    if "arch" not in given:
+        raise ConfigError(
+            f"{weights} does not say which architecture it is for; name it with arch "
+            "(for example resnet18, mobilenet_v2, timm:vit_tiny_patch16_224)."
+        )
+    defaults = {
+        "input_size": DEFAULT_INPUT_SIZE,
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
+    }
+    info = canonical(ModelInfo(**{**defaults, **given, "num_classes": None}))
+    parts = make_parts(info)
+    found = split_foreign(state, parts, weights)
+    asked = given.get("num_classes", found.num_classes)
+    if found.num_classes is not None and asked != found.num_classes:
+        raise ConfigError(
+            f"num_classes={asked}, but the head in {weights} has {found.num_classes} classes."
+        )
+    for key, values in found.normalisation.items():
+        if key in given and not torch.allclose(torch.tensor(getattr(info, key)), values):
+            raise ConfigError(f"{key}={given[key]}, but {weights} holds {values.tolist()}.")
+    mean, std = (
+        tuple(found.normalisation[key].tolist()) if key in found.normalisation else known
+        for key, known in (("mean", info.mean), ("std", info.std))
+    )
+    model = SplitModel(parts.backbone, parts.num_features, found.num_classes, mean, std, info)
+    own = {f"normalize.{key}": value for key, value in model.normalize.state_dict().items()}
+    _load(model, {**own, **found.state}, weights)
+    return model
+
+
+def _load(model: SplitModel, state: dict[str, Tensor], weights: str | Path) -> None:
+    report = match(model.state_dict(), state)
+    if not report.ok:
+        raise WeightsError(
+            f"{weights} does not fit {model.info.arch} (width {model.info.width}, stem "
+            f"{model.info.stem}, input size {model.info.input_size}): {report.message()}."
+        )
+    model.load_state_dict(state, strict=False)  # absent: num_batches_tracked at most

@@ -1,0 +1,103 @@
+"""State dicts of other libraries, renamed to ours."""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from bdclean.backbones.architectures import Parts
+from bdclean.weights import unwrap
+
+# Where libraries put the classifier, beside the name that belongs to the architecture.
+_HEADS = ("head", "fc", "linear", "classifier")
+# Parts that serve training alone in solo-learn, MoCo, BYOL, SwAV and the like.
+_TRAINING_ONLY = (
+    "projector",
+    "projection_head",
+    "predictor",
+    "prediction_head",
+    "prototypes",
+    "queue",
+    "queue_ptr",
+    "momentum_backbone",
+    "momentum_encoder",
+    "momentum_projector",
+    "momentum_classifier",
+)
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A foreign state dict by our names.
+
+    Attributes:
+        state: `backbone.*`, and `head.*` if the file has a classifier. Names that belong to
+            neither are kept, for the report of unexpected keys.
+        num_classes: Rows of the classifier, None without one.
+        normalisation: "mean" and "std" if the file is a checkpoint of our own modules.
+    """
+
+    state: dict[str, Tensor]
+    num_classes: int | None
+    normalisation: dict[str, Tensor]
+
+
+def split_foreign(found: dict[str, Tensor], parts: Parts, weights: str | Path) -> Foreign:
+    """Renames a foreign state dict; see `Foreign`.
+
+    A warning lists what is left out because it serves self-supervised training alone.
+    """
+    expected = parts.backbone.state_dict()
+    inside, outside = unwrap(found, expected)
+    if not any(name in expected for name in inside):
+        return Foreign(found, None, {})  # nothing fits: report the names as they are in the file
+    inside = _rename_shortcuts(inside, expected)
+    state: dict[str, Tensor] = {}
+    rest = dict(outside)
+    for name, tensor in inside.items():
+        if name in expected:
+            state[f"backbone.{name}"] = tensor
+        else:
+            rest[f"backbone.{name}" if name in rest else name] = tensor
+    normalisation = {
+        key: rest.pop(f"normalize.{key}").float()
+        for key in ("mean", "std")
+        if f"normalize.{key}" in rest and rest[f"normalize.{key}"].shape == (3,)
+    }
+    num_classes = _take_head(state, rest, parts)
+    _drop_training_only(rest, weights)
+    return Foreign({**state, **rest}, num_classes, normalisation)
+
+
+def _rename_shortcuts(inside: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The CIFAR ResNets of github.com/kuangliu/pytorch-cifar say shortcut for downsample."""
+    renamed = {}
+    for name, tensor in inside.items():
+        other = name.replace(".shortcut.", ".downsample.")
+        renamed[other if other in expected else name] = tensor
+    return renamed
+
+
+def _take_head(state: dict[str, Tensor], rest: dict[str, Tensor], parts: Parts) -> int | None:
+    for head in dict.fromkeys((parts.head, *_HEADS)):
+        weight = rest.get(f"{head}.weight")
+        if weight is not None and weight.ndim == 2 and weight.shape[1] == parts.num_features:
+            for name in ("weight", "bias"):
+                if f"{head}.{name}" in rest:
+                    state[f"head.{name}"] = rest.pop(f"{head}.{name}")
+            return len(weight)
+    return None
+
+
+def _drop_training_only(rest: dict[str, Tensor], weights: str | Path) -> None:
+    dropped = [name for name in rest if name.split(".")[0] in _TRAINING_ONLY]
+    if dropped:
+        tops = sorted({name.split(".")[0] for name in dropped})
+        warnings.warn(
+            f"{weights}: {len(dropped)} tensors under {', '.join(tops)} serve self-supervised "
+            "training alone and are left out.",
+            stacklevel=2,
+        )
+    for name in dropped:
+        del rest[name]

@@ -1,0 +1,57 @@
+"""Where a model under suspicion comes from."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bdclean.backbones.build import load_model
+from bdclean.backbones.split import FORMAT_KEY, RGB, SplitModel
+from bdclean.errors import ConfigError
+from bdclean.weights import read
+
+
+@dataclass(frozen=True)
+class WeightsSource:
+    """A weights file, and what has to be known where the file does not say it.
+
+    Attributes:
+        weights: The file; None where a checkpoint of our own is to come.
+        arch: Architecture, for foreign files; our own files name theirs.
+        width: Channels of the first layer, for foreign files; None takes 64.
+        input_size: Side of the images; must be the one the file was made for, if it says so.
+        mean: Normalisation of a foreign file, per channel. Our own files carry theirs, which
+            counts even where the images at hand have other statistics.
+        std: As `mean`.
+    """
+
+    weights: str | None
+    arch: str | None
+    width: int | None
+    input_size: int
+    mean: RGB
+    std: RGB
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the file exists."""
+        return self.weights is not None and Path(self.weights).is_file()
+
+    def load(self) -> SplitModel:
+        """Loads the model, in training mode and on the CPU.
+
+        Raises:
+            ConfigError: If no file was given, or an argument contradicts it.
+            WeightsError: If the file cannot be read safely or does not fit.
+        """
+        if self.weights is None:
+            raise ConfigError(
+                "model.weights is not set: give the weights file of the model to start from."
+            )
+        foreign = FORMAT_KEY not in read(self.weights)[1]
+        return load_model(
+            self.weights,
+            arch=self.arch,
+            width=self.width,
+            input_size=self.input_size,
+            mean=self.mean if foreign else None,
+            std=self.std if foreign else None,
+        )

@@ -1,0 +1,16 @@
+"""Callbacks: saved config, run record, exact resume, progress and prediction files."""
+
+from bdclean.callbacks.predictions import PredictionFiles
+from bdclean.callbacks.progress import ProgressLines
+from bdclean.callbacks.resume import AtomicCheckpointIO, ExactResume
+from bdclean.callbacks.run_record import RunRecord
+from bdclean.callbacks.save_config import SaveRunConfig
+
+__all__ = [
+    "AtomicCheckpointIO",
+    "ExactResume",
+    "PredictionFiles",
+    "ProgressLines",
+    "RunRecord",
+    "SaveRunConfig",
+]

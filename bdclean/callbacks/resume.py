@@ -1,0 +1,66 @@
+"""What makes a killed and restarted run end with the weights it would have had.
+
+Three parts: checkpoints are written atomically, loaders continue at the right batch
+(`bdclean.data.loading`), and every random number of a training step is a function of
+(seed, step, rank). The last one makes stored random states unnecessary: there is nothing to
+restore, on any number of devices.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from bdclean.errors import ConfigError
+from bdclean.functional.seeds import derive_seed
+from bdclean.types import ResumableLoader
+
+
+class ExactResume(Callback):
+    """Starts a resumed epoch at its next batch, and seeds every training step anew."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tells the loader where the checkpoint was written.
+
+        Lightning restores the loader's own state only when the loader is built after the
+        checkpoint is read; one that was built early, to count the steps of a schedule, would
+        begin the epoch anew.
+        """
+        loader = trainer.train_dataloader
+        if isinstance(loader, ResumableLoader):
+            ready = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+            loader.start_at(ready % len(loader))
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seeds what a step draws (dropout, random starts) from (seed, epoch, step, rank)."""
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        epoch = trainer.current_epoch
+        torch.manual_seed(derive_seed("step", seed, epoch, batch_idx, trainer.global_rank))
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its final place and renames it, so that it is whole or absent."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        """Saves `checkpoint` at `path`.
+
+        Raises:
+            ConfigError: If storage options are given; they belong to other storages.
+        """
+        if storage_options is not None:
+            raise ConfigError("Checkpoints are written to local files; leave out storage_options.")
+        final = Path(path)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = final.with_name(f".{final.name}.{os.getpid()}")
+        with temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(final)

@@ -1,0 +1,156 @@
+"""The record of a run: what was done, what came out, and what it cost."""
+
+import hashlib
+import json
+import os
+import platform
+import resource
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from bdclean.backbones import save_model
+from bdclean.metrics.evaluation import BackdoorModule
+from bdclean.types import RecordedData
+
+METRIC_DEFINITIONS = {
+    "acc": "percent of clean test images classified as their true class, micro-averaged",
+    "asr": "percent of triggered test images, true class eligible, classified as the attacker's",
+    "pa": "percent of the same triggered images classified as their true class",
+}
+_LIBRARIES = ("bdclean", "torch", "torchvision", "lightning", "torchmetrics", "timm")
+
+
+class RunRecord(Callback):
+    """Writes `model.safetensors`, plan, trigger and `result.json` into the run folder.
+
+    A fit writes the weights and `result.json`; a test that follows in the same process adds
+    its metrics to it. A test alone writes `test.json`. Only the first process writes.
+
+    Args:
+        folder: The run folder; None takes the logger's.
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
+        self.folder = folder
+        self.record: dict[str, Any] = {}
+        self._seconds = {"train": 0.0, "evaluation": 0.0}
+        self._started = 0.0
+        self._fitted = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seconds of training so far, so that a resumed run reports the sum."""
+        return {"train_seconds": self._seconds["train"] + time.perf_counter() - self._started}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues counting where the checkpoint was written."""
+        self._seconds["train"] = state_dict["train_seconds"]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock."""
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        self._started = time.perf_counter()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes weights, plan and trigger, and the record without metrics."""
+        self._seconds["train"] += time.perf_counter() - self._started
+        self._fitted = True
+        folder = self._folder(trainer)
+        if not trainer.is_global_zero or folder is None or is_trial(trainer):
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        self.record = self._facts(trainer, pl_module, folder)
+        if isinstance(pl_module, BackdoorModule):
+            done = {"made_by": json.dumps(self.record["protocol"])}
+            digest = save_model(pl_module.export_model(), folder / "model.safetensors", done)
+            self.record["hashes"]["weights"] = digest
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(data, RecordedData):
+            data.save_artifacts(folder)
+        self._write(folder / "result.json")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock."""
+        self._started = time.perf_counter()
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Adds the metrics with their counts, and writes the record."""
+        self._seconds["evaluation"] += time.perf_counter() - self._started
+        folder = self._folder(trainer)
+        if not trainer.is_global_zero or folder is None or is_trial(trainer):
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        if not self._fitted:
+            self.record = self._facts(trainer, pl_module, folder)
+        metrics = {
+            key.removeprefix("test/"): round(float(value), 4)
+            for key, value in trainer.callback_metrics.items()
+            if key.startswith("test/")
+        }
+        if isinstance(pl_module, BackdoorModule):
+            metrics |= pl_module.evaluation_counts("test")
+        self.record["metrics"] = metrics
+        self.record["cost"]["evaluation_seconds"] = round(self._seconds["evaluation"], 2)
+        self._write(folder / ("result.json" if self._fitted else "test.json"))
+
+    def _folder(self, trainer: Trainer) -> Path | None:
+        folder = self.folder or trainer.log_dir
+        return None if folder is None else Path(folder)
+
+    def _facts(self, trainer: Trainer, module: LightningModule, folder: Path) -> dict[str, Any]:
+        data = getattr(trainer, "datamodule", None)
+        config = folder / "config.yaml"
+        config_hash = hashlib.sha256(config.read_bytes()).hexdigest() if config.is_file() else None
+        return {
+            "metrics": {},
+            "definitions": METRIC_DEFINITIONS,
+            "protocol": module.protocol() if isinstance(module, BackdoorModule) else {},
+            "data": data.describe() if isinstance(data, RecordedData) else {},
+            "cost": {
+                "train_seconds": round(self._seconds["train"], 2),
+                "steps": trainer.global_step,
+                "epochs": trainer.current_epoch,
+                "peak_memory_mib": _peak_memory(),
+                "device": _device_name(trainer),
+                "num_devices": trainer.world_size,
+                "precision": str(trainer.precision),
+            },
+            "hashes": {"config": config_hash},
+            "seed": global_seed(),
+            "versions": {name: version(name) for name in _LIBRARIES}
+            | {"python": platform.python_version()},
+        }
+
+    def _write(self, path: Path) -> None:
+        temporary = path.with_name(f".{path.name}")
+        temporary.write_text(json.dumps(self.record, indent=2) + "\n")
+        temporary.replace(path)
+
+
+def is_trial(trainer: Trainer) -> bool:
+    """Whether this is Lightning's `fast_dev_run`, which must leave no trace."""
+    return bool(vars(trainer)["fast_dev_run"])
+
+
+def global_seed() -> int | None:
+    """The global seed as Lightning set it, or None."""
+    seed = os.environ.get("PL_GLOBAL_SEED")
+    return None if seed is None else int(seed)
+
+
+def _peak_memory() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() >> 20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+
+def _device_name(trainer: Trainer) -> str:
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"

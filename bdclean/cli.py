@@ -1,0 +1,162 @@
+"""The command line: `bdclean fit | validate | test | predict | demo`.
+
+LightningCLI does the work. Added are the links from data to model, the run folder, exact
+resume, the run record, and one clear message with exit status 2 for wrong use.
+"""
+
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger
+
+import bdclean
+import bdclean.data
+import bdclean.purification
+import bdclean.training
+from bdclean.callbacks import (
+    AtomicCheckpointIO,
+    ExactResume,
+    PredictionFiles,
+    ProgressLines,
+    RunRecord,
+    SaveRunConfig,
+)
+from bdclean.callbacks.run_record import is_trial
+from bdclean.errors import BdcleanError
+
+# from bdclean.experiments.demo import run_demo
+from bdclean.metrics.evaluation import BackdoorModule
+
+LINKED = ("num_classes", "input_size", "mean", "std")
+"""Facts of the data set that models receive; they are never written into a config file."""
+
+
+class BdcleanCLI(LightningCLI):
+    """LightningCLI with a run folder, exact resume and links from data to model."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the run folder, the checkpoint, and the links."""
+        parser.add_argument(
+            "--run", type=str, default="runs/last", help="Folder that the run writes into."
+        )
+        parser.add_argument(
+            "--test_after_fit", type=bool, default=True, help="Measure ACC, ASR and PA at the end."
+        )
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {"checkpoint.filename": "last", "checkpoint.enable_version_counter": False}
+        )
+        parser.link_arguments("run", "checkpoint.dirpath", compute_fn=_checkpoints)
+        for fact in LINKED:
+            parser.link_arguments(f"data.{fact}", f"model.init_args.{fact}", apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        """Leaves the config as it was written.
+
+        Lightning reads hyper-parameters out of the file given as --ckpt_path and lets them
+        override YAML and command line. Here that file only resumes or evaluates our own run,
+        whose config is at hand.
+        """
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer, writing into the run folder, with whole checkpoints and plain progress."""
+        config = self._get(self.config_init, "trainer", default={})
+        run = Path(self._run_folder())
+        plugins = config.get("plugins") or []
+        plugins = list(plugins) if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins.append(AtomicCheckpointIO())
+        callbacks = [
+            *(config.get("callbacks") or []),
+            ExactResume(),
+            RunRecord(),
+            PredictionFiles(),
+        ]
+        if not sys.stderr.isatty() and config.get("enable_progress_bar") is None:
+            kwargs["enable_progress_bar"] = False
+            callbacks.append(ProgressLines())
+        if config.get("logger") in (None, True):
+            _keep_old_metrics(run)
+            kwargs["logger"] = CSVLogger(run, name="", version="")
+        kwargs |= {"default_root_dir": str(run), "plugins": plugins, "callbacks": callbacks}
+        return super().instantiate_trainer(**kwargs)
+
+    def _run_folder(self) -> str:
+        """Where this command writes: `--run`, or the folder of the run that is evaluated."""
+        checkpoint = self._get(self.config, "ckpt_path")
+        if self.subcommand != "fit" and checkpoint:
+            folder = Path(checkpoint).resolve().parent.parent
+            if (folder / "config.yaml").is_file():
+                return str(folder)
+        return str(self._get(self.config, "run"))
+
+    def after_fit(self) -> None:
+        """Tests the final weights, which are in memory, unless told not to."""
+        wanted = self._get(self.config_init, "test_after_fit")
+        if not wanted or is_trial(self.trainer) or self.trainer.interrupted:
+            return
+        if isinstance(self.model, BackdoorModule) and self.model.export_model().head is None:
+            print("The result has no classifier head; train a probe to measure it.")
+            return
+        self.trainer.test(self.model, datamodule=self.datamodule)
+
+
+def _checkpoints(run: str) -> str:
+    return f"{run}/checkpoints"
+
+
+def _keep_old_metrics(run: Path) -> None:
+    """Moves the metrics of an earlier start aside, which the logger would delete."""
+    old = run / "metrics.csv"
+    number = 1
+    while (beside := run / f"metrics.{number}.csv").exists():
+        number += 1
+    if old.is_file():
+        old.rename(beside)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the command line.
+
+    Args:
+        args: Words after `bdclean`; None takes those of the process.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    # The run folder holds its config before the logger looks at it.
+    warnings.filterwarnings("ignore", message="Experiment logs directory")
+    try:
+        if words[:1] == ["demo"]:
+            pass  # run_demo(words[1:])
+        elif words[:1] == ["--version"]:
+            print(f"bdclean {bdclean.__version__}")
+        else:
+            BdcleanCLI(
+                LightningModule,
+                LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                seed_everything_default=0,
+                auto_configure_optimizers=False,
+                save_config_callback=SaveRunConfig,
+                args=words,
+            )
+    except Exception as error:
+        wrong_use = _wrong_use(error)
+        if wrong_use is None:
+            raise
+        print(f"bdclean: {wrong_use}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _wrong_use(error: BaseException | None) -> BdcleanError | None:
+    """Our own error behind `error`; jsonargparse wraps what a class raises in its own."""
+    while error is not None and not isinstance(error, BdcleanError):
+        error = error.__cause__ or error.__context__
+    return error

@@ -1,0 +1,74 @@
+"""CIFAR-10 from its own archive, through torchvision."""
+
+import torch
+from torchvision import datasets
+
+from bdclean.attacks import Attack
+from bdclean.data.datamodule import ImageDataModule, Labels
+from bdclean.data.images import ImageSet
+from bdclean.data.splits import Splits
+from bdclean.errors import DataError
+from bdclean.types import View
+
+
+class CIFAR10(ImageDataModule):
+    """CIFAR-10: 50,000 training and 10,000 test images of 32x32 pixels in 10 classes.
+
+    Args:
+        root: Folder that holds, or will hold, `cifar-10-batches-py`.
+        download: Fetch the archive (170 MB) when it is not there.
+        attack: See `ImageDataModule`, as for the arguments that follow.
+        splits: Sizes of the roles.
+        defense_root: Folder of other images for the defender.
+        defense_labels: Whether a labelled baseline may see the labels of the defence role.
+        view: What training reads by default.
+        eval_batch_size: Images per evaluation step.
+        shuffle_seed: Seed of order and augmentation.
+    """
+
+    name = "cifar10"
+    num_classes = 10
+    input_size = 32
+    mean = (0.4914, 0.4822, 0.4465)
+    std = (0.2470, 0.2435, 0.2616)
+
+    def __init__(
+        self,
+        root: str = "data",
+        download: bool = False,
+        attack: Attack | None = None,
+        splits: Splits = Splits(),  # noqa: B008  (frozen)
+        defense_root: str | None = None,
+        defense_labels: Labels = "hidden",
+        view: View = View("train", augmentation="weak", labels=True),  # noqa: B008  (frozen)
+        eval_batch_size: int = 500,
+        shuffle_seed: int | None = None,
+    ) -> None:
+        super().__init__(
+            attack, splits, defense_root, defense_labels, view, eval_batch_size, shuffle_seed
+        )
+        self.root, self.download = root, download
+
+    def prepare_data(self) -> None:
+        """Downloads the archive when asked to; on one process."""
+        if self.download:
+            datasets.CIFAR10(self.root, train=True, download=True)
+
+    def read_train(self) -> ImageSet:
+        """The training images, in the archive's order."""
+        return self._read(train=True)
+
+    def read_test(self) -> ImageSet:
+        """The test images, in the archive's order."""
+        return self._read(train=False)
+
+    def _read(self, *, train: bool) -> ImageSet:
+        try:
+            stored = datasets.CIFAR10(self.root, train=train)
+        except RuntimeError as error:
+            raise DataError(
+                f"No intact CIFAR-10 below {self.root}: expected {self.root}/cifar-10-batches-py. "
+                "Set data.init_args.root to its folder, or data.init_args.download to true."
+            ) from error
+        images = torch.from_numpy(stored.data).permute(0, 3, 1, 2).contiguous()
+        return ImageSet(images, torch.tensor(stored.targets))

@@ -1,0 +1,344 @@
+"""The data module: roles, hidden labels, poisoned rows and evaluation sets.
+
+Labels leave this room only where a role may show them, and nothing above it can reach
+back in; that is how the threat model of a label-free method is kept.
+"""
+
+import os
+from abc import ABC, abstractmethod
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from bdclean.attacks import Attack, PoisonPlan, Trigger
+from bdclean.data.augmentation import augment
+from bdclean.data.images import ImageSet, Overlay, RoleImages
+from bdclean.data.loading import TrainLoader, evaluation_loader
+from bdclean.data.sources import read_flat_folder
+from bdclean.data.splits import RoleRows, Splits, draw_roles
+from bdclean.errors import ConfigError
+from bdclean.functional.seeds import derive_seed
+from bdclean.types import Batch, Role, View
+
+Labels = Literal["hidden", "visible"]
+
+
+class ImageDataModule(LightningDataModule, ABC):
+    """Images in memory, served by role.
+
+    Subclasses set the class attributes (or set them before calling `super().__init__`) and
+    implement the two readers.
+
+    Args:
+        attack: Poisons the `train` role and makes the triggered test set; None for clean data.
+        splits: Sizes of the roles and the seed of their draw.
+        defense_root: A folder of images, at any depth and without labels, that replaces the
+            defender's images: out-of-distribution data, or a user's own photos.
+        defense_labels: `visible` lets a labelled baseline see the labels of the defence role.
+        view: What training reads when the module asks for nothing else.
+        eval_batch_size: Images per step and device in evaluation.
+        shuffle_seed: Seed of order and augmentation; None takes the global seed.
+
+    Attributes:
+        name: Of the data set.
+        num_classes: K.
+        input_size: Side of the square images in pixels.
+        mean: Per channel, of pixels in [0, 1].
+        std: Per channel, of pixels in [0, 1].
+    """
+
+    name: str
+    num_classes: int
+    input_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __init__(
+        self,
+        attack: Attack | None = None,
+        splits: Splits = Splits(),  # noqa: B008  (frozen)
+        defense_root: str | None = None,
+        defense_labels: Labels = "hidden",
+        view: View = View("train", augmentation="weak", labels=True),  # noqa: B008  (frozen)
+        eval_batch_size: int = 500,
+        shuffle_seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.attack, self.splits, self.view = attack, splits, view
+        self.defense_root = defense_root
+        self.defense_labels = defense_labels
+        self.eval_batch_size, self.shuffle_seed = eval_batch_size, shuffle_seed
+
+    @abstractmethod
+    def read_train(self) -> ImageSet:
+        """Reads the training images with their labels."""
+
+    @abstractmethod
+    def read_test(self) -> ImageSet:
+        """Reads the test images with their labels."""
+
+    @property
+    def has_base(self) -> bool:
+        """Whether there are training images at all, and not only the defender's folder."""
+        return True
+
+    # ------------------------------------------------------------------ sets, read once
+
+    @cached_property
+    def base(self) -> ImageSet:
+        """All training images, as stored: clean."""
+        return self.read_train()
+
+    @cached_property
+    def test_set(self) -> ImageSet:
+        """All test images, as stored: clean."""
+        return self.read_test()
+
+    @cached_property
+    def base_labels(self) -> Tensor:
+        """(N,) true labels of `base`."""
+        return _labels(self.base)
+
+    @cached_property
+    def rows(self) -> RoleRows:
+        """Which rows of `base` each role reads."""
+        return draw_roles(self.base_labels, self.num_classes, self.splits)
+
+    @cached_property
+    def plan(self) -> PoisonPlan | None:
+        """What the attack does to the `train` role."""
+        if self.attack is None or not self.has_base:
+            return None
+        return self.attack.plan(self.base_labels[self.rows.train], self.num_classes)
+
+    @cached_property
+    def trigger(self) -> Trigger | None:
+        """The trigger at the size of the images."""
+        return None if self.attack is None else self.attack.make_trigger(self.input_size)
+
+    @cached_property
+    def defense_set(self) -> ImageSet:
+        """The images behind the defence role."""
+        if self.defense_root is None:
+            return self.base
+        return read_flat_folder(Path(self.defense_root), self.input_size)
+
+    def role_images(self, role: Role, *, labels: bool) -> RoleImages:
+        """The rows of a role.
+
+        Raises:
+            ConfigError: If the role is empty, or may not show its labels.
+        """
+        if labels and role == "defense" and not self._defense_labels_shown:
+            raise ConfigError(
+                "This method asks for labels of the defence images, which are hidden. Use a "
+                "label-free method, or set data.init_args.defense_labels to visible (a folder "
+                "given as data.init_args.defense_root has none)."
+            )
+        if role == "train":
+            images = self._train_images(labels)
+        elif role == "defense" and self.defense_root is not None:
+            everything = torch.arange(len(self.defense_set))
+            chosen = everything if not self.splits.defense else self._sample_defense(everything)
+            images = RoleImages(self.defense_set.images, chosen)
+        else:
+            rows = getattr(self.rows, role)
+            columns = {"label": self.base_labels[rows]} if labels else None
+            images = RoleImages(self.base.images, rows, columns=columns)
+        if not len(images):
+            raise ConfigError(
+                f"The role {role} has no images; set data.init_args.splits.{role} to the "
+                "number it should hold."
+            )
+        return images
+
+    @property
+    def _defense_labels_shown(self) -> bool:
+        return self.defense_labels == "visible" and self.defense_root is None
+
+    def _sample_defense(self, rows: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(derive_seed("defense", self.splits.seed))
+        order = torch.randperm(len(rows), generator=generator)[: self.splits.defense]
+        return rows[order.sort().values]
+
+    def _train_images(self, labels: bool) -> RoleImages:
+        """The training role: poisoned rows are made once, on their stored uint8 values."""
+        rows, plan, trigger = self.rows.train, self.plan, self.trigger
+        overlay, seen = None, self.base_labels[rows]
+        if plan is not None and trigger is not None:
+            seen = plan.labels_seen
+            touched = torch.cat([plan.poison_index, plan.cover_index]).sort().values
+            overlay = Overlay(touched, trigger.poison(self.base.images[rows[touched]]))
+        return RoleImages(
+            self.base.images, rows, overlay, columns={"label": seen} if labels else None
+        )
+
+    # ------------------------------------------------------------------ Lightning's hooks
+
+    def setup(self, stage: str) -> None:
+        """Reads what the stage needs, so that a missing data set is found out at once."""
+        if stage == "fit":
+            _ = self.rows if self.defense_root is None else self.defense_set
+        else:
+            _ = self.test_set, self.trigger
+
+    def set_view(self, view: View) -> None:
+        """Makes `train_dataloader` serve `view` from its next call on."""
+        self.view = view
+
+    def train_dataloader(self) -> TrainLoader:
+        """Shuffled batches of the present view."""
+        view = self.view
+        images = self.role_images(view.role, labels=view.labels)
+        if view.drop_last and len(images) < view.batch_size * self._world_size:
+            raise ConfigError(
+                f"The role {view.role} has {len(images)} images, fewer than one batch of "
+                f"{view.batch_size} on each of {self._world_size} devices; lower "
+                "model.init_args.batch_size or give more images."
+            )
+        return TrainLoader(
+            images,
+            batch_size=view.batch_size,
+            drop_last=view.drop_last,
+            seed=self._seed,
+            world_size=self._world_size,
+            rank=self._rank,
+        )
+
+    def scan_dataloader(self, view: View) -> DataLoader[dict[str, Any]]:
+        """All rows of `view` in stored order, un-augmented, the whole of them on every rank."""
+        images = self.role_images(view.role, labels=view.labels)
+        return evaluation_loader(images, batch_size=view.batch_size)
+
+    def val_dataloader(self) -> list[DataLoader[dict[str, Any]]]:
+        """Held-out training images, `clean` and `triggered`; empty unless splits.val is set."""
+        if not self.splits.val:
+            return []
+        rows = self.rows.val
+        return self._evaluation_loaders(self.base.images[rows], self.base_labels[rows])
+
+    def test_dataloader(self) -> list[DataLoader[dict[str, Any]]]:
+        """Test images: `clean` and, when there is an attack, `triggered`.
+
+        The triggered loader holds the images whose true class may count (`Attack.eligible`).
+        """
+        return self._evaluation_loaders(self.test_set.images, _labels(self.test_set))
+
+    def predict_dataloader(self) -> list[DataLoader[dict[str, Any]]]:
+        """The same sets as `test_dataloader`."""
+        return self.test_dataloader()
+
+    def _evaluation_loaders(
+        self, images: Tensor, labels: Tensor
+    ) -> list[DataLoader[dict[str, Any]]]:
+        sets = [RoleImages(images, torch.arange(len(images)), columns={"label": labels})]
+        if self.attack is not None and self.trigger is not None:
+            rows = self.attack.eligible(labels).nonzero().flatten()
+            wanted = self.attack.wanted_label(labels, self.num_classes)
+            triggered = RoleImages(
+                images,
+                rows,
+                Overlay(torch.arange(len(rows)), self.trigger.poison(images[rows])),
+                columns={"label": labels[rows], "target": wanted[rows]},
+            )
+            sets.append(triggered)
+        return [
+            evaluation_loader(
+                s,
+                batch_size=self.eval_batch_size,
+                world_size=self._world_size,
+                rank=self._rank,
+            )
+            for s in sets
+        ]
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> Batch:
+        """Floats the images and, in training, augments them on the device."""
+        draw = batch.pop("draw", None)
+        ready = _to_float(batch)
+        if draw is None:
+            return ready
+        image = ready["image"]
+        generator = torch.Generator(image.device).manual_seed(draw)
+        if self.view.views:
+            ready["views"] = tuple(
+                augment(self.view.augmentation, image, generator) for _ in range(self.view.views)
+            )
+        else:
+            ready["image"] = augment(self.view.augmentation, image, generator)
+        return ready
+
+    def device_batch(self, batch: dict[str, Any], device: torch.device) -> Batch:
+        """A batch of `scan_dataloader` on `device`, as floats."""
+        moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+        return _to_float(moved)
+
+    @property
+    def _world_size(self) -> int:
+        return self.trainer.world_size if self.trainer is not None else 1
+
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer is not None else 0
+
+    @property
+    def _seed(self) -> int:
+        if self.shuffle_seed is not None:
+            return self.shuffle_seed
+        return int(os.environ.get("PL_GLOBAL_SEED", 0))
+
+    # ------------------------------------------------------------------ the run record
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-ready facts of the data: sizes by role, seeds, attack and hashes."""
+        facts: dict[str, Any] = {
+            "name": self.name,
+            "num_classes": self.num_classes,
+            "input_size": self.input_size,
+            "sizes": {},
+            "split_seed": self.splits.seed,
+            "defense_source": self.splits.defense_source,
+            "attack": None,
+        }
+        if self.has_base:
+            roles = ("train", "defense", "probe", "val")
+            facts["sizes"] = {role: len(getattr(self.rows, role)) for role in roles}
+            facts["split_hash"] = self.rows.hash
+        if self.defense_root is not None:
+            facts["defense_source"] = "folder"
+            facts["sizes"]["defense"] = len(self.role_images("defense", labels=False))
+        if self.attack is not None and self.plan is not None:
+            facts |= {"attack": self.attack.describe(), "plan_hash": self.plan.hash}
+            facts |= {
+                "num_poisoned": len(self.plan.poison_index),
+                "num_label_changed": self.plan.num_label_changed,
+            }
+        return facts
+
+    def save_artifacts(self, folder: Path) -> None:
+        """Writes the poison plan and the trigger, where there are any."""
+        if self.plan is not None and self.trigger is not None:
+            self.plan.save(folder)
+            self.trigger.save(folder / "trigger.safetensors")
+
+
+def _labels(images: ImageSet) -> Tensor:
+    if images.labels is None:
+        raise ConfigError("This data set has no labels; it can only serve the defence role.")
+    return images.labels
+
+
+def _to_float(batch: dict[str, Any]) -> Batch:
+    """Images to float32 in [0, 1], channels last."""
+    image = batch["image"].to(torch.float32, memory_format=torch.channels_last).div_(255)
+    ready: Batch = {"image": image, "index": batch["index"]}
+    if "label" in batch:
+        ready["label"] = batch["label"]
+    if "target" in batch:
+        ready["target"] = batch["target"]
+    return ready

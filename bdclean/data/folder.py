@@ -1,0 +1,105 @@
+"""Any folder of images."""
+
+from pathlib import Path
+
+from bdclean.attacks import Attack
+from bdclean.data.datamodule import ImageDataModule, Labels
+from bdclean.data.images import ImageSet
+from bdclean.data.sources import class_folders, read_class_folder
+from bdclean.data.splits import Splits
+from bdclean.errors import ConfigError, DataError
+from bdclean.types import View
+
+
+class ImageFolder(ImageDataModule):
+    """Images as `root/train/CLASS/*.jpg` and `root/test/CLASS/*.jpg`, read into memory.
+
+    Images of another size are cropped to their centre square and resized. Decoded images
+    are kept in the user's cache folder, under a key that changes when a file does.
+
+    Args:
+        root: The folder above `train` and `test`. None when there are only a defender's
+            images (`defense_root`), which then need `num_classes`.
+        num_classes: K, when there is no `root` to count the class folders of.
+        input_size: Side of the images in pixels.
+        mean: Per channel, of pixels in [0, 1]; the default is ImageNet's.
+        std: Per channel, of pixels in [0, 1]; the default is ImageNet's.
+        cache: Keep the decoded images.
+        attack: See `ImageDataModule`, as for the arguments that follow.
+        splits: Sizes of the roles.
+        defense_root: Folder of other images for the defender, flat or not.
+        defense_labels: Whether a labelled baseline may see the labels of the defence role.
+        view: What training reads by default.
+        eval_batch_size: Images per evaluation step.
+        shuffle_seed: Seed of order and augmentation.
+    """
+
+    name = "folder"
+
+    def __init__(
+        self,
+        root: str | None = None,
+        num_classes: int | None = None,
+        input_size: int = 32,
+        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
+        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        cache: bool = True,
+        attack: Attack | None = None,
+        splits: Splits = Splits(),  # noqa: B008  (frozen)
+        defense_root: str | None = None,
+        defense_labels: Labels = "hidden",
+        view: View = View("train", augmentation="weak", labels=True),  # noqa: B008  (frozen)
+        eval_batch_size: int = 500,
+        shuffle_seed: int | None = None,
+    ) -> None:
+        super().__init__(
+            attack, splits, defense_root, defense_labels, view, eval_batch_size, shuffle_seed
+        )
+        self.root = root
+        self.input_size, self.mean, self.std, self.cache = input_size, mean, std, cache
+        self.num_classes = self._count_classes(num_classes)
+
+    def _count_classes(self, given: int | None) -> int:
+        if self.root is None:
+            if self.defense_root is None or given is None:
+                raise ConfigError(
+                    "Set data.init_args.root to a folder with train/ and test/, or both "
+                    "data.init_args.defense_root and data.init_args.num_classes."
+                )
+            return given
+        found = len(class_folders(Path(self.root) / "train"))
+        if given is not None and given != found:
+            raise ConfigError(
+                f"data.init_args.num_classes is {given}, but {self.root}/train has {found} "
+                "class folders; leave num_classes out or correct root."
+            )
+        return found
+
+    @property
+    def has_base(self) -> bool:
+        """Whether `root` is given."""
+        return self.root is not None
+
+    def read_train(self) -> ImageSet:
+        """The images below `root/train`."""
+        return self._read("train")
+
+    def read_test(self) -> ImageSet:
+        """The images below `root/test`, with the classes of `root/train`."""
+        if self.root is not None:
+            train, test = (class_folders(Path(self.root) / part) for part in ("train", "test"))
+            if train != test:
+                odd = sorted(set(train) ^ set(test))
+                raise DataError(
+                    f"{self.root}/train and {self.root}/test differ in the class folders "
+                    f"{odd[:5]}; both need the same ones."
+                )
+        return self._read("test")
+
+    def _read(self, part: str) -> ImageSet:
+        if self.root is None:
+            raise DataError(
+                f"There are no {part} images, because data.init_args.root is not set; set it, "
+                "or turn off what needs them (--test_after_fit false, --model.probe none)."
+            )
+        return read_class_folder(Path(self.root) / part, self.input_size, cache=self.cache)

@@ -1,0 +1,88 @@
+"""Images in memory, and the rows of them that a role reads."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from bdclean.types import TensorDict
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A data set in memory.
+
+    Attributes:
+        images: (N, 3, H, W), uint8.
+        labels: (N,), int64; None for a folder of unlabelled images.
+        files: Where each image came from, for reports; empty when it came from an archive.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    files: tuple[str, ...] = field(default=(), repr=False)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """Images that replace some rows: what a fixed attack changes, and nothing else.
+
+    Attributes:
+        rows: (P,), positions in the role, ascending.
+        images: (P, 3, H, W), uint8.
+    """
+
+    rows: Tensor
+    images: Tensor
+
+
+class RoleImages(Dataset[TensorDict]):
+    """The rows of an image set that one role reads; whole batches at a time.
+
+    The stored images are shared by all roles and never written to.
+
+    Args:
+        images: (N, 3, H, W), uint8.
+        rows: (M,), which of them, in the role's order. `index` in a batch counts these.
+        overlay: Poisoned versions of some of the rows.
+        columns: More (M,) tensors to hand out by name, such as `label` and `target`.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        rows: Tensor,
+        overlay: Overlay | None = None,
+        columns: TensorDict | None = None,
+    ) -> None:
+        self.images, self.rows, self.overlay = images, rows, overlay
+        self.columns = columns or {}
+        self._slot = torch.full((len(rows),), -1, dtype=torch.long)
+        if overlay is not None:
+            self._slot[overlay.rows] = torch.arange(len(overlay.rows))
+
+    def __len__(self) -> int:
+        """Number of rows of the role."""
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> TensorDict:
+        """One row, without a batch dimension."""
+        return {name: value[0] for name, value in self.__getitems__([row]).items()}
+
+    def __getitems__(self, rows: Sequence[int]) -> TensorDict:
+        """A whole batch: `image` (B, 3, H, W) uint8, `index` (B,), and the columns."""
+        index = torch.as_tensor(rows)
+        image = self.images[self.rows[index]]
+        if self.overlay is not None:
+            slot = self._slot[index]
+            poisoned = slot >= 0
+            image[poisoned] = self.overlay.images[slot[poisoned]]
+        batch = {"image": image, "index": index}
+        batch |= {name: column[index] for name, column in self.columns.items()}
+        return batch

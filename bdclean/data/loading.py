@@ -1,0 +1,103 @@
+"""Loaders whose order and randomness depend only on (seed, epoch, step, rank)."""
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler
+
+from bdclean.data.images import RoleImages
+from bdclean.functional.seeds import derive_seed
+
+
+def _whole_batch(batch: Any) -> Any:
+    """The data set hands out whole batches already."""
+    return batch
+
+
+class TrainLoader(DataLoader[dict[str, Any]]):
+    """A shuffling loader that can be stopped and continued at any batch.
+
+    The order is a function of (seed, epoch), the same on every rank; each batch carries
+    `draw`, a seed for its augmentation that depends on (seed, epoch, step, rank). Lightning
+    stores `state_dict` in its checkpoints, so a resumed epoch starts at the right batch.
+
+    Args:
+        images: The rows to read.
+        batch_size: Images per step on this device.
+        drop_last: Leave out an incomplete last batch.
+        seed: Seed of order and augmentation.
+        world_size: Number of devices in all.
+        rank: This device's number.
+    """
+
+    def __init__(
+        self,
+        images: RoleImages,
+        *,
+        batch_size: int,
+        drop_last: bool = False,
+        seed: int = 0,
+        world_size: int = 1,
+        rank: int = 0,
+    ) -> None:
+        # A seed of its own: the same number as an attack's or a split's would draw the same
+        # permutation, and the first epoch would begin with all the poison.
+        sampler: DistributedSampler[Any] = DistributedSampler(
+            images,
+            num_replicas=world_size,
+            rank=rank,
+            shuffle=True,
+            seed=derive_seed("order", seed) >> 1,
+        )
+        super().__init__(
+            images,
+            batch_size=batch_size,
+            sampler=sampler,
+            drop_last=drop_last,
+            collate_fn=_whole_batch,
+            pin_memory=torch.cuda.is_available(),
+        )
+        self._seed, self._rank = seed, rank
+        self._start = self._done = 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        """Batches from where the loader was told to start, with their draw."""
+        start, self._start = self._start, 0
+        epoch = self.sampler.epoch  # type: ignore[attr-defined]
+        for step, batch in enumerate(islice(super().__iter__(), start, None), start):
+            self._done = step + 1
+            yield batch | {"draw": derive_seed(self._seed, epoch, step, self._rank)}
+
+    def state_dict(self) -> dict[str, int]:
+        """How many batches of the present epoch have been handed out."""
+        return {"done": self._done % max(1, len(self))}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Makes the next epoch begin after the batches already done."""
+        self.start_at(state["done"])
+
+    def start_at(self, step: int) -> None:
+        """Makes the next epoch begin at batch `step`."""
+        self._start = self._done = step
+
+
+def evaluation_loader(
+    images: RoleImages, *, batch_size: int, world_size: int = 1, rank: int = 0
+) -> DataLoader[dict[str, Any]]:
+    """A loader in stored order that shows every row exactly once over all devices."""
+    sampler: UnrepeatedDistributedSampler | None = None
+    if world_size > 1:
+        sampler = UnrepeatedDistributedSampler(
+            images, num_replicas=world_size, rank=rank, shuffle=False
+        )
+    return DataLoader(
+        images,
+        batch_size=batch_size,
+        sampler=sampler,
+        shuffle=False,
+        collate_fn=_whole_batch,
+        pin_memory=torch.cuda.is_available(),
+    )

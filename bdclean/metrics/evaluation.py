@@ -1,0 +1,172 @@
+"""The evaluation that every module of the package shares.
+
+Two loaders, in this order: `clean` (images with their labels) and `triggered` (the same kind
+of images with the trigger, their true labels, and the labels that the attacker wants).
+Logged are `<stage>/acc` over the first, `<stage>/asr` and `<stage>/pa` over the second, in
+percent; stage is `val` or `test`. Nothing but integer counts is kept between batches.
+"""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from bdclean.errors import ConfigError
+from bdclean.metrics.backdoor import AttackSuccessRate, CleanAccuracy, PoisonedAccuracy
+from bdclean.types import Batch
+
+if TYPE_CHECKING:  # a name for annotations only: at run time metrics do not need the backbones
+    from bdclean.backbones import SplitModel
+
+Stage = Literal["val", "test"]
+LOADER_NAMES = ("clean", "triggered")
+
+
+class Scores(nn.Module):
+    """The three metrics of one evaluation stage; a module, so that they follow the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.acc = CleanAccuracy()
+        self.asr = AttackSuccessRate()
+        self.pa = PoisonedAccuracy()
+
+    def items(self) -> tuple[tuple[str, CleanAccuracy | AttackSuccessRate | PoisonedAccuracy], ...]:
+        """Returns pairs of key and metric, in the order in which tables print them."""
+        return ("acc", self.acc), ("asr", self.asr), ("pa", self.pa)
+
+    def update(self, loader: str, logits: Tensor, batch: Batch) -> None:
+        """Counts one batch of the loader named `clean` or `triggered`."""
+        if loader == "clean":
+            self.acc.update(logits, batch["label"])
+        else:
+            self.asr.update(logits, batch["label"], batch["target"])
+            self.pa.update(logits, batch["label"], batch["target"])
+
+    def reset(self) -> None:
+        """Forgets everything counted."""
+        for _, metric in self.items():
+            metric.reset()
+
+
+class BackdoorModule(LightningModule):
+    """A LightningModule that holds a model and knows how it is evaluated and exported.
+
+    It trains nothing. Subclasses add `training_step` and `configure_optimizers`, and set
+    `model` in `__init__` or in `setup`. A subclass that overrides one of the hooks below calls
+    the inherited one as well.
+
+    Attributes:
+        model: The model that is evaluated and exported; None until a subclass sets it.
+    """
+
+    model: "SplitModel"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_module("model", None)
+        self.val_scores = Scores()
+        self.test_scores = Scores()
+        self._counts: dict[Stage, dict[str, int]] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps images (B, 3, H, W), float32 in [0, 1], to logits (B, K)."""
+        logits: Tensor = self.model(x)
+        return logits
+
+    def on_validation_start(self) -> None:
+        """Refuses a model that cannot classify, and starts counting from zero."""
+        self._begin("val")
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Counts one batch of loader 0 (clean) or 1 (triggered)."""
+        self._evaluate("val", batch, dataloader_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs `val/acc`, and `val/asr` and `val/pa` where there were triggered images."""
+        self._finish("val")
+
+    def on_test_start(self) -> None:
+        """Refuses a model that cannot classify, and starts counting from zero."""
+        self._begin("test")
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Counts one batch of loader 0 (clean) or 1 (triggered)."""
+        self._evaluate("test", batch, dataloader_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Logs `test/acc`, and `test/asr` and `test/pa` where there were triggered images."""
+        self._finish("test")
+
+    def predict_step(
+        self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, Tensor]:
+        """Computes the features, and the logits where there is a head.
+
+        Returns:
+            `index` (B,) as in the batch, `features` (B, D) and, with a head, `logits` (B, K),
+            both float32.
+        """
+        features = self.model.features(batch["image"])
+        outputs = {"index": batch["index"], "features": features.float()}
+        if self.model.head is not None:
+            outputs["logits"] = self.model.head(features).float()
+        return outputs
+
+    def evaluation_counts(self, stage: Stage) -> dict[str, int]:
+        """Returns how many images the last finished evaluation has seen, on all devices.
+
+        Args:
+            stage: `val` or `test`.
+
+        Returns:
+            `n_clean` and `n_triggered`; both 0 if there was no such evaluation.
+        """
+        return dict(self._counts.get(stage, {"n_clean": 0, "n_triggered": 0}))
+
+    def protocol(self) -> dict[str, Any]:
+        """Returns JSON-ready facts for the run record that make numbers comparable.
+
+        Subclasses extend it. `head` is `original`, `probe` or `none`; `labels` tells which
+        labels training has read: here none.
+        """
+        has_head = self.model is not None and self.model.head is not None
+        return {"head": "original" if has_head else "none", "labels": "none"}
+
+    def export_model(self) -> "SplitModel":
+        """Returns the model whose weights are the product of the run."""
+        return self.model
+
+    def _scores(self, stage: Stage) -> Scores:
+        return self.val_scores if stage == "val" else self.test_scores
+
+    def _begin(self, stage: Stage) -> None:
+        if self._modules["model"] is None:
+            raise ConfigError(
+                f"{type(self).__name__} has no model to evaluate: give a weights file with "
+                "model.weights, or a checkpoint of one of your runs with --ckpt_path"
+            )
+        if self.model.head is None:
+            raise ConfigError(
+                f"{type(self).__name__}: the model has no classifier head, so it gives features "
+                "and no classes; train a linear probe on it with configs/train/linear_probe.yaml "
+                "and model.weights set to this backbone, then evaluate the result"
+            )
+        self._scores(stage).reset()
+
+    def _evaluate(self, stage: Stage, batch: Batch, dataloader_idx: int) -> None:
+        if dataloader_idx >= len(LOADER_NAMES):
+            raise ConfigError(
+                f"{stage} loader {dataloader_idx} is one too many; "
+                f"evaluation reads at most {len(LOADER_NAMES)}: {', '.join(LOADER_NAMES)}"
+            )
+        self._scores(stage).update(LOADER_NAMES[dataloader_idx], self(batch["image"]), batch)
+
+    def _finish(self, stage: Stage) -> None:
+        """Logs here and not in the step, since a process that got no batch must log as well."""
+        counts = {}
+        for key, metric in self._scores(stage).items():
+            counts[key] = metric.total_count()
+            if counts[key] > 0:
+                self.log(f"{stage}/{key}", metric, on_epoch=True, add_dataloader_idx=False)
+        self._counts[stage] = {"n_clean": counts["acc"], "n_triggered": counts["asr"]}

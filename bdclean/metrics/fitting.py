@@ -1,0 +1,99 @@
+"""What every module that trains on views of the data asks of Lightning's Trainer."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from lightning import Trainer
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import distributed, nn
+from torch.optim import Optimizer
+
+from bdclean.errors import ConfigError
+from bdclean.functional.schedules import Schedule, make_schedule
+from bdclean.types import Batch, View, ViewableData
+
+# No limit was given: None becomes 1000 before `setup` is called, -1 means "without end".
+_UNLIMITED = (None, -1, 1000)
+
+
+def own_epochs(trainer: Trainer, epochs: int) -> None:
+    """Makes the fit last `epochs` epochs, the method's own number.
+
+    Called in `setup("fit")`, after Trainer has parsed its limits. A development run
+    (`fast_dev_run`) keeps its limit.
+
+    Raises:
+        ConfigError: If trainer.max_epochs was given and differs.
+    """
+    if getattr(trainer, "fast_dev_run", False):
+        return
+    given = trainer.fit_loop.max_epochs
+    if given not in _UNLIMITED and given != epochs:
+        raise ConfigError(
+            f"trainer.max_epochs={given}, but the method's own settings add up to {epochs} epochs. "
+            f"Leave trainer.max_epochs at -1 (or set it to {epochs}), and change model.init_args."
+        )
+    trainer.fit_loop.max_epochs = epochs
+
+
+def viewable_data(trainer: Trainer) -> ViewableData:
+    """The data module.
+
+    Raises:
+        ConfigError: If there is none, or it cannot serve views.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, ViewableData):
+        raise ConfigError(
+            f"data={type(data).__name__}: the method chooses what it reads, so it needs a data "
+            "module with set_view and scan_dataloader (see bdclean.types.ViewableData)."
+        )
+    return data
+
+
+def steps_per_epoch(trainer: Trainer) -> int:
+    """Optimizer steps in one epoch of the view that the data module serves now."""
+    batches = len(viewable_data(trainer).train_dataloader())
+    limit = trainer.limit_train_batches
+    if limit is not None:
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    return max(1, math.ceil(batches / trainer.accumulate_grad_batches))
+
+
+def scheduled(
+    trainer: Trainer,
+    optimizer: Optimizer,
+    schedule: Schedule,
+    epochs: int,
+    milestones: tuple[float, ...] = (0.5, 0.75),
+) -> OptimizerLRSchedulerConfig:
+    """An optimizer with a schedule per step over `epochs` epochs of the present view.
+
+    Per step and never per epoch: Lightning steps epoch schedulers after `on_train_epoch_end`,
+    where a staged method has put the next stage's scheduler in place already.
+    """
+    total = epochs * steps_per_epoch(trainer)
+    scheduler = make_schedule(optimizer, schedule, total, milestones)
+    return {
+        "optimizer": optimizer,
+        "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+    }
+
+
+def scan(trainer: Trainer, view: View, device: torch.device) -> Iterator[Batch]:
+    """All rows of `view`, un-augmented, in the same order on every rank."""
+    data = viewable_data(trainer)
+    for batch in data.scan_dataloader(view):
+        yield data.device_batch(batch, device)
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Gives every process the buffers of the first one.
+
+    DDP does so before each training step. After the last one, the running statistics of batch
+    norm differ between devices, and with them whatever the model then computes.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        for buffer in model.buffers():
+            distributed.broadcast(buffer, src=0)

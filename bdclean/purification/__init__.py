@@ -1,0 +1,8 @@
+"""Defences: one file per method, each readable beside its paper."""
+
+from bdclean.purification.base import Purifier
+from bdclean.purification.bcu import BCU
+from bdclean.purification.cbd import CBD
+from bdclean.purification.staged import Stage, StagedPurifier
+
+__all__ = ["BCU", "CBD", "Purifier", "Stage", "StagedPurifier"]

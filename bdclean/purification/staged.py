@@ -1,0 +1,188 @@
+"""Several stages inside one `trainer.fit`: one run, one log, one checkpoint."""
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from bdclean.backbones.source import WeightsSource
+from bdclean.errors import ConfigError
+from bdclean.metrics.fitting import share_buffers
+from bdclean.purification.base import Purifier
+from bdclean.types import Batch, View
+
+_RECORD = "bdclean_stages"  # our entry in a checkpoint
+StageOptimizer = Optimizer | OptimizerLRSchedulerConfig
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a method's outline.
+
+    Attributes:
+        name: Of the methods that belong to it.
+        epochs: Its length; 0 is a stage that computes and does not train.
+    """
+
+    name: str
+    epochs: int
+
+
+class StagedPurifier(Purifier, ABC):
+    """Runs the stages of `plan` one after the other.
+
+    For each stage `<name>` a subclass has `begin_<name>()` (optional for training stages), and,
+    for a training stage, `<name>_view() -> View`, `<name>_step(batch) -> Tensor` and
+    `<name>_optimizer() -> StageOptimizer`. What trains is chosen by the optimizer:
+    `requires_grad` is not changed between stages, because DDP would not notice. Schedules step
+    per step (see `bdclean.metrics.fitting.scheduled`). Under DDP, parameters that a stage does not
+    use get gradients of zero, so plain `strategy: ddp` works.
+
+    The stage changes at the end of an epoch, before checkpoints are written; `begin_` is not
+    called again on resume. A stage that draws random numbers in `begin_` uses a generator of
+    its own.
+
+    Attributes:
+        results: What stages compute (scores, rows, labels), by name; saved in checkpoints.
+    """
+
+    results: dict[str, Tensor]
+
+    def __init__(self, source: WeightsSource) -> None:
+        super().__init__(source)
+        self.results = {}
+        self._stage = 0  # len(plan) after the last one
+        self._resumed = False
+
+    @abstractmethod
+    def plan(self) -> tuple[Stage, ...]:
+        """The outline of the method."""
+
+    @property
+    def total_epochs(self) -> int:
+        """Sum over the plan."""
+        return sum(stage.epochs for stage in self.plan())
+
+    @property
+    def stage_epoch(self) -> int:
+        """Epochs that the present stage has finished."""
+        return self.current_epoch - self._first_epoch(self._stage)
+
+    def first_view(self) -> View:
+        """The view of the present (or last) training stage."""
+        view: View = self._of("view", self._training_stage())()
+        return view
+
+    # ------------------------------------------------------------------ Lightning's hooks
+
+    def setup(self, stage: str) -> None:
+        """Checks the Trainer and starts from the first stage; a checkpoint may change that."""
+        super().setup(stage)
+        if stage == "fit":
+            self._stage, self._resumed, self.results = 0, False, {}
+            self._check_trainer()
+
+    def configure_optimizers(self) -> StageOptimizer:
+        """The optimizer of the present training stage, or of the next one."""
+        stage = self._training_stage()
+        self.request(self.first_view())  # its length is what a schedule needs
+        optimizer: StageOptimizer = self._of("optimizer", stage)()
+        return optimizer
+
+    def on_fit_start(self) -> None:
+        """Enters the first stage, or goes on with a restored one."""
+        if self._resumed:
+            super().on_fit_start()
+        else:
+            self._enter(0)
+
+    def on_train_start(self) -> None:
+        """Catches up with a checkpoint that was written at the last batch of a stage."""
+        if self._stage < len(self.plan()) and self._is_over(self.current_epoch):
+            self._advance()
+            # The loop compares the batches done, of the old loader, with the length of the new
+            # one, to see whether the epoch is over. It is.
+            self.trainer.fit_loop.epoch_loop.batch_progress.current.completed = sys.maxsize
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One step of the present stage."""
+        loss: Tensor = self._of("step", self.plan()[self._stage])(batch)
+        if isinstance(self.trainer.strategy, DDPStrategy):
+            # A stage may train a part of the network, and DDP waits for the gradients of all.
+            loss = loss + 0 * torch.stack([p.sum() for p in self._trainable()]).sum()
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Goes to the next stage after the last epoch of one."""
+        if self._is_over(self.current_epoch + 1):
+            self._advance()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the stage and the results."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[_RECORD] = {"stage": self._stage, "results": dict(self.results)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restores the stage and the results."""
+        super().on_load_checkpoint(checkpoint)
+        record = checkpoint[_RECORD]
+        self._stage, self.results = record["stage"], record["results"]
+        self._resumed = True
+
+    # ------------------------------------------------------------------ stages
+
+    def _first_epoch(self, index: int) -> int:
+        return sum(stage.epochs for stage in self.plan()[:index])
+
+    def _is_over(self, epochs_done: int) -> bool:
+        return epochs_done >= self._first_epoch(self._stage + 1)
+
+    def _training_stage(self) -> Stage:
+        plan = self.plan()
+        ahead = [stage for stage in plan[self._stage :] if stage.epochs]
+        return ahead[0] if ahead else [stage for stage in plan if stage.epochs][-1]
+
+    def _advance(self) -> None:
+        share_buffers(self.model)
+        self._enter(self._stage + 1)
+        if self._stage < len(self.plan()):
+            self.trainer.strategy.setup_optimizers(self.trainer)
+
+    def _enter(self, index: int) -> None:
+        """Begins stages up to and including the next one that trains."""
+        self._stage = index
+        while self._stage < len(self.plan()):
+            stage = self.plan()[self._stage]
+            self.model.train()
+            begin = getattr(self, f"begin_{stage.name}", None)
+            if begin is not None:
+                begin()
+            if stage.epochs:
+                self.request(self._of("view", stage)())
+                return
+            self._stage += 1
+
+    def _trainable(self) -> list[Parameter]:
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def _of(self, part: str, stage: Stage) -> Callable[..., Any]:
+        method: Callable[..., Any] = getattr(self, f"{stage.name}_{part}")
+        return method
+
+    def _check_trainer(self) -> None:
+        training = [stage for stage in self.plan() if stage.epochs]
+        views = {self._of("view", stage)() for stage in training}
+        every = getattr(self.trainer, "reload_dataloaders_every_n_epochs")  # noqa: B009  (untyped)
+        if len(views) > 1 and every != 1:
+            raise ConfigError(
+                f"trainer.reload_dataloaders_every_n_epochs={every}: "
+                f"{type(self).__name__} reads other images in later stages; set it to 1."
+            )

@@ -1,0 +1,115 @@
+"""Supervised training, on clean or on poisoned data: how victims and clean models are made."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.nn import functional as F
+
+from bdclean.backbones import ModelInfo, SplitModel, build, load_model
+from bdclean.backbones.split import Stem
+from bdclean.errors import ConfigError
+from bdclean.functional.schedules import Schedule, make_schedule
+from bdclean.metrics.evaluation import BackdoorModule
+from bdclean.types import AugmentationName, Batch, View, ViewableData
+
+
+class Supervised(BackdoorModule):
+    """Cross-entropy training of a classifier on the `train` role and the labels it shows.
+
+    Defaults are the recipe of the public code of ANP (Wu and Wang, NeurIPS 2021), with a
+    cosine schedule: SGD 0.1, momentum 0.9, weight decay 5e-4, batch 128, crop and flip.
+
+    Args:
+        num_classes: K; comes from the data module.
+        input_size: Side of the images; comes from the data module.
+        mean: Per channel; comes from the data module.
+        std: Per channel; comes from the data module.
+        arch: See `bdclean.backbones.build`.
+        width: Channels of the first stage of our ResNets; 64 is the standard net.
+        stem: `auto` takes the CIFAR stem up to 64 pixels.
+        weights: Start from this file instead of a fresh initialisation.
+        batch_size: Images per step and device.
+        augmentation: Applied on the device.
+        optimizer: Any torch optimizer, from YAML.
+        schedule: Learning-rate schedule over the whole training.
+        milestones: For `multistep`, as fractions of the training.
+        gamma: For `multistep`.
+        label_smoothing: Of the cross-entropy.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        input_size: int,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        arch: str = "resnet18",
+        width: int = 64,
+        stem: Stem = "auto",
+        weights: str | None = None,
+        batch_size: int = 128,
+        augmentation: AugmentationName = "weak",
+        optimizer: OptimizerCallable = lambda p: torch.optim.SGD(
+            p, lr=0.1, momentum=0.9, weight_decay=5e-4
+        ),
+        schedule: Schedule = "cosine",
+        milestones: list[float] = [0.5, 0.75],  # noqa: B006  (never written to)
+        gamma: float = 0.1,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["optimizer"])
+        self.optimizer = optimizer
+        self.schedule, self.milestones, self.gamma = schedule, milestones, gamma
+        self.label_smoothing = label_smoothing
+        self.view = View("train", augmentation, batch_size=batch_size, labels=True)
+        self.weights = weights
+        info = ModelInfo(arch, num_classes, input_size, mean, std, width, stem)
+        model = build(info) if weights is None else self._start_from(weights, info)
+        self.model = model.to(memory_format=torch.channels_last)
+
+    @staticmethod
+    def _start_from(weights: str, info: ModelInfo) -> SplitModel:
+        model = load_model(
+            weights, arch=info.arch, width=info.width, stem=info.stem, input_size=info.input_size
+        )
+        if model.info.num_classes != info.num_classes:
+            model.replace_head(info.num_classes)
+        return model
+
+    def setup(self, stage: str) -> None:
+        """Asks the data module for training images with their labels."""
+        data = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and isinstance(data, ViewableData):
+            data.set_view(self.view)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Cross-entropy of one batch, in float32."""
+        if "label" not in batch:
+            raise ConfigError("Supervised training needs labels, and this data shows none.")
+        logits = self(batch["image"]).float()
+        loss = F.cross_entropy(logits, batch["label"], label_smoothing=self.label_smoothing)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True)
+        return loss
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """The optimizer, and the schedule per step over the whole training."""
+        optimizer = self.optimizer(self.model.parameters())
+        scheduler = make_schedule(
+            optimizer,
+            self.schedule,
+            int(self.trainer.estimated_stepping_batches),
+            self.milestones,
+            self.gamma,
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def protocol(self) -> dict[str, Any]:
+        """Evaluated with its own head; trained on the labels that the data set shows."""
+        return super().protocol() | {"method": "supervised", "labels": "train"}

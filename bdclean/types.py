@@ -1,0 +1,99 @@
+"""The shapes that travel between rooms: batches, views of the data, and protocols.
+
+Images travel as uint8 to the device and as float32 in [0, 1] on it (pixel space).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NotRequired, Protocol, TypedDict, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+Role = Literal["train", "defense", "probe"]
+"""What images a `fit` stage reads: the (possibly poisoned) training set, the clean images
+that a defender holds, or the small labelled set of the linear probe."""
+
+AugmentationName = Literal["none", "crop", "weak", "simclr"]
+"""Names that `bdclean.data.augmentation` knows."""
+
+TensorDict = dict[str, Tensor]
+
+
+class Batch(TypedDict):
+    """One batch, as a step of a module receives it.
+
+    `label` is present only where the role may see labels, so that a label-free method that
+    reads it dies with a KeyError. `views` is present for contrastive stages; `target` (the
+    label that the attack wants) only in triggered evaluation batches.
+    """
+
+    image: Tensor  # (B, 3, H, W), float32 in [0, 1]
+    index: Tensor  # (B,), row of the role's set
+    views: NotRequired[tuple[Tensor, ...]]  # each (B, 3, H, W), float32 in [0, 1]
+    label: NotRequired[Tensor]  # (B,)
+    target: NotRequired[Tensor]  # (B,)
+
+
+@dataclass(frozen=True)
+class View:
+    """What a training stage wants to read.
+
+    Attributes:
+        role: Which images.
+        augmentation: Applied on the device, with parameters of its own for every image.
+        views: 0 gives one (augmented) `image` per row; n > 0 gives `views`, n independent
+            augmentations, and leaves `image` as stored.
+        batch_size: Images per step and device.
+        drop_last: Leave out an incomplete last batch.
+        labels: Whether batches carry `label`.
+    """
+
+    role: Role = "train"
+    augmentation: AugmentationName = "none"
+    views: int = 0
+    batch_size: int = 128
+    drop_last: bool = False
+    labels: bool = False
+
+
+@runtime_checkable
+class ViewableData(Protocol):
+    """All that a method knows about the data: it can ask for another view, or scan one."""
+
+    view: View
+
+    def set_view(self, view: View) -> None:
+        """Makes `train_dataloader` serve `view` from its next call on."""
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Shuffled batches of the present view."""
+
+    def scan_dataloader(self, view: View) -> DataLoader[dict[str, Any]]:
+        """All rows of `view` in stored order, un-augmented, the whole of them on every rank."""
+
+    def device_batch(self, batch: dict[str, Any], device: torch.device) -> Batch:
+        """A batch of `scan_dataloader` on `device`, its images as floats in [0, 1]."""
+
+
+@runtime_checkable
+class RecordedData(Protocol):
+    """What the run record asks a data module for."""
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-ready facts: name, roles with sizes, split seed, attack and plan hash."""
+
+    def save_artifacts(self, folder: Path) -> None:
+        """Writes the poison plan and the trigger, where there are any."""
+
+
+@runtime_checkable
+class ResumableLoader(Protocol):
+    """A training loader that can begin an epoch after some of its batches."""
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+
+    def start_at(self, step: int) -> None:
+        """Makes the next epoch begin at batch `step`."""

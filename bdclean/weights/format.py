@@ -1,0 +1,182 @@
+"""Weights files: safetensors in and out, foreign checkpoints in.
+
+The only place that opens a weights file. Nothing in a file is ever executed: pickles are read
+with torch's restricted unpickler alone, and what it refuses is refused here.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+import re
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from bdclean.errors import WeightsError
+
+SAFETENSORS = ".safetensors"
+TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")
+_NESTS = ("state_dict", "model_state_dict", "model", "net")
+
+
+def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Reads a weights file without executing anything in it.
+
+    Args:
+        path: `.safetensors`, or `.pt`, `.pth`, `.ckpt`, `.bin`, `.pth.tar` written by
+            `torch.save`. A state dict nested under "state_dict", "model_state_dict", "model" or
+            "net" is found.
+
+    Returns:
+        Tensors by name, on the CPU, and the file's metadata (empty for torch files).
+
+    Raises:
+        WeightsError: If the file is missing, of another kind, damaged, empty, or needs code.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise WeightsError(f"{path} is a folder; give the weights file in it.")
+    if not path.is_file():
+        raise WeightsError(f"{path}: there is no such weights file.")
+    if path.suffix == SAFETENSORS:
+        state, metadata = _read_safetensors(path)
+    elif path.suffix in TORCH_SUFFIXES:
+        state, metadata = _state_dict(_read_torch(path), path), {}
+    else:
+        allowed = ", ".join((SAFETENSORS, *TORCH_SUFFIXES))
+        raise WeightsError(f"{path}: weights files end in {allowed}.")
+    if not state:
+        raise WeightsError(f"{path} holds no tensors.")
+    return state, metadata
+
+
+def write(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str]) -> str:
+    """Writes a `.safetensors` file in one step: it is there whole, or not at all.
+
+    Args:
+        state: Tensors by name, on any device.
+        path: Where to; missing folders are made.
+        metadata: Text that goes into the header.
+
+    Returns:
+        The SHA-256 of the file's content, in hexadecimal.
+
+    Raises:
+        WeightsError: If `path` does not end in `.safetensors` or cannot be written, or without
+            tensors.
+    """
+    path = Path(path)
+    if path.suffix != SAFETENSORS:
+        raise WeightsError(f"{path}: weights are written as {SAFETENSORS}; change the ending.")
+    if not state:
+        raise WeightsError(f"{path}: there are no tensors to write.")
+    # Clones: safetensors refuses tensors that share storage or are not contiguous.
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in state.items()
+    }
+    content = _sorted_header(save(tensors, dict(metadata)))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, content)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be written: {error.strerror}.") from error
+    return hashlib.sha256(content).hexdigest()
+
+
+def _sorted_header(content: bytes) -> bytes:
+    # safetensors writes the metadata in random order; sorted, equal weights have equal hashes.
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format aligns the tensors to 8 bytes
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
+
+
+def _replace(path: Path, content: bytes) -> None:
+    # In the same folder, because a rename is atomic only within one file system.
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(name).chmod(0o666 & ~umask)  # mkstemp gives 0600; others may read weights
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return state, dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"{path} is not a readable safetensors file ({error}).") from error
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's hints on the pickle; refusals say it below
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(_refusal(path, str(error))) from error
+    except Exception as error:  # damaged bytes can end anywhere in torch's unpickler
+        raise WeightsError(
+            f"{path} is damaged or was not written by torch.save ({_first_sentence(error)})."
+        ) from error
+
+
+def _refusal(path: Path, reason: str) -> str:
+    found = re.search(r"GLOBAL ([\w.]+)", reason)
+    if found is None:
+        detail = reason.partition("WeightsUnpickler error:")[2] or reason
+        return (
+            f"{path} is damaged or holds more than tensors, and nothing in it is executed "
+            f"({_first_sentence(detail)})."
+        )
+    return (
+        f"{path} asks for the Python object {found[1]!r} while loading. A pickle can run any code "
+        "that way, so it is refused. Ask its author for a .safetensors file or a plain state dict, "
+        "or convert it in a sandbox that you can throw away."
+    )
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
+
+
+def _first_sentence(error: object) -> str:
+    # Only the first: torch goes on with advice to switch the safe loading off.
+    return re.split(r"\.\s|\n", str(error).strip())[0][:200] or type(error).__name__
+
+
+def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
+    while isinstance(content, Mapping):
+        nests = [key for key in _NESTS if isinstance(content.get(key), Mapping)]
+        if not nests:
+            break
+        content = content[nests[0]]
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path} holds a {type(content).__name__}, not a state dict.")
+    others = [str(key) for key, value in content.items() if not _is_plain(value)]
+    if others:
+        raise WeightsError(
+            f"{path} is not a state dict: {len(others)} entries are no plain tensors "
+            f"({', '.join(others[:5])})."
+        )
+    return {str(key): value for key, value in content.items()}

@@ -1,0 +1,121 @@
+"""Wrong use: one AttackError that names the key, the value and what is allowed."""
+
+import pytest
+import torch
+
+from bdclean.attacks import SIG, BadNets, Blend
+from bdclean.errors import AttackError
+
+LABELS = torch.arange(100) % 10
+
+
+@pytest.mark.parametrize("attack", [BadNets, Blend, SIG])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rate": 0.0}, r"attack\.rate is 0\.0; it must be in \(0, 1\]"),
+        ({"rate": -0.1}, r"attack\.rate is -0\.1; it must be in \(0, 1\]"),
+        ({"rate": 1.01}, r"attack\.rate is 1\.01; it must be in \(0, 1\]"),
+        ({"rate": float("nan")}, r"attack\.rate is nan; it must be in \(0, 1\]"),
+        ({"target": -1}, r"attack\.target is -1; it must be an integer >= 0"),
+        ({"target": 1.5}, r"attack\.target is 1\.5; it must be an integer >= 0"),
+        ({"seed": -1}, r"attack\.seed is -1; it must be an integer >= 0"),
+        ({"rate_base": "class"}, r"attack\.rate_base is 'class'; .* dataset, target_class"),
+        ({"label_rule": "dirty"}, r"attack\.label_rule is 'dirty'; .* all_to_all, clean_label"),
+        ({"quantize": "ceil"}, r"attack\.quantize is 'ceil'; .* round, floor, none"),
+        (
+            {"label_rule": "all_to_all", "rate_base": "target_class"},
+            r"attack\.rate_base is 'target_class'; it must be dataset",
+        ),
+        (
+            {"label_rule": "clean_label", "exclude_target": True},
+            r"attack\.exclude_target is True; it must be false with label_rule clean_label",
+        ),
+        (
+            {"label_rule": "all_to_all", "rate_base": "dataset", "exclude_target": True},
+            r"attack\.exclude_target is True; it must be false with label_rule all_to_all",
+        ),
+    ],
+)
+def test_shared_arguments(attack, arguments, message):
+    with pytest.raises(AttackError, match=message):
+        attack(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("attack", "arguments", "message"),
+    [
+        (BadNets, {"pattern": "red"}, r"attack\.pattern is 'red'; .* bw_anp, checker, white"),
+        (BadNets, {"position": "middle"}, r"attack\.position is 'middle'; .* center"),
+        (BadNets, {"patch_size": 2}, r"attack\.patch_size is 2; it must be an integer >= 3"),
+        (BadNets, {"patch_size": 0, "pattern": "white"}, r"attack\.patch_size is 0; .* >= 1"),
+        (Blend, {"alpha": 1.1}, r"attack\.alpha is 1\.1; it must be in \[0, 1\]"),
+        (Blend, {"alpha": -0.1}, r"attack\.alpha is -0\.1; it must be in \[0, 1\]"),
+        (Blend, {"image": "kitty"}, r"attack\.image is 'kitty'; .* noise_gauss, cartoon, or file:"),
+        (Blend, {"image": "file:"}, r"attack\.image is 'file:'; .* file:PATH"),
+        (Blend, {"image_seed": -1}, r"attack\.image_seed is -1; it must be an integer >= 0"),
+        (SIG, {"delta": 0.0}, r"attack\.delta is 0\.0; it must be in \(0, 255\]"),
+        (SIG, {"delta": 256.0}, r"attack\.delta is 256\.0; it must be in \(0, 255\]"),
+        (SIG, {"frequency": 0.0}, r"attack\.frequency is 0\.0; it must be above 0"),
+        (SIG, {"frequency": float("inf")}, r"attack\.frequency is inf; it must be above 0"),
+        (SIG, {"variant": "sum"}, r"attack\.variant is 'sum'; .* mask_image"),
+        (SIG, {"alpha": 0.3}, r"attack\.alpha is 0\.3; .* left out with variant additive"),
+        (SIG, {"variant": "convex"}, r"attack\.alpha is None; .* \[0, 1\] with variant convex"),
+        (SIG, {"variant": "bench_v1", "alpha": 2.0}, r"attack\.alpha is 2\.0; .* \[0, 1\]"),
+    ],
+)
+def test_own_arguments(attack, arguments, message):
+    with pytest.raises(AttackError, match=message):
+        attack(**arguments)
+
+
+@pytest.mark.parametrize("rule", ["all_to_one", "clean_label"])
+def test_target_outside_the_classes(rule):
+    attack = BadNets(target=10, label_rule=rule)
+    with pytest.raises(AttackError, match=r"attack\.target is 10; it must be in \[0, 9\]"):
+        attack.plan(LABELS, 10)
+
+
+def test_all_to_all_does_not_mind_the_target():
+    assert BadNets(target=10, label_rule="all_to_all").plan(LABELS, 10).target is None
+
+
+def test_a_rate_that_gives_no_row():
+    with pytest.raises(AttackError, match=r"attack\.rate is 0\.001; .* of the 100 in the dataset"):
+        BadNets(rate=0.001).plan(LABELS, 10)
+    with pytest.raises(AttackError, match=r"attack\.rate is 0\.01; .* 10 in the target_class"):
+        SIG(rate=0.01).plan(LABELS, 10)
+
+
+def test_no_row_in_the_pool():
+    with pytest.raises(AttackError, match=r"attack\.target 9 .*clean_label leaves no row"):
+        SIG(target=9).plan(LABELS[:9], 10)
+    with pytest.raises(AttackError, match=r"attack\.target 0 .*all_to_one leaves no row"):
+        BadNets(exclude_target=True).plan(torch.zeros(5, dtype=torch.int64), 10)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.tensor([0, 10]), r"labels lie in \[0, 10\]; with 10 classes .* \[0, 9\]"),
+        (torch.tensor([-1, 1]), r"labels lie in \[-1, 1\]"),
+        (torch.tensor([0.0, 1.0]), "vector of integers"),
+        (torch.zeros(2, 2, dtype=torch.int64), "vector of integers"),
+        (torch.tensor([], dtype=torch.int64), "non-empty"),
+    ],
+)
+def test_labels_that_do_not_fit(labels, message):
+    with pytest.raises(AttackError, match=message):
+        BadNets().plan(labels, 10)
+
+
+def test_a_patch_larger_than_the_image():
+    message = r"attack\.patch_size is 9; it must be at most the image size 8"
+    with pytest.raises(AttackError, match=message):
+        BadNets(patch_size=9).make_trigger(8)
+
+
+@pytest.mark.parametrize("attack", [BadNets(), Blend(), SIG()])
+def test_an_image_size_that_is_none(attack):
+    with pytest.raises(AttackError, match=r"attack\.input_size is 0"):
+        attack.make_trigger(0)

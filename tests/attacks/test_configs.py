@@ -1,0 +1,86 @@
+"""The attack files: complete, on their own keys only, and valid."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import bdclean.attacks
+from bdclean.attacks import Attack
+
+FOLDER = Path(__file__).parents[2] / "configs" / "attack"
+LABELS = torch.arange(50_000) % 10
+
+
+def attack_of(path: Path) -> dict:
+    tree = yaml.safe_load(path.read_text())
+    assert tree.keys() == {"data"}
+    assert tree["data"].keys() == {"init_args"}
+    assert tree["data"]["init_args"].keys() == {"attack"}
+    return tree["data"]["init_args"]["attack"]
+
+
+FILES = [p for p in sorted(FOLDER.glob("*.yaml")) if "none" not in p.stem]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_file_sets_every_argument_with_its_source(path):
+    entry = attack_of(path)
+    assert entry.keys() == {"class_path", "init_args"}
+    module, _, name = entry["class_path"].rpartition(".")
+    assert module == "bdclean.attacks"
+    cls = getattr(bdclean.attacks, name)
+    assert issubclass(cls, Attack)
+    assert entry["init_args"].keys() == inspect.signature(cls).parameters.keys()
+    cls(**entry["init_args"])
+    lines = path.read_text().splitlines()
+    for key in entry["init_args"]:
+        line = next(line for line in lines if line.strip().startswith(f"{key}:"))
+        assert "  # " in line, f"{key} has no source"
+
+
+def test_none_is_no_attack():
+    assert attack_of(FOLDER / "none.yaml") is None
+
+
+def build(name: str) -> Attack:
+    entry = attack_of(FOLDER / f"{name}.yaml")
+    return getattr(bdclean.attacks, entry["class_path"].rpartition(".")[2])(**entry["init_args"])
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "count", "target", "changes_labels"),
+    [
+        ("badnets", 50_000, 3_000, 6, True),
+        ("blend", 50_000, 3_000, 6, True),
+        ("sig", 50_000, 3_000, 6, True),
+        ("badnets_ssl", 50_000, 3_000, 6, False),
+        ("blend_ssl", 50_000, 3_000, 6, False),
+        ("sig_ssl", 50_000, 3_000, 6, False),
+        ("badnets_bcu", 45_000, 4_500, 0, True),
+        ("blend_bcu", 45_000, 4_500, 0, True),
+        ("sig_bcu", 45_000, 3_600, 0, False),
+        ("badnets_advrbd", 50_000, 2_500, 1, True),
+        ("blend_advrbd", 50_000, 2_500, 1, True),
+        ("sig_advrbd", 50_000, 2_500, 1, False),
+    ],
+)
+def test_presets_give_the_published_counts_on_cifar10(name, n, count, target, changes_labels):
+    plan = build(name).plan(LABELS[:n], 10)
+    assert len(plan.poison_index) == count
+    assert (plan.labels_seen[plan.poison_index] == target).all()
+    assert (plan.num_label_changed > 0) == changes_labels
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "column"),
+    [("badnets", 0, 0), ("badnets_ssl", 14, 14), ("badnets_bcu", 29, 29)],
+)
+def test_patch_presets_lie_where_the_paper_says(name, row, column):
+    mask = build(name).make_trigger(32).mask[0]
+    rows, columns = mask.nonzero(as_tuple=True)
+    assert (rows.min(), rows.max()) == (row, row + 2)
+    assert (columns.min(), columns.max()) == (column, column + 2)
+    assert mask.sum() == 9

@@ -1,0 +1,161 @@
+"""Copies for attack loops."""
+
+import pytest
+import torch
+from torch import nn
+
+from bdclean.backbones import ModelInfo, SplitModel, attack_copy, build
+
+HALF = (0.5, 0.4, 0.3)
+
+
+def _model(arch="resnet18", width=8):
+    torch.manual_seed(0)
+    model = build(ModelInfo(arch, 3, 32, HALF, HALF, width=width))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.3)
+            module.running_var.uniform_(0.5, 2)
+            nn.init.normal_(module.weight, 1, 0.2)
+            nn.init.normal_(module.bias, 0, 0.2)
+    return model
+
+
+def _norms(module):
+    return sum(isinstance(m, nn.BatchNorm2d) for m in module.modules())
+
+
+class Untraceable(nn.Module):
+    """Its path depends on the values."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.bn = nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        x = self.bn(self.conv(x))
+        return x.mean((2, 3)) if x.sum() > -1e9 else x.amax((2, 3))
+
+
+class Twice(nn.Module):
+    """One convolution, used twice, with a batch norm for each use."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.bn1, self.bn2 = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return self.bn2(self.conv(self.bn1(self.conv(x)))).mean((2, 3))
+
+
+def _own(network, features):
+    info = ModelInfo("resnet18", None, 32, HALF, HALF)
+    return SplitModel(network, features, None, HALF, HALF, info)
+
+
+@pytest.mark.parametrize(
+    ("arch", "width", "left"),
+    [("resnet18", 8, 0), ("mobilenet_v2", 8, 0), ("timm:resnet10t", 64, 0)],
+)
+def test_folded_features_equal_the_models(arch, width, left):
+    model = _model(arch, width)
+    x = torch.rand(4, 3, 32, 32)
+    copy = attack_copy(model)
+    assert _norms(model) > 5
+    assert _norms(copy) == left
+    with torch.no_grad():
+        torch.testing.assert_close(copy(x), model.eval().features(x), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("make", [_model, lambda: _own(Untraceable(), 4)], ids=["fold", "plain"])
+def test_the_source_stays_bit_identical_and_in_its_mode(make):
+    model = make()
+    norms = _norms(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    copy = attack_copy(model)
+    copy(torch.rand(4, 3, 32, 32))
+    assert all(module.training for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert _norms(model) == norms
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
+    theirs = {tensor.untyped_storage().data_ptr() for tensor in copy.state_dict().values()}
+    assert not own & theirs
+
+
+def test_only_the_input_has_a_gradient_and_it_is_right():
+    model = _model().eval()
+    copy = attack_copy(model)
+    assert not any(parameter.requires_grad for parameter in copy.parameters())
+    assert not any(module.training for module in copy.modules())
+    x = torch.rand(2, 3, 32, 32, requires_grad=True)
+    (folded,) = torch.autograd.grad(copy(x).square().sum(), x)
+    (plain,) = torch.autograd.grad(model.features(x).square().sum(), x)
+    torch.testing.assert_close(folded, plain, atol=1e-3 * plain.abs().max().item(), rtol=1e-3)
+
+
+def test_convolutions_are_channels_last():
+    copy = attack_copy(_model())
+    weights = [m.weight for m in copy.modules() if isinstance(m, nn.Conv2d)]
+    assert len(weights) == 20
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
+
+
+@pytest.mark.parametrize("network", [Untraceable(), Twice()], ids=lambda n: type(n).__name__)
+def test_what_cannot_be_folded_is_copied(network):
+    model = _own(network, 4)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    x = torch.rand(3, 3, 8, 8, requires_grad=True)
+    copy = attack_copy(model)
+    assert _norms(copy) == _norms(model)
+    assert not any(parameter.requires_grad for parameter in copy.parameters())
+    torch.testing.assert_close(copy(x), model.eval().features(x))
+    (gradient,) = torch.autograd.grad(copy(x).sum(), x)
+    assert gradient.abs().sum() > 0
+
+
+def test_a_network_without_normalisation_is_taken_too():
+    backbone = _model().backbone
+    x = torch.randn(2, 3, 32, 32)
+    copy = attack_copy(backbone)
+    with torch.no_grad():
+        torch.testing.assert_close(copy(x), backbone.eval()(x), atol=1e-4, rtol=1e-4)
+
+
+def test_low_precision_inside_float32_outside():
+    model = _model()
+    copy = attack_copy(model, torch.bfloat16)
+    x = torch.rand(2, 3, 32, 32, requires_grad=True)
+    features = copy(x)
+    assert features.dtype == torch.float32
+    assert {parameter.dtype for parameter in copy.parameters()} == {torch.bfloat16}
+    assert copy.normalize.mean.dtype == torch.float32
+    (gradient,) = torch.autograd.grad(features.sum(), x)
+    assert gradient.dtype == torch.float32
+    reference = model.eval().features(x)
+    assert (features - reference).norm() < 0.05 * reference.norm()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [_model, lambda: _model("timm:resnet10t", 64), lambda: _own(Twice(), 3)],
+    ids=["own", "timm", "plain"],
+)
+def test_refresh_follows_the_model(make):
+    model = make()
+    copy = attack_copy(model)
+    x = torch.rand(4, 3, 32, 32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+        model.train().features(x)  # running statistics move too
+        expected = model.eval().features(x)
+        assert not torch.allclose(copy(x), expected, atol=1e-3, rtol=1e-3)
+        copy.refresh_(model)
+        torch.testing.assert_close(copy(x), expected, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,201 @@
+"""Checkpoints of other libraries."""
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+from torchvision.models.resnet import BasicBlock
+
+from bdclean.backbones import build, load_model, save_model
+from bdclean.backbones.build import IMAGENET_MEAN, IMAGENET_STD
+from bdclean.errors import ConfigError, WeightsError
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+X = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+class Narrow(torchvision.models.ResNet):
+    """torchvision's ResNet-18 with eight channels, stem for large images."""
+
+    def __init__(self, num_classes=7):
+        super().__init__(BasicBlock, [2, 2, 2, 2])
+        self.inplanes = 8
+        self.conv1 = nn.Conv2d(3, 8, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(8)
+        for number, stride in enumerate((1, 2, 2, 2)):
+            layer = self._make_layer(BasicBlock, 8 << number, 2, stride=stride)
+            setattr(self, f"layer{number + 1}", layer)
+        self.fc = nn.Linear(64, num_classes)
+
+
+@pytest.fixture
+def theirs():
+    torch.manual_seed(0)
+    model = Narrow()
+    model(torch.randn(8, 3, 64, 64))  # batch norms get statistics of their own
+    return model.eval()
+
+
+def _save(state, path, **metadata):
+    torch.save({"state_dict": state, **metadata}, path)
+    return path
+
+
+def _load(path, **changes):
+    values = {"arch": "resnet18", "width": 8, "stem": "imagenet", "input_size": 64}
+    return load_model(path, **{**values, **changes}).eval()
+
+
+def _normalised(x, mean=IMAGENET_MEAN, std=IMAGENET_STD):
+    return (x - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "backbone.", "encoder."])
+def test_torchvision_to_ours_and_back_is_bit_identical(tmp_path, theirs, prefix):
+    state = {prefix + name: tensor for name, tensor in theirs.state_dict().items()}
+    model = _load(_save(state, tmp_path / "x.pth"))
+    save_model(model, tmp_path / "ours.safetensors")
+    again = load_model(tmp_path / "ours.safetensors").eval()
+    with torch.no_grad():
+        logits = theirs(_normalised(X))
+        assert torch.equal(model(X), logits)
+        assert torch.equal(again(X), logits)
+    assert again.info.num_classes == 7
+
+
+def test_given_mean_and_std_are_used(tmp_path, theirs):
+    model = _load(_save(theirs.state_dict(), tmp_path / "x.pth"), mean=MEAN, std=STD)
+    with torch.no_grad():
+        assert torch.equal(model(X), theirs(_normalised(X, MEAN, STD)))
+
+
+def test_solo_learn_checkpoint(tmp_path, theirs):
+    state = {f"backbone.{k}": v for k, v in theirs.state_dict().items() if k[:3] != "fc."}
+    state["classifier.weight"], state["classifier.bias"] = torch.randn(9, 64), torch.randn(9)
+    training = {"projector.0.weight": torch.ones(4, 64), "momentum_backbone.conv1.weight": X}
+    path = _save({**state, **training}, tmp_path / "x.ckpt", epoch=3)
+    with pytest.warns(UserWarning, match="2 tensors under momentum_backbone, projector"):
+        model = _load(path)
+    assert model.info.num_classes == 9
+    assert torch.equal(model.head.weight, state["classifier.weight"])
+    theirs.fc = nn.Identity()
+    with torch.no_grad():
+        assert torch.equal(model.features(X), theirs(_normalised(X)))
+
+
+def test_without_a_classifier_the_model_has_no_head(tmp_path, theirs):
+    state = {f"encoder.{k}": v for k, v in theirs.state_dict().items() if k[:3] != "fc."}
+    model = _load(_save(state, tmp_path / "x.pth"), num_classes=10)
+    assert model.head is None
+
+
+def test_kuangliu_names(tmp_path, theirs):
+    state = {
+        name.replace("downsample", "shortcut").replace("fc.", "linear."): tensor
+        for name, tensor in theirs.state_dict().items()
+    }
+    torch.save({"net": state, "acc": 95.0, "epoch": 1}, tmp_path / "ckpt.pth")
+    with torch.no_grad():
+        assert torch.equal(_load(tmp_path / "ckpt.pth")(X), theirs(_normalised(X)))
+
+
+def test_a_lightning_checkpoint_of_ours_brings_its_normalisation(tmp_path, theirs):
+    ours = _load(_save(theirs.state_dict(), tmp_path / "x.pth"), mean=MEAN, std=STD)
+    state = {f"model.{name}": tensor for name, tensor in ours.state_dict().items()}
+    path = _save(state, tmp_path / "last.ckpt")
+    model = _load(path)
+    assert model.info.mean == pytest.approx(MEAN)
+    with torch.no_grad():
+        assert torch.equal(model(X), ours(X))
+    with pytest.raises(ConfigError, match=r"mean=\(0\.5, 0\.5, 0\.5\), but .*holds \[0\.49"):
+        _load(path, mean=(0.5, 0.5, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("arch", "size"), [("vit_tiny_patch16_224", 32), ("convnext_atto", 32), ("resnet10t", 32)]
+)
+def test_timm_to_ours_is_bit_identical(tmp_path, arch, size):
+    extra = {"img_size": size} if arch.startswith("vit") else {}
+    theirs = timm.create_model(arch, pretrained=False, num_classes=6, **extra).eval()
+    path = tmp_path / "x.pth"
+    torch.save({f"module.{name}": tensor for name, tensor in theirs.state_dict().items()}, path)
+    model = load_model(path, arch=f"timm:{arch}", input_size=size).eval()
+    x = X[..., :size, :size]
+    with torch.no_grad():
+        assert torch.equal(model(x), theirs(_normalised(x)))
+
+
+@pytest.mark.parametrize("arch", ["shufflenet_v2_x0_5", "mobilenet_v3_small"])
+def test_torchvision_families_to_ours_are_bit_identical(tmp_path, arch):
+    theirs = torchvision.models.get_model(arch, weights=None, num_classes=6).eval()
+    torch.save(theirs.state_dict(), tmp_path / "x.pth")
+    model = load_model(tmp_path / "x.pth", arch=arch).eval()
+    with torch.no_grad():
+        assert torch.equal(model(X), theirs(_normalised(X)))
+
+
+def test_num_batches_tracked_may_be_absent(tmp_path, theirs):
+    state = {k: v for k, v in theirs.state_dict().items() if "num_batches" not in k}
+    with torch.no_grad():
+        assert torch.equal(_load(_save(state, tmp_path / "x.pth"))(X), theirs(_normalised(X)))
+
+
+def test_names_that_do_not_fit_are_listed(tmp_path, theirs):
+    state = theirs.state_dict()
+    del state["layer1.0.conv1.weight"]
+    state["layer9.weight"] = torch.ones(1)
+    state["bn1.bias"] = torch.zeros(9)
+    with pytest.raises(WeightsError) as caught:
+        _load(_save(state, tmp_path / "x.pth"))
+    message = str(caught.value)
+    assert "1 missing (backbone.layer1.0.conv1.weight)" in message
+    assert "1 unexpected (layer9.weight)" in message
+    assert "1 misshaped (backbone.bn1.bias: float32 (9,) instead of float32 (8,))" in message
+
+
+def test_a_head_without_its_bias_is_reported(tmp_path, theirs):
+    state = theirs.state_dict()
+    del state["fc.bias"]
+    with pytest.raises(WeightsError, match=r"1 missing \(head\.bias\)"):
+        _load(_save(state, tmp_path / "x.pth"))
+
+
+def test_two_classifiers_are_not_merged(tmp_path, theirs):
+    state = {f"backbone.{name}": tensor for name, tensor in theirs.state_dict().items()}
+    state["fc.weight"], state["fc.bias"] = torch.zeros(7, 64), torch.zeros(7)
+    with pytest.raises(WeightsError, match=r"2 unexpected \(backbone\.fc\.weight, backbone\.fc"):
+        _load(_save(state, tmp_path / "x.pth"))
+
+
+def test_another_architecture_is_refused(tmp_path):
+    state = timm.create_model("vit_tiny_patch16_224", depth=1, img_size=32).state_dict()
+    with pytest.raises(WeightsError, match=r"missing \(backbone\..* unexpected \(cls_token"):
+        _load(_save(state, tmp_path / "x.pth"))
+
+
+def test_wrong_stem_is_refused_with_both_shapes(tmp_path, theirs):
+    path = _save(theirs.state_dict(), tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match=r"stem cifar.*\(8, 3, 7, 7\) instead of .*\(8, 3, 3, 3"):
+        _load(path, stem="cifar")
+
+
+def test_foreign_files_need_arch_and_the_right_number_of_classes(tmp_path, theirs):
+    path = _save(theirs.state_dict(), tmp_path / "x.pth")
+    with pytest.raises(ConfigError, match="name it with arch"):
+        load_model(path)
+    with pytest.raises(ConfigError, match=r"num_classes=10, but the head in .* has 7"):
+        _load(path, num_classes=10)
+
+
+def test_half_precision_files_load_in_float32(tmp_path, theirs):
+    state = {name: tensor.half() for name, tensor in theirs.state_dict().items()}
+    state = {k: v.long() if "num_batches" in k else v for k, v in state.items()}
+    model = _load(_save(state, tmp_path / "x.pth"))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert torch.equal(model.head.weight, theirs.fc.weight.half().float())
+
+
+def test_a_foreign_model_builds_again_from_its_info(tmp_path, theirs):
+    model = _load(_save(theirs.state_dict(), tmp_path / "x.pth"))
+    assert build(model.info).state_dict().keys() == model.state_dict().keys()

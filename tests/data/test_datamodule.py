@@ -1,0 +1,262 @@
+"""Roles, hidden labels, poisoned rows and evaluation sets."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bdclean.attacks import BadNets
+from bdclean.data import CIFAR10, Digits, ImageFolder, RoleImages, Splits
+from bdclean.data.loading import TrainLoader
+from bdclean.errors import ConfigError, DataError
+from bdclean.types import View, ViewableData
+
+SPLITS = Splits(defense=300, probe=100, val=50)
+
+
+def digits(**arguments):
+    arguments = {
+        "attack": BadNets(target=6, rate=0.1, position="top_left"),
+        "splits": SPLITS,
+    } | arguments
+    return Digits(**arguments)
+
+
+def everything(loader):
+    batches = [dict(batch) for batch in loader]
+    return {k: torch.cat([b[k] for b in batches]) for k in batches[0] if k != "draw"}
+
+
+@pytest.fixture(scope="module")
+def data():
+    return digits()
+
+
+def test_it_is_what_methods_may_ask(data):
+    assert isinstance(data, ViewableData)
+
+
+def test_the_training_set_is_poisoned_exactly_where_planned(data):
+    seen = everything(data.scan_dataloader(View("train", labels=True)))
+    clean = data.base.images[data.rows.train]
+    changed = (seen["image"] != clean).flatten(1).any(1)
+    plan = data.plan
+    assert len(plan.poison_index) == round(0.1 * len(clean)) == 95
+    untouched = torch.ones(len(clean), dtype=torch.bool)
+    untouched[plan.poison_index] = False
+    assert not changed[untouched].any()
+    patch = seen["image"][plan.poison_index][:, :, :3, :3]
+    assert (patch == patch[0]).all()
+    assert (seen["label"][plan.poison_index] == 6).all()
+    assert torch.equal(seen["label"], plan.labels_seen)
+    assert (seen["image"][:, :, 3:, 3:] == clean[:, :, 3:, 3:]).all()
+
+
+def test_the_stored_images_stay_clean(data):
+    before = data.base.images.clone()
+    everything(data.scan_dataloader(View("train", labels=True)))
+    data.test_dataloader()
+    assert torch.equal(data.base.images, before)
+
+
+@pytest.mark.parametrize("role", ["train", "defense", "probe"])
+def test_labels_are_absent_unless_asked_for(data, role):
+    assert "label" not in everything(data.scan_dataloader(View(role)))
+
+
+def test_labels_of_the_defense_are_refused_while_hidden(data):
+    with pytest.raises(ConfigError, match="defense_labels to visible"):
+        data.scan_dataloader(View("defense", labels=True))
+    shown = digits(defense_labels="visible").scan_dataloader(View("defense", labels=True))
+    assert len(everything(shown)["label"]) == 300
+
+
+def test_defense_and_probe_are_clean_versions(data):
+    for role in ("defense", "probe"):
+        seen = everything(data.scan_dataloader(View(role)))
+        assert torch.equal(seen["image"], data.base.images[getattr(data.rows, role)])
+
+
+def test_the_plan_does_not_depend_on_the_training_seed():
+    torch.manual_seed(1)
+    first = digits().plan.hash
+    torch.manual_seed(2)
+    assert digits(shuffle_seed=9).plan.hash == first
+    assert digits(attack=BadNets(target=6, rate=0.1, seed=1)).plan.hash != first
+
+
+def test_evaluation_sets(data):
+    for loaders, labels in (
+        (data.test_dataloader(), data.test_set.labels),
+        (data.val_dataloader(), data.base_labels[data.rows.val]),
+    ):
+        clean, triggered = map(everything, loaders)
+        assert torch.equal(clean["label"], labels)
+        assert "target" not in clean
+        assert len(triggered["label"]) == (labels != 6).sum()
+        assert not (triggered["label"] == 6).any()
+        assert (triggered["target"] == 6).all()
+        assert torch.equal(triggered["label"], labels[labels != 6])
+
+
+def test_without_an_attack_there_is_only_the_clean_set():
+    data = digits(attack=None, splits=Splits())
+    assert len(data.test_dataloader()) == 1
+    assert data.val_dataloader() == []
+    assert data.plan is None
+
+
+def test_an_empty_role_names_the_key():
+    with pytest.raises(ConfigError, match=r"splits\.probe"):
+        digits(splits=Splits()).scan_dataloader(View("probe", labels=True))
+
+
+def test_a_batch_larger_than_the_role_is_refused(data):
+    data.set_view(View("defense", batch_size=301, drop_last=True))
+    with pytest.raises(ConfigError, match="300 images"):
+        data.train_dataloader()
+
+
+def make_loader(rank=0, world_size=1, epoch=0):
+    images = RoleImages(torch.zeros(50, 3, 4, 4, dtype=torch.uint8), torch.arange(50))
+    loader = TrainLoader(images, batch_size=8, seed=3, rank=rank, world_size=world_size)
+    loader.sampler.set_epoch(epoch)
+    return loader
+
+
+def order(batches):
+    return [(b["index"].tolist(), b["draw"]) for b in batches]
+
+
+def test_order_and_draws_are_functions_of_seed_epoch_step_and_rank():
+    assert order(make_loader()) == order(make_loader())
+    assert order(make_loader()) != order(make_loader(epoch=1))
+    ranks = [order(make_loader(rank, 2)) for rank in (0, 1)]
+    assert {d for _, d in ranks[0]}.isdisjoint(d for _, d in ranks[1])
+    seen = sorted(i for part in ranks for index, _ in part for i in index)
+    assert seen == list(range(50))
+    draws = [d for _, d in order(make_loader())]
+    assert len(set(draws)) == len(draws)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_equal_seeds_do_not_put_the_poison_first(seed):
+    """Plan, split and order all draw permutations; with one seed they must not be the same."""
+    attack = BadNets(target=6, rate=0.1, seed=seed)
+    data = digits(attack=attack, splits=Splits(seed=seed), shuffle_seed=seed)
+    poison = torch.zeros(1400, dtype=torch.bool)
+    poison[data.plan.poison_index] = True
+    data.set_view(View("train", batch_size=140))
+    shares = [poison[batch["index"]].float().mean().item() for batch in data.train_dataloader()]
+    assert max(shares) < 0.25
+    assert min(shares) > 0
+
+
+def test_a_stopped_epoch_continues_at_its_next_batch():
+    whole = order(make_loader(epoch=4))
+    stopped = make_loader(epoch=4)
+    batches = iter(stopped)
+    first = order([next(batches) for _ in range(3)])
+    resumed = make_loader(epoch=4)
+    resumed.load_state_dict(stopped.state_dict())
+    assert first + order(resumed) == whole
+    resumed.sampler.set_epoch(5)
+    assert order(resumed) == order(make_loader(epoch=5))
+
+
+def test_a_finished_epoch_starts_anew():
+    loader = make_loader()
+    list(loader)
+    assert loader.state_dict() == {"done": 0}
+
+
+def test_augmentation_is_drawn_per_image_and_per_view(data):
+    data.set_view(View("defense", "weak", views=2, batch_size=300))
+    (batch,) = data.train_dataloader()
+    draw = batch["draw"]
+    ready = data.on_after_batch_transfer(dict(batch), 0)
+    again = data.on_after_batch_transfer(dict(batch) | {"draw": draw}, 0)
+    assert ready["image"].dtype == torch.float32
+    assert ready["image"].max() <= 1
+    assert torch.equal(ready["image"].mul(255).round().to(torch.uint8), batch["image"])
+    one, two = ready["views"]
+    assert not torch.equal(one, two)
+    assert torch.equal(one, again["views"][0])
+    assert "draw" not in ready
+    moved = (one != ready["image"]).flatten(1).any(1)
+    assert 0 < moved.sum() <= 300
+
+
+# ---------------------------------------------------------------------- folders
+
+
+def write_image(path, colour, size=(40, 32)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((*size, 3), colour, dtype=np.uint8)).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for part in ("train", "test"):
+        for k, name in enumerate(("cat", "dog")):
+            for i in range(3):
+                write_image(tmp_path / "set" / part / name / f"{i}.png", 100 * k + i)
+    return tmp_path / "set"
+
+
+def test_image_folder_reads_classes_in_sorted_order(folder):
+    data = ImageFolder(root=str(folder), input_size=16)
+    assert data.num_classes == 2
+    assert data.base.images.shape == (6, 3, 16, 16)
+    assert data.base.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert data.base.images[:, 0, 0, 0].tolist() == [0, 1, 2, 100, 101, 102]
+    assert data.base.files[3] == "dog/0.png"
+
+
+def test_the_cache_notices_a_changed_file(folder):
+    assert ImageFolder(root=str(folder), input_size=16).base.images[0, 0, 0, 0] == 0
+    write_image(folder / "train" / "cat" / "0.png", 77, size=(41, 32))
+    assert ImageFolder(root=str(folder), input_size=16).base.images[0, 0, 0, 0] == 77
+
+
+def test_a_flat_folder_serves_the_defense(tmp_path, folder):
+    for i in range(4):
+        write_image(tmp_path / "photos" / "deep" / f"{i}.jpg", 50)
+    data = ImageFolder(num_classes=10, input_size=16, defense_root=str(tmp_path / "photos"))
+    data.setup("fit")
+    seen = everything(data.scan_dataloader(View("defense")))
+    assert seen["image"].shape == (4, 3, 16, 16)
+    with pytest.raises(ConfigError, match="hidden"):
+        data.scan_dataloader(View("defense", labels=True))
+    with pytest.raises(DataError, match="root is not set"):
+        data.test_dataloader()
+    assert data.describe()["sizes"]["defense"] == 4
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "text"),
+    [
+        (lambda p: ImageFolder(root=str(p / "none")), DataError, "No folder"),
+        (lambda p: ImageFolder(), ConfigError, "data.init_args.root"),
+        (lambda p: ImageFolder(root=str(p / "set"), num_classes=3), ConfigError, "has 2"),
+        (lambda p: CIFAR10(root=str(p)).base, DataError, "cifar-10-batches-py"),
+        (lambda p: Digits(defense_root=str(p / "no")).defense_set, DataError, "No folder"),
+        (lambda p: Digits(defense_root=str(p / "empty")).defense_set, DataError, "No images"),
+    ],
+)
+def test_missing_data_says_what_to_do(folder, tmp_path, make, error, text):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(error, match=text):
+        make(tmp_path)
+
+
+def test_a_broken_image_is_named(folder):
+    (folder / "train" / "cat" / "1.png").write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"cat/1\.png is not a readable image"):
+        _ = ImageFolder(root=str(folder), input_size=16).base
+
+
+def test_class_folders_must_agree(folder):
+    write_image(folder / "test" / "emu" / "0.png", 1)
+    with pytest.raises(DataError, match="emu"):
+        _ = ImageFolder(root=str(folder), input_size=16).test_set

@@ -1,0 +1,70 @@
+"""Roles are disjoint by construction and drawn from their own seed."""
+
+import pytest
+import torch
+
+from bdclean.data.splits import Splits, draw_roles
+from bdclean.errors import ConfigError
+
+LABELS = torch.arange(1000) % 10
+
+
+def roles(**sizes):
+    return draw_roles(LABELS, 10, Splits(**sizes))
+
+
+def members(rows):
+    return set(rows.tolist())
+
+
+def test_holdout_roles_partition_the_rows():
+    drawn = roles(defense=200, probe=50, val=100)
+    sets = [members(getattr(drawn, r)) for r in ("train", "defense", "probe", "val")]
+    assert [len(s) for s in sets] == [650, 200, 50, 100]
+    assert set().union(*sets) == set(range(1000))
+
+
+def test_defense_from_train_stays_out_of_probe_and_val():
+    drawn = roles(defense=200, probe=50, val=100, defense_source="train")
+    assert members(drawn.defense) < members(drawn.train)
+    assert len(drawn.train) == 850
+    assert not members(drawn.train) & (members(drawn.probe) | members(drawn.val))
+
+
+def test_probe_is_balanced():
+    assert torch.bincount(LABELS[roles(probe=50, defense=3).probe]).tolist() == [5] * 10
+
+
+def test_probe_and_val_do_not_depend_on_the_defense_size():
+    small, large = roles(defense=10, probe=50, val=20), roles(defense=400, probe=50, val=20)
+    assert torch.equal(small.probe, large.probe)
+    assert torch.equal(small.val, large.val)
+    assert members(small.defense) < members(large.defense)
+
+
+def test_the_draw_ignores_the_global_seed_and_follows_its_own():
+    torch.manual_seed(1)
+    first = roles(defense=200, seed=5)
+    torch.manual_seed(2)
+    assert roles(defense=200, seed=5).hash == first.hash
+    assert roles(defense=200, seed=6).hash != first.hash
+
+
+@pytest.mark.parametrize(
+    ("sizes", "text"),
+    [
+        ({"defense": 1000}, "asks for 1000 images"),
+        ({"probe": 55}, "multiple of the 10 classes"),
+        ({"defense": -1}, "splits.defense is -1"),
+    ],
+)
+def test_wrong_sizes_are_refused(sizes, text):
+    with pytest.raises(ConfigError, match=text):
+        roles(**sizes)
+
+
+def test_a_class_too_small_for_the_probe_is_named():
+    labels = torch.cat([LABELS, torch.zeros(0, dtype=torch.long)])
+    labels[labels == 3] = 4
+    with pytest.raises(ConfigError, match="class 3 has only 0"):
+        draw_roles(labels, 10, Splits(probe=10))

@@ -1,0 +1,69 @@
+"""Tables of the documentation come from records, and say when they are stale."""
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+
+from bdclean.errors import DataError
+from bdclean.experiments import tables
+
+ROOT = Path(__file__).parents[2]
+
+
+def record(acc, labels="none"):
+    return {
+        "metrics": {"acc": acc, "asr": 10.0, "pa": 70.0},
+        "protocol": {"labels": labels},
+        "cost": {"train_seconds": 60.0},
+    }
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, acc in (("badnets-s0", 80.0), ("badnets-s1", 84.0), ("blend-s0", 50.0)):
+        file = tmp_path / "table" / "2-cbd" / f"{name}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(record(acc)))
+    first = tmp_path / "table" / "1-victim" / "badnets-s0.json"
+    first.parent.mkdir()
+    first.write_text(json.dumps(record(90.0, "train")))
+    (tmp_path / "table" / "about.md").write_text("## A table\n\nWhat it shows.\n")
+    return tmp_path
+
+
+def test_rows_and_spread(folder):
+    rows = tables.read_table(folder / "table")
+    assert list(rows) == ["victim", "cbd"]
+    assert rows["cbd"]["badnets"].text("acc") == f"82.0 ± {statistics.stdev([80, 84]):.1f}"
+    assert rows["cbd"]["blend"].text("acc") == "50.0"
+    text = tables.markdown(rows)
+    assert "| badnets | victim | train | 1 | 90.0 | 10.0 | 70.0 | 60 |" in text
+    assert text.index("victim") < text.index("cbd")
+
+
+def test_pages_are_written_and_checked(folder):
+    readme = folder / "README-of-project.md"
+    readme.write_text("before\n<!-- results -->\nold\n<!-- end results -->\nafter\n")
+    words = [str(folder), "--readme", str(readme)]
+    with pytest.raises(SystemExit):
+        tables.main([*words, "--check"])
+    tables.main(words)
+    tables.main([*words, "--check"])
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert "What it shows." in text
+    assert "82.0" in text
+
+
+def test_a_wrongly_named_record_is_refused(folder):
+    (folder / "table" / "2-cbd" / "nameless.json").write_text("{}")
+    with pytest.raises(DataError, match="ATTACK-sSEED"):
+        tables.read_table(folder / "table")
+
+
+def test_the_pages_of_this_repository_are_what_their_records_give():
+    tables.main([str(ROOT / "docs/results"), "--readme", str(ROOT / "README.md"), "--check"])

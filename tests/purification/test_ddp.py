@@ -1,0 +1,56 @@
+"""Two processes under plain `strategy=ddp` end with one model, whatever a stage trains."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import sys
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from torch import distributed
+from bdclean.backbones import ModelInfo, build, save_model
+from bdclean.data import Digits, Splits
+from bdclean.purification import BCU, CBD
+
+seed_everything(0)
+data = Digits(splits=Splits(defense=128, probe=100))
+facts = {"num_classes": 10, "input_size": 32, "mean": data.mean, "std": data.std}
+path = sys.argv[1] + f"/{sys.argv[2]}.safetensors"
+save_model(build(ModelInfo("resnet18", 10, 32, data.mean, data.std, width=4)), path)
+small = {"weights": path, "epochs": 1, "batch_size": 32}
+module = {
+    "sgd": lambda: CBD(**facts, **small, pgd_steps=1, probe_epochs=1),
+    "lbfgs": lambda: CBD(**facts, **small, pgd_steps=1, probe="lbfgs", reestimate_bn=True),
+    "bcu": lambda: BCU(**facts, **small),
+}[sys.argv[2]]()
+Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=-1, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, limit_val_batches=0,
+        reload_dataloaders_every_n_epochs=1).fit(module, data)
+state = {name: value.tolist() for name, value in module.model.state_dict().items()}
+states = [None, None]
+distributed.all_gather_object(states, state)
+assert states[0] == states[1]
+if module.trainer.is_global_zero:
+    print("equal")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+@pytest.mark.parametrize("case", ["sgd", "lbfgs", "bcu"])
+def test_both_processes_end_with_the_same_model(case, tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path), case],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env=os.environ | {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "equal" in done.stdout

@@ -1,0 +1,214 @@
+import copy
+import math
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+from bdclean.backbones.source import WeightsSource
+from bdclean.errors import ConfigError
+from bdclean.metrics.fitting import scheduled
+from bdclean.purification import Stage, StagedPurifier
+from bdclean.types import View
+
+
+class Toy(StagedPurifier):
+    """Score (computes), shrink (SGD, noise), sift (computes), fit (Adam, other images)."""
+
+    def __init__(self, num_classes, input_size, mean, std, weights=None, shrink=2, fit=2):
+        super().__init__(WeightsSource(weights, None, None, input_size, mean, std))
+        self.save_hyperparameters()
+        self.shrink, self.fit = shrink, fit
+        self.begun, self.seen = [], []
+
+    def plan(self):
+        return (
+            Stage("score", 0),
+            Stage("shrink", self.shrink),
+            Stage("sift", 0),
+            Stage("fit", self.fit),
+        )
+
+    def make_student(self, suspect):
+        return suspect
+
+    def begin_score(self):
+        self.begun.append("score")
+        batches = self.scan(View("defense", batch_size=10))
+        with torch.no_grad():
+            scores = [self.teacher(batch["image"]).float().amax(1) for batch in batches]
+        self.results["score"] = torch.cat(scores)
+
+    def shrink_view(self):
+        return View("defense", "weak", batch_size=8)
+
+    def shrink_optimizer(self):
+        optimizer = torch.optim.SGD(self.model.parameters(), 0.01, momentum=0.9)
+        return scheduled(self.trainer, optimizer, "cosine", self.shrink)
+
+    def shrink_step(self, batch):
+        self.seen.append(("shrink", self.stage_epoch, "label" in batch))
+        noise = torch.randn_like(batch["image"])  # of the global generator
+        return self.model(batch["image"] + 0.01 * noise).square().mean()
+
+    def begin_sift(self):
+        self.begun.append("sift")
+        assert self.model.training
+        self.results["best"] = self.results["score"].topk(3).indices
+
+    def begin_fit(self):
+        self.begun.append("fit")
+
+    def fit_view(self):
+        return View("probe", "weak", batch_size=4, labels=True)
+
+    def fit_optimizer(self):
+        return torch.optim.Adam(self.model.parameters(), 1e-3)
+
+    def fit_step(self, batch):
+        self.seen.append(("fit", self.stage_epoch, "label" in batch))
+        return torch.nn.functional.cross_entropy(self.model(batch["image"]), batch["label"])
+
+
+class Optimizers(Callback):
+    def __init__(self):
+        self.used = []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        (optimizer,) = trainer.optimizers
+        self.used.append(type(optimizer).__name__)
+
+
+@pytest.fixture
+def make(suspect, facts):
+    return lambda **arguments: Toy(**facts, weights=suspect, **arguments)
+
+
+def same(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_stages_run_in_order_with_their_view_and_optimizer(make, make_data, make_trainer):
+    module, data, optimizers = make(), make_data(), Optimizers()
+    trainer = make_trainer(optimizers)
+    trainer.fit(module, data)
+    assert module.begun == ["score", "sift", "fit"]
+    assert optimizers.used == ["SGD", "SGD", "Adam", "Adam"]
+    # 24 images by 8 are 3 steps, 16 by 4 are 4 steps; labels only where they were asked for.
+    assert module.seen == (
+        [("shrink", 0, False)] * 3
+        + [("shrink", 1, False)] * 3
+        + [("fit", 0, True)] * 4
+        + [("fit", 1, True)] * 4
+    )
+    assert trainer.current_epoch == 4
+    assert module.results["score"].shape == (24,)
+    assert {role for role, _ in data.keys} == {"defense", "probe"}
+
+
+def test_schedule_spans_its_stage(make, make_data, make_trainer):
+    rates = []
+
+    class Rates(Callback):
+        def on_train_batch_start(self, trainer, *_):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    make_trainer(Rates()).fit(make(), make_data())
+    wanted = [0.005 * (1 + math.cos(math.pi * step / 6)) for step in range(6)]
+    assert rates[:6] == pytest.approx(wanted)
+    assert rates[6:] == [1e-3] * 8
+
+
+def test_resume_from_any_epoch_ends_with_the_same_weights(
+    make, make_data, make_trainer, every_epoch
+):
+    whole = make()
+    make_trainer(every_epoch).fit(whole, make_data())
+    stages = []
+    for epoch in range(4):
+        path = f"{every_epoch.dirpath}/epoch={epoch}.ckpt"
+        stages.append(torch.load(path, weights_only=True)["bdclean_stages"]["stage"])
+        resumed = make()
+        make_trainer(name="resumed").fit(resumed, make_data(), ckpt_path=path)
+        assert same(resumed, whole)
+        assert torch.equal(resumed.results["score"], whole.results["score"])
+        assert torch.equal(resumed.results["best"], whole.results["best"])
+        assert resumed.begun == ["sift", "fit"][: 2 * (epoch == 0)]
+        assert len(resumed.seen) == [11, 8, 4, 0][epoch]
+    assert stages == [1, 3, 3, 4]
+
+
+def test_resume_from_any_step_ends_with_the_same_weights(make, make_data, make_trainer, tmp_path):
+    # Step 6 is the last batch of a stage: the checkpoint was written before the stage changed.
+    whole = make()
+    callback = ModelCheckpoint(
+        tmp_path / "steps", filename="{step}", save_top_k=-1, every_n_train_steps=1
+    )
+    make_trainer(callback).fit(whole, make_data())
+    for step in (2, 3, 6, 8):
+        resumed = make()
+        path = tmp_path / "steps" / f"step={step}.ckpt"
+        make_trainer(name="resumed").fit(resumed, make_data(), ckpt_path=path)
+        assert same(resumed, whole), step
+        assert len(resumed.seen) == 14 - step
+
+
+def test_a_second_fit_starts_from_the_file(make, make_data, make_trainer):
+    module = make()
+    make_trainer().fit(module, make_data())
+    first = copy.deepcopy(module.model.state_dict())
+    make_trainer(name="again").fit(module, make_data())
+    assert module.begun == ["score", "sift", "fit"] * 2
+    assert all(torch.equal(first[key], value) for key, value in module.model.state_dict().items())
+
+
+def test_teacher_stays_as_it_was(make, make_data, make_trainer):
+    module = make()
+    make_trainer().fit(module, make_data())
+    suspect = module.source.load().state_dict()
+    assert not any(m.training for m in module.teacher.modules())
+    assert all(not p.requires_grad for p in module.teacher.parameters())
+    assert all(
+        torch.equal(suspect[key], value) for key, value in module.teacher.state_dict().items()
+    )
+    assert not same(module.teacher, module.model)
+    storages = [
+        {t.data_ptr() for t in net.state_dict().values()} for net in (module.model, module.teacher)
+    ]
+    assert not storages[0] & storages[1]
+
+
+def test_refuses_loaders_that_are_not_renewed(make, make_data, make_trainer):
+    trainer = make_trainer(reload_dataloaders_every_n_epochs=0)
+    with pytest.raises(ConfigError, match=r"trainer.reload_dataloaders_every_n_epochs=0.*to 1"):
+        trainer.fit(make(), make_data())
+
+
+@pytest.mark.parametrize("max_epochs", [4, 1000])
+def test_max_epochs_may_be_left_alone_or_agree(max_epochs, make, make_data, make_trainer):
+    trainer = make_trainer(max_epochs=max_epochs)
+    trainer.fit(make(), make_data())
+    assert trainer.current_epoch == 4
+
+
+def test_refuses_other_max_epochs(make, make_data, make_trainer):
+    with pytest.raises(ConfigError, match=r"trainer.max_epochs=7.* 4 epochs"):
+        make_trainer(max_epochs=7).fit(make(), make_data())
+
+
+def test_refuses_plain_loaders(make, make_trainer):
+    loader = torch.utils.data.DataLoader(torch.zeros(4, 3, 8, 8))
+    with pytest.raises(ConfigError, match="needs a data module with set_view"):
+        make_trainer().fit(make(), loader)
+
+
+def test_refuses_fit_without_weights(facts, make_data, make_trainer):
+    with pytest.raises(ConfigError, match=r"model.weights is not set"):
+        make_trainer().fit(Toy(**facts), make_data())
+
+
+def test_development_run_keeps_its_limit(make, make_data, make_trainer):
+    module = make()
+    make_trainer(max_epochs=None, fast_dev_run=True).fit(module, make_data())
+    assert len(module.seen) == 1

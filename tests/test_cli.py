@@ -1,0 +1,181 @@
+"""The command line as a user meets it, in one process on the digits."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import bdclean
+from bdclean.backbones import load_model
+from bdclean.cli import main
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def stack(*names):
+    return [w for name in names for w in ("-c", str(CONFIGS / f"{name}.yaml"))]
+
+
+BASE = stack("trainer/cpu", "data/digits", "attack/badnets")
+QUICK = {
+    "train/supervised_fast": ["--model.width", "4", "--trainer.max_epochs", "1"],
+    "train/linear_probe": ["--model.probe", "lbfgs"],
+    "purify/cbd": ["--model.epochs", "1", "--model.pgd_steps", "2", "--model.probe", "lbfgs"],
+    "purify/bcu": ["--model.epochs", "1"],
+}
+
+
+def fit(run, method, *extra):
+    main(["fit", *BASE, *stack(method), *QUICK[method], "--run", str(run), *extra])
+    return json.loads((run / "result.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def victim(tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "victim"
+    fit(run, "train/supervised_fast")
+    return run
+
+
+def test_version(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out.strip() == f"bdclean {bdclean.__version__}"
+
+
+def test_a_run_folder_is_complete(victim):
+    names = {path.name for path in victim.iterdir()}
+    assert names >= {
+        "config.yaml",
+        "result.json",
+        "model.safetensors",
+        "plan.safetensors",
+        "plan.json",
+        "trigger.safetensors",
+        "metrics.csv",
+        "checkpoints",
+    }
+    record = json.loads((victim / "result.json").read_text())
+    assert record["metrics"]["n_clean"] == 397
+    assert record["metrics"]["n_triggered"] == 361
+    assert record["data"]["sizes"]["train"] == 1000
+    assert record["data"]["plan_hash"] == json.loads((victim / "plan.json").read_text())["hash"]
+    assert record["protocol"]["head"] == "original"
+    assert record["cost"]["train_seconds"] > 0
+    assert str(victim) not in (victim / "result.json").read_text()
+
+
+@pytest.mark.parametrize("method", ["train/linear_probe", "purify/cbd", "purify/bcu"])
+def test_every_method_fits_tests_reloads_and_predicts(tmp_path, victim, method):
+    run = tmp_path / "run"
+    weights = str(victim / "model.safetensors")
+    record = fit(run, method, "--model.weights", weights)
+    assert set(record["metrics"]) == {"acc", "asr", "pa", "n_clean", "n_triggered"}
+    # our own file describes itself
+    model = load_model(run / "model.safetensors")
+    assert model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    # the checkpoint is readable without unpickling, and gives the same metrics
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    torch.load(checkpoint, weights_only=True)
+    moved = tmp_path / "elsewhere"
+    run.rename(moved)
+    config = str(moved / "config.yaml")
+    checkpoint = str(moved / "checkpoints" / "last.ckpt")
+    main(["test", "-c", config, "--ckpt_path", checkpoint])
+    assert json.loads((moved / "test.json").read_text())["metrics"] == record["metrics"]
+    main(["predict", "-c", config, "--ckpt_path", checkpoint])
+    clean = load_file(moved / "predictions-clean.safetensors")
+    triggered = load_file(moved / "predictions-triggered.safetensors")
+    assert len(clean["index"]) == 397
+    assert clean["index"].tolist() == list(range(397))
+    asr = (triggered["logits"].argmax(1) == 6).float().mean().item() * 100
+    assert asr == pytest.approx(record["metrics"]["asr"], abs=1e-3)
+
+
+def test_validate_reads_held_out_training_images(tmp_path, victim):
+    weights = ["--model.weights", str(victim / "model.safetensors")]
+    words = [*BASE, *stack("purify/bcu"), *weights, "--data.splits.val", "200"]
+    main(["validate", *words, "--run", str(tmp_path / "run")])
+
+
+def test_the_links_reach_the_model(victim):
+    """A misspelt link would be ignored in silence; these facts have no default."""
+    config = yaml.safe_load((victim / "config.yaml").read_text())
+    assert "num_classes" not in config["model"]["init_args"]
+    model = load_model(victim / "model.safetensors")
+    assert (model.info.num_classes, model.info.input_size) == (10, 32)
+    assert model.info.mean == pytest.approx((0.305, 0.305, 0.305))
+
+
+def test_the_checkpoint_does_not_override_the_command_line(tmp_path, victim):
+    """Lightning would let hyper-parameters of the checkpoint win over the words given here."""
+    checkpoint = str(victim / "checkpoints" / "last.ckpt")
+    config = str(victim / "config.yaml")
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        main(["test", "-c", config, "--ckpt_path", checkpoint, "--model.width", "8"])
+
+
+def test_another_config_does_not_overwrite_a_run(victim, capsys):
+    before = (victim / "result.json").read_bytes()
+    with pytest.raises(SystemExit) as stop:
+        fit(victim, "train/supervised_fast", "--model.schedule", "cosine")
+    assert stop.value.code == 2
+    assert "belongs to a run with another config" in capsys.readouterr().err
+    assert (victim / "result.json").read_bytes() == before
+
+
+WRONG = {
+    "a missing weights file": (
+        ["fit", *BASE, *stack("purify/bcu"), "--model.weights", "no.safetensors"],
+        "no.safetensors",
+    ),
+    "no weights at all": (["fit", *BASE, *stack("purify/bcu")], "weights"),
+    "a rate above one": (
+        ["fit", *BASE, *stack("train/supervised_fast"), "--data.attack.rate", "1.5"],
+        "rate",
+    ),
+    "a target that is no class": (
+        ["fit", *BASE, *stack("train/supervised_fast"), "--data.attack.target", "10"],
+        "target",
+    ),
+    "lambdas that do not add up": (
+        ["fit", *BASE, *stack("purify/cbd"), "--model.lambda_pull", "0.9"],
+        "lambda",
+    ),
+    "too few images": (
+        ["fit", *BASE, *stack("train/supervised_fast"), "--data.splits.defense", "1400"],
+        "leaves none to train on",
+    ),
+    "a misspelt key": (
+        ["fit", *BASE, *stack("train/supervised_fast"), "--model.widht", "4"],
+        "widht",
+    ),
+    "a data set that is not there": (
+        [
+            "fit",
+            *stack("trainer/cpu", "data/cifar10", "train/supervised_fast"),
+            "--data.root",
+            "nowhere",
+        ],
+        "cifar-10-batches-py",
+    ),
+    "an unknown architecture": (
+        ["fit", *BASE, *stack("train/supervised_fast"), "--model.arch", "resnet1"],
+        "resnet1",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG, ids=list(WRONG))
+def test_wrong_use_is_one_message_and_status_two(tmp_path, capsys, case):
+    words, text = WRONG[case]
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--run", str(tmp_path / "run")])
+    assert stop.value.code == 2
+    shown = capsys.readouterr().err
+    assert text in shown
+    assert "Traceback" not in shown
+    assert not (tmp_path / "run" / "model.safetensors").exists()

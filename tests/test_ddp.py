@@ -1,0 +1,97 @@
+"""Two CPU processes under `strategy=ddp`: the same plan, and metrics equal to the last count."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def bdclean(*words):
+    done = subprocess.run(
+        [sys.executable, "-m", "bdclean", *words],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env=os.environ | {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def stack(*names):
+    return [w for name in names for w in ("-c", str(CONFIGS / f"{name}.yaml"))]
+
+
+DATA = stack("data/digits", "attack/badnets", "train/supervised_fast")
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+def test_two_processes_equal_one(tmp_path):
+    run = tmp_path / "run"
+    small = ["--model.width", "4", "--trainer.max_epochs", "1", "--model.batch_size", "64"]
+    bdclean("fit", *stack("trainer/ddp_cpu"), *DATA, *small, "--run", str(run))
+    two = json.loads((run / "result.json").read_text())
+    assert two["cost"]["num_devices"] == 2
+
+    config, checkpoint = str(run / "config.yaml"), str(run / "checkpoints" / "last.ckpt")
+    single = ["--trainer.devices", "1", "--trainer.strategy", "auto"]
+    bdclean("test", "-c", config, "--ckpt_path", checkpoint, *single)
+    one = json.loads((run / "test.json").read_text())
+    assert one["cost"]["num_devices"] == 1
+    # 397 and 361 are odd: repeated or dropped rows would show
+    assert one["metrics"] == two["metrics"]
+    assert one["metrics"]["n_clean"] == 397
+    assert one["data"]["plan_hash"] == two["data"]["plan_hash"]
+
+
+PLANS = """
+import sys
+from lightning.pytorch import Trainer
+from torch import distributed
+from bdclean.attacks import BadNets
+from bdclean.data import Digits, Splits
+from bdclean.training import Supervised
+
+class Compare(Supervised):
+    def on_train_start(self):
+        plans = [None, None]
+        data = self.trainer.datamodule
+        mine = (data.plan.hash, data.rows.hash)
+        distributed.all_gather_object(plans, mine)
+        assert plans[0] == plans[1], plans
+        first = next(iter(data.train_dataloader()))
+        orders = [None, None]
+        distributed.all_gather_object(orders, first["index"].tolist())
+        assert not set(orders[0]) & set(orders[1]), "ranks read the same rows"
+        if self.trainer.is_global_zero:
+            print("plans equal", plans[0][0])
+
+data = Digits(attack=BadNets(target=6, rate=0.06), splits=Splits(defense=300, probe=100))
+module = Compare(10, 32, data.mean, data.std, width=4)
+Trainer(accelerator="cpu", devices=2, strategy="ddp", max_steps=1, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False).fit(module, datamodule=data)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+def test_every_rank_makes_the_same_plan(tmp_path):
+    script = tmp_path / "plans.py"
+    script.write_text(PLANS)
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env=os.environ | {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "plans equal" in done.stdout

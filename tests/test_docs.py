@@ -1,0 +1,84 @@
+"""The how-to pages: their code blocks are extracted and run as a user would run them."""
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from bdclean.cli import main
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def blocks(page, language):
+    text = (ROOT / "docs" / page).read_text()
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def commands(text):
+    joined = text.replace("\\\n", " ")
+    return [shlex.split(line) for line in joined.splitlines() if line.startswith("bdclean ")]
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    return tmp_path
+
+
+QUICK_VICTIM = ["--model.width", "4", "--trainer.max_epochs", "1"]
+
+
+def test_a_new_attack_in_thirty_lines(workplace):
+    (code,) = blocks("how_to/new_attack.md", "python")
+    lines = [line for line in code.splitlines() if line.strip()]
+    assert len(lines) <= 30
+    (workplace / "stripes.py").write_text(code)
+    (words,) = commands(blocks("how_to/new_attack.md", "bash")[0])
+    main([*words[1:], *QUICK_VICTIM])
+    record = json.loads(Path("runs/stripes/result.json").read_text())
+    assert record["data"]["attack"]["attack"] == "Stripes"
+    assert record["data"]["num_poisoned"] == 100
+
+    import stripes
+
+    from bdclean.attacks import Trigger
+
+    saved = Trigger.load("runs/stripes/trigger.safetensors")
+    assert isinstance(saved, stripes.StripesTrigger)
+
+
+def test_a_new_method_in_forty_lines(workplace):
+    (code,) = blocks("how_to/new_method.md", "python")
+    lines = [line for line in code.splitlines() if line.strip()]
+    assert len(lines) <= 45
+    (workplace / "dropped.py").write_text(code)
+    base = ["-c", "configs/trainer/cpu.yaml", "-c", "configs/data/digits.yaml"]
+    victim = ["-c", "configs/attack/badnets.yaml", "-c", "configs/train/supervised_fast.yaml"]
+    main(["fit", *base, *victim, *QUICK_VICTIM, "--run", "runs/victim"])
+    (words,) = commands(blocks("how_to/new_method.md", "bash")[0])
+    main([*words[1:], "--model.epochs", "2"])
+    record = json.loads(Path("runs/dropped/result.json").read_text())
+    assert record["metrics"]["n_clean"] == 397
+    assert record["protocol"]["labels"] == "none"
+
+
+@pytest.mark.parametrize("page", ["getting_started.md", "../README.md", "../configs/README.md"])
+def test_commands_of_the_pages_name_files_that_exist(page):
+    text = (ROOT / "docs" / page).read_text()
+    named = re.findall(r"configs/[\w/]+\.yaml", text)
+    assert named
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
+def test_links_of_the_pages_lead_somewhere():
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("configs/*.md")]:
+        for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page}: {target}"

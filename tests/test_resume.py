@@ -1,0 +1,76 @@
+"""A run killed with -9 and started again ends with the weights it would have had."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bdclean.cli import main
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+ATTEMPT_SECONDS = 120
+
+
+def command(run, method, *extra):
+    stack = ["trainer/cpu", "data/digits", "attack/badnets", method]
+    words = [w for name in stack for w in ("-c", str(CONFIGS / f"{name}.yaml"))]
+    return ["fit", *words, "--run", str(run), "--test_after_fit", "false", *extra]
+
+
+def kill_after_checkpoint(words, checkpoint):
+    """Starts the command in a process of its own and kills it once it has written."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bdclean", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONWARNINGS": "ignore"},
+    )
+    deadline = time.monotonic() + ATTEMPT_SECONDS
+    while not checkpoint.exists():
+        assert process.poll() is None, "ended before its first checkpoint"
+        assert time.monotonic() < deadline, "no checkpoint in time"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("method", "extra"),
+    [
+        ("train/supervised_fast", ["--model.width", "4", "--trainer.max_epochs", "4"]),
+        (
+            "train/supervised_fast",
+            [
+                "--model.width",
+                "4",
+                "--trainer.max_epochs",
+                "2",
+                "--model.batch_size",
+                "32",
+                "--checkpoint.every_n_train_steps",
+                "7",
+            ],
+        ),
+    ],
+    ids=["at an epoch's end", "within an epoch"],
+)
+def test_killed_and_restarted_equals_uninterrupted(tmp_path, method, extra):
+    main(command(tmp_path / "whole", method, *extra))
+    words = command(tmp_path / "killed", method, *extra)
+    checkpoint = tmp_path / "killed" / "checkpoints" / "last.ckpt"
+    kill_after_checkpoint(words, checkpoint)
+    done = torch.load(checkpoint, weights_only=True)["global_step"]
+    assert not (tmp_path / "killed" / "model.safetensors").exists(), "finished before the kill"
+    main([*words, "--ckpt_path", "last"])
+    whole, killed = (load_file(tmp_path / r / "model.safetensors") for r in ("whole", "killed"))
+    assert done > 0
+    assert whole.keys() == killed.keys()
+    assert [k for k in whole if not torch.equal(whole[k], killed[k])] == []

@@ -1,0 +1,72 @@
+"""Names of files against names of models."""
+
+import pytest
+import torch
+
+from bdclean.weights import match, unwrap
+
+
+def _zeros(*names, shape=(2,)):
+    return {name: torch.zeros(shape) for name in names}
+
+
+def test_reports_each_kind_with_counts_and_first_names():
+    expected = _zeros("a", "b", "c")
+    found = {"a": torch.zeros(3), "b": torch.zeros(2), **_zeros(*(f"x{i}" for i in range(7)))}
+    report = match(expected, found)
+    assert not report.ok
+    assert report.missing == ("c",)
+    assert report.unexpected == tuple(f"x{i}" for i in range(7))
+    assert report.message() == (
+        "1 missing (c); 7 unexpected (x0, x1, x2, x3, x4, ...); "
+        "1 misshaped (a: float32 (3,) instead of float32 (2,))"
+    )
+
+
+def test_equal_names_and_shapes_are_ok():
+    report = match(_zeros("a"), _zeros("a"))
+    assert report.ok
+    assert report.message() == ""
+
+
+def test_other_precision_fits_but_whole_numbers_do_not():
+    assert match(_zeros("a"), {"a": torch.zeros(2, dtype=torch.float16)}).ok
+    report = match(_zeros("a"), {"a": torch.zeros(2, dtype=torch.int8)})
+    assert report.misshaped == ("a: int8 (2,) instead of float32 (2,)",)
+
+
+def test_num_batches_tracked_may_be_absent_but_nothing_else():
+    expected = {**_zeros("bn.running_mean"), "bn.num_batches_tracked": torch.tensor(0)}
+    assert match(expected, _zeros("bn.running_mean")).ok
+    report = match(expected, {"bn.num_batches_tracked": torch.tensor(0)})
+    assert report.missing == ("bn.running_mean",)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "backbone.", "model.", "encoder.", "module.model.backbone."]
+)
+def test_unwrap_takes_the_wrappers_off(prefix):
+    names = ("conv1.weight", "bn1.bias")
+    inside, outside = unwrap(_zeros(*(prefix + name for name in names)), _zeros(*names))
+    assert tuple(inside) == names
+    assert outside == {}
+
+
+def test_unwrap_keeps_a_wrapper_name_that_the_model_itself_has():
+    names = ("encoder.layers.0.weight", "conv.weight")
+    inside, _ = unwrap(_zeros(*names), _zeros(*names))
+    assert tuple(inside) == names
+
+
+def test_unwrap_separates_what_lies_beside():
+    found = _zeros("model.backbone.conv.weight", "model.head.weight", "queue")
+    inside, outside = unwrap(found, _zeros("conv.weight"))
+    assert tuple(inside) == ("conv.weight",)
+    assert tuple(outside) == ("head.weight", "queue")
+
+
+def test_unwrap_never_loses_a_tensor():
+    found = _zeros("backbone.conv.weight", "backbone.fc.weight", "fc.weight", "model.fc.weight")
+    inside, outside = unwrap(found, _zeros("conv.weight"))
+    assert tuple(inside) == ("conv.weight", "fc.weight")
+    assert tuple(outside) == ("fc.weight", "model.fc.weight")
