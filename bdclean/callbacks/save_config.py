@@ -21,9 +21,12 @@ class SaveRunConfig(SaveConfigCallback):
         Raises:
             ConfigError: If the run folder belongs to a run with another config.
         """
-        if stage != "fit" or self.already_saved or trainer.log_dir is None:
+        if stage != "fit" or self.already_saved:
             return
-        refusal = self._save(Path(trainer.log_dir)) if trainer.is_global_zero else None
+        log_dir = trainer.log_dir  # on every process: Lightning broadcasts it
+        if log_dir is None:
+            return
+        refusal = self._save(Path(log_dir)) if trainer.is_global_zero else None
         refusal = trainer.strategy.broadcast(refusal)
         if refusal:
             raise ConfigError(refusal)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -41,6 +42,7 @@ class ImageDataModule(LightningDataModule, ABC):
             defender's images: out-of-distribution data, or a user's own photos.
         defense_labels: `visible` lets a labelled baseline see the labels of the defence role.
         view: What training reads when the module asks for nothing else.
+        validate_in_fit: Evaluate on the `val` role after each epoch of a fit as well.
         eval_batch_size: Images per step and device in evaluation.
         shuffle_seed: Seed of order and augmentation; None takes the global seed.
 
@@ -65,6 +67,7 @@ class ImageDataModule(LightningDataModule, ABC):
         defense_root: str | None = None,
         defense_labels: Labels = "hidden",
         view: View = View("train", augmentation="weak", labels=True),  # noqa: B008  (frozen)
+        validate_in_fit: bool = False,
         eval_batch_size: int = 500,
         shuffle_seed: int | None = None,
     ) -> None:
@@ -72,6 +75,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.attack, self.splits, self.view = attack, splits, view
         self.defense_root = defense_root
         self.defense_labels = defense_labels
+        self.validate_in_fit = validate_in_fit
         self.eval_batch_size, self.shuffle_seed = eval_batch_size, shuffle_seed
 
     @abstractmethod
@@ -216,9 +220,19 @@ class ImageDataModule(LightningDataModule, ABC):
         return evaluation_loader(images, batch_size=view.batch_size)
 
     def val_dataloader(self) -> list[DataLoader[dict[str, Any]]]:
-        """Held-out training images, `clean` and `triggered`; empty unless splits.val is set."""
-        if not self.splits.val:
+        """Held-out training images, `clean` and `triggered`.
+
+        Raises:
+            ConfigError: If validation is asked for and no images are set aside for it.
+        """
+        fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        if fitting and not (self.validate_in_fit and self.splits.val):
             return []
+        if not self.splits.val:
+            raise ConfigError(
+                "There are no validation images; set data.init_args.splits.val to the number to "
+                "hold out of the training set. Test images are never used instead."
+            )
         rows = self.rows.val
         return self._evaluation_loaders(self.base.images[rows], self.base_labels[rows])
 

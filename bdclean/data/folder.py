@@ -30,6 +30,7 @@ class ImageFolder(ImageDataModule):
         defense_root: Folder of other images for the defender, flat or not.
         defense_labels: Whether a labelled baseline may see the labels of the defence role.
         view: What training reads by default.
+        validate_in_fit: Evaluate on the `val` role after each epoch of a fit as well.
         eval_batch_size: Images per evaluation step.
         shuffle_seed: Seed of order and augmentation.
     """
@@ -49,11 +50,19 @@ class ImageFolder(ImageDataModule):
         defense_root: str | None = None,
         defense_labels: Labels = "hidden",
         view: View = View("train", augmentation="weak", labels=True),  # noqa: B008  (frozen)
+        validate_in_fit: bool = False,
         eval_batch_size: int = 500,
         shuffle_seed: int | None = None,
     ) -> None:
         super().__init__(
-            attack, splits, defense_root, defense_labels, view, eval_batch_size, shuffle_seed
+            attack,
+            splits,
+            defense_root,
+            defense_labels,
+            view,
+            validate_in_fit,
+            eval_batch_size,
+            shuffle_seed,
         )
         self.root = root
         self.input_size, self.mean, self.std, self.cache = input_size, mean, std, cache

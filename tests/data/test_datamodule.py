@@ -102,8 +102,12 @@ def test_evaluation_sets(data):
 def test_without_an_attack_there_is_only_the_clean_set():
     data = digits(attack=None, splits=Splits())
     assert len(data.test_dataloader()) == 1
-    assert data.val_dataloader() == []
     assert data.plan is None
+
+
+def test_validation_never_falls_back_to_test_images():
+    with pytest.raises(ConfigError, match=r"splits\.val"):
+        digits(splits=Splits()).val_dataloader()
 
 
 def test_an_empty_role_names_the_key():
