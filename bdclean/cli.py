@@ -31,7 +31,7 @@ from bdclean.callbacks import (
 from bdclean.callbacks.run_record import is_trial
 from bdclean.errors import BdcleanError
 
-# from bdclean.experiments.demo import run_demo
+from bdclean.experiments.demo import run_demo
 from bdclean.metrics.evaluation import BackdoorModule
 
 LINKED = ("num_classes", "input_size", "mean", "std")
@@ -133,7 +133,7 @@ def main(args: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message="Experiment logs directory")
     try:
         if words[:1] == ["demo"]:
-            pass  # run_demo(words[1:])
+            run_demo(words[1:])
         elif words[:1] == ["--version"]:
             print(f"bdclean {bdclean.__version__}")
         else:

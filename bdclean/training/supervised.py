@@ -13,6 +13,7 @@ from bdclean.backbones.split import Stem
 from bdclean.errors import ConfigError
 from bdclean.functional.schedules import Schedule, make_schedule
 from bdclean.metrics.evaluation import BackdoorModule
+from bdclean.metrics.fitting import share_buffers
 from bdclean.types import AugmentationName, Batch, View, ViewableData
 
 
@@ -94,6 +95,10 @@ class Supervised(BackdoorModule):
         loss = F.cross_entropy(logits, batch["label"], label_smoothing=self.label_smoothing)
         self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True)
         return loss
+
+    def on_train_end(self) -> None:
+        """Gives all processes the statistics of the first one, whose model is saved."""
+        share_buffers(self.model)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer, and the schedule per step over the whole training."""
