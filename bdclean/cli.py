@@ -30,7 +30,6 @@ from bdclean.callbacks import (
 )
 from bdclean.callbacks.run_record import is_trial
 from bdclean.errors import BdcleanError
-
 from bdclean.experiments.demo import run_demo
 from bdclean.metrics.evaluation import BackdoorModule
 

@@ -80,7 +80,10 @@ def markdown(rows: dict[str, dict[str, Cell]]) -> str:
             if attack not in cells:
                 continue
             cell = cells[attack]
-            labels = cell.records[0]["protocol"].get("labels", "")
+            protocol = cell.records[0]["protocol"]
+            labels = protocol.get("labels", "")
+            if protocol.get("head") == "probe" and "probe_labels" in protocol:
+                labels += f", probe: {protocol['probe_labels']}"
             metrics = " | ".join(cell.text(metric) for metric in METRICS)
             lines.append(
                 f"| {attack} | {name} | {labels} | {len(cell.records)} | {metrics} "

@@ -1,0 +1,255 @@
+"""`bdclean demo`: a backdoored model and its purification, on data that ships with scikit-learn.
+
+A ResNet-18 learns digits of which some carry a BadNets patch. CBD and BCU then purify it with
+clean unlabelled images. CBD leaves no classifier, so its result is measured with a linear probe,
+and so is the victim once more: each purified row has a row before it under the same kind of head.
+"""
+
+import argparse
+import json
+import logging
+import platform
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from lightning import seed_everything
+from rich.console import Console
+
+from bdclean.backbones import save_model
+from bdclean.errors import ConfigError
+from bdclean.experiments import features, report
+from bdclean.experiments.report import Picture, Row
+from bdclean.experiments.stages import (
+    DemoSettings,
+    fit,
+    make_bcu,
+    make_cbd,
+    make_data,
+    make_probe,
+    make_victim,
+    measure,
+)
+from bdclean.metrics.evaluation import BackdoorModule
+
+LARGEST_SEED = 2**32 - 1
+RESULTS, REPORT = "results.json", "report.html"
+_QUIET_LOGGERS = ("lightning.pytorch", "lightning.fabric")
+_QUIET_WARNINGS = (
+    # 1,000 images in memory need no worker processes.
+    r"The '.*_dataloader' does not have many workers",
+    # Lightning 2.6 flattens containers with a class that newer torch has deprecated.
+    r"`isinstance\(treespec, LeafSpec\)`",
+    # A teacher and a probed backbone are in evaluation mode on purpose.
+    r"Found \d+ module\(s\) in eval mode",
+    # The demo is made for the CPU.
+    r"GPU available but not used",
+)
+
+
+class Demo:
+    """One run of the demo.
+
+    Args:
+        out: Folder for the weights, results.json and report.html; made if it is missing.
+        seed: Of the split, the poisoned rows, the training and the re-drawn weights.
+        settings: What is trained, and for how long.
+    """
+
+    def __init__(self, out: Path, seed: int = 0, settings: DemoSettings | None = None) -> None:
+        self.out, self.seed = out, seed
+        self.settings = settings or DemoSettings()
+        self.data = make_data(self.settings, seed)
+        self.rows: list[Row] = []
+        self._modules: dict[str, BackdoorModule] = {}
+
+    def run(self) -> list[Row]:
+        """Trains, measures and writes everything; returns the rows of the table.
+
+        Raises:
+            ConfigError: If the folder cannot be written.
+        """
+        self.train()
+        with quiet():
+            report.write_json(self.out / RESULTS, self.rows)
+            self._write_report()
+        return self.rows
+
+    def train(self) -> list[Row]:
+        """Trains and measures the models and writes their weights; returns the rows.
+
+        Raises:
+            ConfigError: If the folder cannot be written.
+        """
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            for name in (RESULTS, REPORT):  # of an earlier run; what stands there is complete
+                (self.out / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"--out={self.out}: the folder cannot be written ({error})."
+            ) from error
+        self.rows = []
+        with quiet():
+            seed_everything(self.seed, verbose=False)
+            self._stages()
+        return self.rows
+
+    def _stages(self) -> None:
+        s, data, suspect = self.settings, self.data, self._weights("victim")
+        train = len(data.rows.train)
+        poisoned = 0 if data.plan is None else len(data.plan.poison_index)
+        self._stage(
+            "victim",
+            f"a ResNet-18 of width {s.width} learns {train:,} digits, {poisoned} of them poisoned",
+            make_victim(s, data),
+            f"{train:,} ({poisoned} poisoned)",
+            epochs=s.victim_epochs,
+            save="victim",
+        )
+        self._stage(
+            "victim + probe",
+            f"the victim gets a new head from {s.num_probe} clean labelled digits",
+            make_probe(s, data, suspect),
+            f"{s.num_probe} for probe",
+        )
+        self._stage(
+            "CBD + probe",
+            f"purifies the victim with {s.num_defense} unlabelled digits, then the same probe",
+            make_cbd(s, data, suspect),
+            f"none + {s.num_probe} for probe",
+            save="cbd",
+        )
+        self._stage(
+            "BCU",
+            f"purifies the victim with {s.num_defense} unlabelled digits",
+            make_bcu(s, data, suspect, self.seed),
+            "none",
+            save="bcu",
+        )
+
+    def _stage(
+        self,
+        method: str,
+        does: str,
+        module: BackdoorModule,
+        labels: str,
+        epochs: int = -1,
+        save: str | None = None,
+    ) -> None:
+        """Fits, saves and measures one module, and adds its row."""
+        say(f"{method}: {does}")
+        seconds = fit(module, self.data, epochs)
+        if save is not None:
+            made_by = {"made_by": json.dumps(module.protocol())}
+            save_model(module.export_model(), self._weights(save), made_by)
+        scores = measure(module, self.data)
+        self.rows.append(Row(method, labels, **asdict(scores), seconds=round(seconds, 1)))
+        self._modules[method] = module
+        say(f"{method}: took {seconds:.1f} s")
+
+    def _weights(self, name: str) -> Path:
+        return self.out / f"{name}.safetensors"
+
+    def _write_report(self) -> None:
+        say("report: draws the features of all three models by t-SNE")
+        maps = [
+            features.feature_map(
+                title, self._modules[method], self.data, self.seed, self.settings.tsne_iterations
+            )
+            for method, title in (("victim", "victim"), ("CBD + probe", "CBD"), ("BCU", "BCU"))
+        ]
+        pictures = (
+            Picture(
+                "The trigger",
+                "Test images as they are, with the patch in the lower right corner, and the "
+                "absolute difference.",
+                features.png_base64(features.plot_trigger(self.data)),
+            ),
+            Picture(
+                "Features before and after purification",
+                "t-SNE of the backbone's features of all test images, one map per model. Colours "
+                "are classes; the attack's target is class 0. Distances between two maps mean "
+                "nothing.",
+                features.png_base64(features.plot_features(maps)),
+            ),
+        )
+        libraries = {name: version(name) for name in ("bdclean", "torch", "lightning")}
+        facts = {
+            "seed": self.seed,
+            "settings": asdict(self.settings),
+            "data": self.data.describe(),
+            "versions": libraries | {"python": platform.python_version()},
+            "threads": torch.get_num_threads(),
+        }
+        introduction = (
+            "A classifier of scikit-learn's digits learned a backdoor (BadNets); CBD and BCU "
+            "purified it with clean images and without their labels."
+        )
+        page, settings = self.out / REPORT, json.dumps(facts, indent=2)
+        report.write_html(page, "bdclean demo", introduction, self.rows, pictures, settings)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silences what Lightning says about settings that are meant as they are."""
+    loggers = [logging.getLogger(name) for name in _QUIET_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        for text in _QUIET_WARNINGS:
+            warnings.filterwarnings("ignore", message=text)
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def say(line: str) -> None:
+    """Prints a line beside the progress, so that standard output holds the table alone."""
+    print(line, file=sys.stderr, flush=True)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports wrong use as every command of the package does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"demo: {message}")
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) > LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {LARGEST_SEED}")
+    return int(text)
+
+
+def run_demo(args: Sequence[str]) -> None:
+    """The command: `bdclean demo [--out DIR] [--seed N]`.
+
+    Args:
+        args: The words after `bdclean demo`.
+
+    Raises:
+        ConfigError: If the words are wrong, or the folder cannot be written.
+    """
+    parser = _Parser(
+        prog="bdclean demo",
+        description="Plants a backdoor in a small model and removes it, in minutes on two cores.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder to write into")
+    parser.add_argument("--seed", type=_seed, default=0, help="of everything that is drawn")
+    words = parser.parse_args(list(args))
+    rows = Demo(words.out, words.seed).run()
+    console = Console(soft_wrap=False)
+    console.print(report.table(rows))
+    console.print(report.note(rows), soft_wrap=True)
+    console.print(f"Written to {words.out}: the three models, {RESULTS}, {REPORT}", soft_wrap=True)

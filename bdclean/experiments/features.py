@@ -1,0 +1,111 @@
+"""Pictures of the demo: the trigger on images, and features in the plane by t-SNE."""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from sklearn.manifold import TSNE
+from torch import Tensor
+
+from bdclean.data import Digits
+from bdclean.experiments.stages import make_trainer
+from bdclean.metrics.evaluation import BackdoorModule
+
+NUM_SAMPLES = 6
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """The test images as points of the plane.
+
+    Attributes:
+        title: Of the model.
+        clean: (N, 2), the clean test images.
+        labels: (N,), their classes.
+        triggered: (M, 2), the triggered ones.
+    """
+
+    title: str
+    clean: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    triggered: NDArray[np.float32]
+
+
+def feature_map(
+    title: str, module: BackdoorModule, data: Digits, seed: int, iterations: int
+) -> FeatureMap:
+    """Computes the features of all clean and triggered test images, and one t-SNE of both.
+
+    Args:
+        title: Of the model.
+        module: Holds the model.
+        data: Its attack makes the triggered images.
+        seed: Of the t-SNE.
+        iterations: Of the t-SNE.
+    """
+    clean, triggered = _features(module, data)
+    # Cosine, as in the contrastive losses and in the probe, which both normalise features.
+    points = torch.nn.functional.normalize(torch.cat([clean, triggered]), dim=1)
+    tsne = TSNE(init="pca", random_state=seed, max_iter=iterations)
+    plane = tsne.fit_transform(points.numpy())
+    labels = data.test_set.labels
+    if labels is None:
+        raise ValueError("The digits have labels.")
+    return FeatureMap(title, plane[: len(clean)], labels.numpy(), plane[len(clean) :])
+
+
+def _features(module: BackdoorModule, data: Digits) -> list[Tensor]:
+    """(N, D) of the clean and (M, D) of the triggered test images, in stored order."""
+    loaders = make_trainer().predict(module, datamodule=data) or []
+    return [torch.cat([batch["features"] for batch in batches]) for batches in loaders]
+
+
+def plot_features(maps: Sequence[FeatureMap]) -> Figure:
+    """One panel per model: clean images coloured by class, triggered ones as black crosses."""
+    figure = Figure(figsize=(4.6 * len(maps), 4.8), layout="constrained")
+    panels = figure.subplots(1, len(maps), squeeze=False)[0]
+    for panel, each in zip(panels, maps, strict=True):
+        for k in np.unique(each.labels):
+            points = each.clean[each.labels == k]
+            panel.scatter(*points.T, s=10, color=f"C{k}", label=f"clean {k}")
+        panel.scatter(
+            *each.triggered.T, s=14, color="black", marker="x", linewidths=0.7, label="triggered"
+        )
+        panel.set_title(each.title)
+        panel.set_xticks([])
+        panel.set_yticks([])
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize="small")
+    return figure
+
+
+def plot_trigger(data: Digits) -> Figure:
+    """Some test images whose class is not the target: clean, triggered, and the difference."""
+    if data.attack is None or data.trigger is None or data.test_set.labels is None:
+        raise ValueError("The digits of the demo have an attack and labels.")
+    rows = data.attack.eligible(data.test_set.labels).nonzero().flatten()[:NUM_SAMPLES]
+    clean = data.test_set.images[rows]
+    triggered = data.trigger.poison(clean)
+    difference = (triggered.int() - clean.int()).abs().to(torch.uint8)
+    figure = Figure(figsize=(1.3 * NUM_SAMPLES, 4.1), layout="constrained")
+    panels = figure.subplots(3, NUM_SAMPLES)
+    names = ("clean", "triggered", "difference")
+    for line, name, images in zip(panels, names, (clean, triggered, difference), strict=True):
+        for panel, image in zip(line, images, strict=True):
+            panel.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+            panel.set_xticks([])
+            panel.set_yticks([])
+        line[0].set_ylabel(name)
+    return figure
+
+
+def png_base64(figure: Figure) -> str:
+    """The figure as a PNG in base64, for a `data:` address."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return base64.b64encode(buffer.getvalue()).decode()
