@@ -76,7 +76,7 @@ class Demo:
             ConfigError: If the folder cannot be written.
         """
         self.train()
-        with quiet():
+        with quiet(), one_thread():
             report.write_json(self.out / RESULTS, self.rows)
             self._write_report()
         return self.rows
@@ -96,7 +96,7 @@ class Demo:
                 f"--out={self.out}: the folder cannot be written ({error})."
             ) from error
         self.rows = []
-        with quiet():
+        with quiet(), one_thread():
             seed_everything(self.seed, verbose=False)
             self._stages()
         return self.rows
@@ -186,7 +186,6 @@ class Demo:
             "settings": asdict(self.settings),
             "data": self.data.describe(),
             "versions": libraries | {"python": platform.python_version()},
-            "threads": torch.get_num_threads(),
         }
         introduction = (
             "A classifier of scikit-learn's digits learned a backdoor (BadNets); CBD and BCU "
@@ -194,6 +193,21 @@ class Demo:
         )
         page, settings = self.out / REPORT, json.dumps(facts, indent=2)
         report.write_html(page, "bdclean demo", introduction, self.rows, pictures, settings)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keeps torch on one thread.
+
+    More gain nothing on networks as small as these, lose much on a busy machine, and sum in
+    another order: the numbers would depend on the number of cores.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

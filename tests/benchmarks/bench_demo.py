@@ -15,8 +15,6 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
 from bdclean.experiments.demo import Demo
 from bdclean.experiments.stages import DemoSettings
 
@@ -44,7 +42,6 @@ def main() -> None:
     record = {
         "what": "bdclean demo, all rows of every seed, measured on the 397 test digits",
         "settings": asdict(DemoSettings()),
-        "threads": torch.get_num_threads(),
         "machine": platform.machine(),
         "versions": {name: version(name) for name in ("bdclean", "torch", "lightning")},
         "runs": runs,
