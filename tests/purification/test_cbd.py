@@ -215,7 +215,9 @@ def test_attack_follows_the_student(ready):
     fresh.model.load_state_dict(module.model.state_dict())
     torch.testing.assert_close(again, fresh.attack(images, reference), rtol=0, atol=0)
     expected = module.model.copy().eval().features(images)
-    torch.testing.assert_close(module._attacker.features(images), expected, rtol=1e-4, atol=1e-4)
+    # Folding rounds relative to the largest features, not to each one.
+    error = (module._attacker.features(images) - expected).norm() / expected.norm()
+    assert error < 1e-4
 
 
 def test_random_start_uses_the_global_generator(ready):
