@@ -117,8 +117,10 @@ def test_lbfgs_is_logistic_regression_on_standardised_features(make, fit):
     with torch.no_grad():
         unit = torch.cat([F.normalize(module.model.features(b["image"]), dim=1) for b in batches])
     inputs = (unit - unit.mean(0)) / (unit.var(0) + 1e-5).sqrt()
-    oracle = LogisticRegression(C=0.5, max_iter=5000, tol=1e-10).fit(inputs.numpy(), labels.numpy())
-    wanted = torch.tensor(oracle.predict_log_proba(inputs.numpy())).float()
+    oracle = LogisticRegression(C=0.5, max_iter=5000, tol=1e-10).fit(
+        inputs.double().numpy(), labels.numpy()
+    )
+    wanted = torch.tensor(oracle.predict_log_proba(inputs.double().numpy())).float()
     with torch.no_grad():
         got = torch.cat([F.log_softmax(module.model(b["image"]), dim=1) for b in batches])
     torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)
