@@ -57,7 +57,7 @@ def test_a_new_attack_in_thirty_lines(workplace):
 def test_a_new_method_in_forty_lines(workplace):
     (code,) = blocks("how_to/new_method.md", "python")
     lines = [line for line in code.splitlines() if line.strip()]
-    assert len(lines) <= 45
+    assert len(lines) <= 40
     (workplace / "dropped.py").write_text(code)
     base = ["-c", "configs/trainer/cpu.yaml", "-c", "configs/data/digits.yaml"]
     victim = ["-c", "configs/attack/badnets.yaml", "-c", "configs/train/supervised_fast.yaml"]
