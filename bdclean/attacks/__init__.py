@@ -1,7 +1,7 @@
 """Backdoor attacks: triggers, the selection of rows, and the labels. Knows no data set."""
 
 from bdclean.attacks.badnets import BadNets
-from bdclean.attacks.base import Attack
+from bdclean.attacks.base import Attack, FurtherTest
 from bdclean.attacks.blend import Blend
 from bdclean.attacks.checks import LabelRule, Quantize, RateBase
 from bdclean.attacks.plan import PoisonPlan
@@ -13,6 +13,7 @@ __all__ = [
     "Attack",
     "BadNets",
     "Blend",
+    "FurtherTest",
     "LabelRule",
     "PoisonPlan",
     "Quantize",

@@ -2,6 +2,7 @@
 
 import warnings
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, final
 
 import torch
@@ -22,8 +23,31 @@ from bdclean.errors import AttackError
 from bdclean.functional.seeds import derive_seed
 
 
+@dataclass(frozen=True, eq=False)
+class FurtherTest:
+    """A test set of an attack beside the clean and the triggered one.
+
+    Reported is, as `test/NAME`, the share of its images that are answered with `wanted`.
+
+    Attributes:
+        rows: Which test images, (M,), ascending.
+        images: What they become, (M, 3, H, W), uint8.
+        wanted: The label that is counted, (M,).
+    """
+
+    rows: Tensor
+    images: Tensor
+    wanted: Tensor
+
+
 class Attack(ABC):
     """Everything an attacker decides, apart from any data set.
+
+    A subclass has `make_trigger`. Where it differs from an attack that stamps one trigger on rows
+    of any class, it overrides `pool` (which rows), `cover_pool` and `cover_rate` (triggered rows
+    that keep their label), `poison_rows` (how training rows look, where that is not how test
+    images look), `eligible` and `further_tests` (evaluation), or `dynamic` and `poison_batch`
+    (no fixed rows: every batch is poisoned anew).
 
     Args:
         target: Target class; not used by all_to_all.
@@ -39,6 +63,9 @@ class Attack(ABC):
     Raises:
         AttackError: An argument is out of its range or contradicts another one.
     """
+
+    cover_rate: float = 0.0
+    """Covers as a share of all rows."""
 
     def __init__(
         self,
@@ -93,7 +120,8 @@ class Attack(ABC):
 
         n = round(rate * size of the base), drawn without replacement from the pool: all rows,
         or those of (clean_label) or outside (exclude_target) the target class. A pool smaller
-        than n is poisoned whole, with a warning.
+        than n is poisoned whole, with a warning. Covers are drawn in the same way from what
+        is left of theirs. The plan of a dynamic attack touches no row.
 
         Args:
             labels: True labels of the training set, (N,), integers in [0, num_classes).
@@ -103,13 +131,17 @@ class Attack(ABC):
             AttackError: Labels or target do not fit `num_classes`, or nothing can be poisoned.
         """
         labels = self._checked(labels, num_classes)
-        poison = self._draw(labels)
+        if self.dynamic:
+            poison = cover = torch.empty(0, dtype=torch.int64)
+        else:
+            poison = self._draw_poison(labels)
+            cover = self._draw_covers(labels, poison)
         seen = labels.clone()
         if self.label_rule != "clean_label":
             seen[poison] = self.wanted_label(labels[poison], num_classes)
         return PoisonPlan(
             poison_index=poison,
-            cover_index=torch.empty(0, dtype=torch.int64),
+            cover_index=cover,
             labels_seen=seen,
             labels_true=labels,
             rate=self.rate,
@@ -136,6 +168,76 @@ class Attack(ABC):
             return torch.ones_like(labels, dtype=torch.bool)
         return labels != self.target
 
+    # ------------------------------------------------------------------ what subclasses change
+
+    def pool(self, labels: Tensor) -> Tensor:
+        """Which rows may be poisoned, bool, shape of `labels` (true labels)."""
+        if self.label_rule == "clean_label":
+            return labels == self.target
+        if self.exclude_target:
+            return labels != self.target
+        return torch.ones_like(labels, dtype=torch.bool)
+
+    def cover_pool(self, labels: Tensor) -> Tensor:
+        """Which rows may become covers unless they are poisoned, bool, shape of `labels`."""
+        return torch.ones_like(labels, dtype=torch.bool)
+
+    def poison_rows(self, images: Tensor, plan: PoisonPlan, trigger: Trigger) -> Tensor:
+        """The training versions of the rows that the plan touches.
+
+        Args:
+            images: The rows `plan.touched_index`, clean, uint8, (P, 3, H, W).
+            plan: The attack's own plan.
+            trigger: The attack's own trigger.
+
+        Returns:
+            A new uint8 tensor of the same shape.
+        """
+        return trigger.poison(images)
+
+    def further_tests(
+        self, images: Tensor, labels: Tensor, trigger: Trigger
+    ) -> dict[str, FurtherTest]:
+        """More test sets of this attack, by the name under which they are reported.
+
+        The names do not depend on the arguments.
+
+        Args:
+            images: All test images, clean, uint8, (N, 3, H, W).
+            labels: Their true labels, (N,).
+            trigger: The attack's own trigger.
+        """
+        return {}
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether the attacker controls training and poisons every batch anew."""
+        return False
+
+    def poison_batch(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        trigger: Trigger,
+        num_classes: int,
+        first: int,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Tensor]:
+        """Poisons a training batch of a dynamic attack, before it is augmented.
+
+        Args:
+            images: Clean images, float in [0, 1], (B, 3, H, W); not changed in place.
+            labels: True labels, (B,).
+            trigger: The attack's own trigger, on the device of the images.
+            num_classes: Number of classes C.
+            first: Images that this device has had in this epoch before the batch.
+            generator: On the device of the images; the only source of randomness.
+
+        Returns:
+            Images as they would be stored (`Trigger.as_stored`) and labels, both new.
+        """
+        raise NotImplementedError
+
     def describe(self) -> dict[str, Any]:
         """The attack's name and settings, ready for JSON; never an absolute path."""
         return {
@@ -149,8 +251,14 @@ class Attack(ABC):
             "quantize": self.quantize,
         }
 
-    def _draw(self, labels: Tensor) -> Tensor:
-        pool = self._pool(labels).nonzero().flatten()
+    def _draw_poison(self, labels: Tensor) -> Tensor:
+        pool = self.pool(labels).nonzero().flatten()
+        if not len(pool):
+            raise AttackError(
+                f"attack.target {self.target} with label_rule {self.label_rule} leaves no row "
+                f"to poison among {len(labels)}; choose a target class that the data set "
+                + ("has" if self.label_rule == "clean_label" else "does not consist of")
+            )
         wanted = self._num_wanted(labels)
         if wanted > len(pool):
             warnings.warn(
@@ -158,7 +266,23 @@ class Attack(ABC):
                 f"only {len(pool)} may be poisoned; all of these are",
                 stacklevel=3,  # the caller of `plan`
             )
-        generator = torch.Generator().manual_seed(derive_seed("poison", self.seed))
+        return self._draw("poison", pool, wanted)
+
+    def _draw_covers(self, labels: Tensor, poison: Tensor) -> Tensor:
+        free = self.cover_pool(labels) if self.cover_rate else torch.zeros_like(labels).bool()
+        free[poison] = False
+        pool = free.nonzero().flatten()
+        wanted = round(self.cover_rate * len(labels))
+        if wanted > len(pool):
+            warnings.warn(
+                f"attack.cover_rate {self.cover_rate} asks for {wanted} rows, but only "
+                f"{len(pool)} may be covers; all of these are",
+                stacklevel=3,  # the caller of `plan`
+            )
+        return self._draw("cover", pool, wanted)
+
+    def _draw(self, purpose: str, pool: Tensor, wanted: int) -> Tensor:
+        generator = torch.Generator().manual_seed(derive_seed(purpose, self.seed))
         drawn = torch.randperm(len(pool), generator=generator)[:wanted]
         return pool[drawn].sort().values
 
@@ -183,21 +307,6 @@ class Attack(ABC):
             allowed = f"in [0, {num_classes - 1}] for a data set of {num_classes} classes"
             require(self.target < num_classes, "target", self.target, allowed)
         return labels
-
-    def _pool(self, labels: Tensor) -> Tensor:
-        if self.label_rule == "clean_label":
-            pool = labels == self.target
-        elif self.exclude_target:
-            pool = labels != self.target
-        else:
-            pool = torch.ones_like(labels, dtype=torch.bool)
-        if not pool.any():
-            raise AttackError(
-                f"attack.target {self.target} with label_rule {self.label_rule} leaves no row "
-                f"to poison among {len(labels)}; choose a target class that the data set "
-                + ("has" if self.label_rule == "clean_label" else "does not consist of")
-            )
-        return pool
 
     def _num_wanted(self, labels: Tensor) -> int:
         of_class = self.rate_base == "target_class"

@@ -65,11 +65,15 @@ class PoisonPlan:
             raise AttackError("poison plan: indices must be sorted")
 
     @property
+    def touched_index(self) -> Tensor:
+        """Rows that the attack changes, poison and covers, sorted, int64."""
+        return torch.cat([self.poison_index, self.cover_index]).sort().values
+
+    @property
     def clean_index(self) -> Tensor:
         """Rows that stay as they are, sorted, int64."""
         untouched = torch.ones(self.num_samples, dtype=torch.bool)
-        untouched[self.poison_index] = False
-        untouched[self.cover_index] = False
+        untouched[self.touched_index] = False
         return untouched.nonzero().flatten()
 
     @property

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, final
 
@@ -89,16 +90,41 @@ class Trigger(nn.Module, ABC):
             self.quantize,
             "round or floor where images are stored as uint8 (none: call the trigger on floats)",
         )
-        poisoned = torch.empty_like(images)
         rows = images.unsqueeze(0) if images.dim() == 3 else images
-        out = poisoned.unsqueeze(0) if images.dim() == 3 else poisoned
+        return self.change(rows, lambda floats, _: self.forward(floats)).view_as(images)
+
+    @final
+    @torch.no_grad()
+    def change(self, images: Tensor, transform: Callable[[Tensor, slice], Tensor]) -> Tensor:
+        """Applies `transform` to stored images, part by part, and goes back to 8 bits.
+
+        Args:
+            images: uint8 images, (N, 3, H, W).
+            transform: Maps a part of the images, as floats in [0, 1], and the slice of the rows
+                that they are, to new floats in [0, 1].
+
+        Returns:
+            A new uint8 tensor of the same shape.
+        """
+        changed = torch.empty_like(images)
         step = max(1, _CHUNK_VALUES // (3 * self.input_size**2))
-        for start in range(0, len(rows), step):
-            levels = self.forward(rows[start : start + step].float().div_(255)).mul_(255)
-            if self.quantize == "floor":
-                levels = levels.add_(_FLOOR_TOLERANCE).floor_()
-            out[start : start + step] = levels.round_()
-        return poisoned
+        for start in range(0, len(images), step):
+            part = slice(start, start + step)
+            floats = transform(images[part].float().div_(255), part)
+            changed[part] = self._levels(floats).to(torch.uint8)
+        return changed
+
+    @final
+    @torch.no_grad()
+    def as_stored(self, images: Tensor) -> Tensor:
+        """What images in [0, 1] become when they are kept as 8 bits, as floats again."""
+        return images if self.quantize == "none" else self._levels(images).div_(255)
+
+    def _levels(self, images: Tensor) -> Tensor:
+        levels = images * 255
+        if self.quantize == "floor":
+            return levels.add_(_FLOOR_TOLERANCE).floor_()
+        return levels.round_()
 
     @property
     def fingerprint(self) -> str:

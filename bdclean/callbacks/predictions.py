@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor, distributed
 
-from bdclean.metrics.evaluation import LOADER_NAMES
+from bdclean.metrics.evaluation import loader_names
 from bdclean.weights import write
 
 
@@ -35,7 +35,7 @@ class PredictionFiles(BasePredictionWriter):
     ) -> None:
         """Collects the parts of all processes and writes the files on the first one."""
         loaders = predictions if isinstance(predictions[0], list) else [predictions]
-        for name, batches in zip(LOADER_NAMES, loaders, strict=False):
+        for name, batches in zip(loader_names(trainer), loaders, strict=False):
             columns = _merge(list(batches))
             folder = self.folder or trainer.log_dir
             if trainer.is_global_zero and folder is not None:

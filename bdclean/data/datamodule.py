@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader
 
 from bdclean.attacks import Attack, PoisonPlan, Trigger
 from bdclean.data.augmentation import augment
-from bdclean.data.images import ImageSet, Overlay, RoleImages
+from bdclean.data.images import ImageSet, RoleImages
 from bdclean.data.loading import TrainLoader, evaluation_loader
+from bdclean.data.poisoning import BatchPoisoner, evaluation_sets, poisoned_rows
 from bdclean.data.sources import read_flat_folder
 from bdclean.data.splits import RoleRows, Splits, draw_roles
 from bdclean.errors import ConfigError
@@ -126,6 +127,13 @@ class ImageDataModule(LightningDataModule, ABC):
         return None if self.attack is None else self.attack.make_trigger(self.input_size)
 
     @cached_property
+    def batch_poisoner(self) -> BatchPoisoner | None:
+        """Poisons training batches, when the attack is a dynamic one."""
+        if self.attack is None or self.trigger is None or not self.attack.dynamic:
+            return None
+        return BatchPoisoner(self.attack, self.trigger, self.num_classes)
+
+    @cached_property
     def defense_set(self) -> ImageSet:
         """The images behind the defence role."""
         if self.defense_root is None:
@@ -174,10 +182,9 @@ class ImageDataModule(LightningDataModule, ABC):
         """The training role: poisoned rows are made once, on their stored uint8 values."""
         rows, plan, trigger = self.rows.train, self.plan, self.trigger
         overlay, seen = None, self.base_labels[rows]
-        if plan is not None and trigger is not None:
-            seen = plan.labels_seen
-            touched = torch.cat([plan.poison_index, plan.cover_index]).sort().values
-            overlay = Overlay(touched, trigger.poison(self.base.images[rows[touched]]))
+        if self.attack is not None and plan is not None and trigger is not None:
+            seen, stored = plan.labels_seen, self.base.images[rows[plan.touched_index]]
+            overlay = poisoned_rows(self.attack, plan, trigger, stored)
         return RoleImages(
             self.base.images, rows, overlay, columns={"label": seen} if labels else None
         )
@@ -237,7 +244,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._evaluation_loaders(self.base.images[rows], self.base_labels[rows])
 
     def test_dataloader(self) -> list[DataLoader[dict[str, Any]]]:
-        """Test images: `clean` and, when there is an attack, `triggered`.
+        """Test images: `clean` and, when there is an attack, `triggered` and its `further_tests`.
 
         The triggered loader holds the images whose true class may count (`Attack.eligible`).
         """
@@ -247,20 +254,21 @@ class ImageDataModule(LightningDataModule, ABC):
         """The same sets as `test_dataloader`."""
         return self.test_dataloader()
 
+    @property
+    def further_tests(self) -> tuple[str, ...]:
+        """Names of the evaluation sets after `clean` and `triggered`."""
+        if self.attack is None or self.trigger is None:
+            return ()
+        none = torch.empty(0, 3, self.input_size, self.input_size, dtype=torch.uint8)
+        labels = torch.empty(0, dtype=torch.int64)
+        return tuple(self.attack.further_tests(none, labels, self.trigger))
+
     def _evaluation_loaders(
         self, images: Tensor, labels: Tensor
     ) -> list[DataLoader[dict[str, Any]]]:
         sets = [RoleImages(images, torch.arange(len(images)), columns={"label": labels})]
         if self.attack is not None and self.trigger is not None:
-            rows = self.attack.eligible(labels).nonzero().flatten()
-            wanted = self.attack.wanted_label(labels, self.num_classes)
-            triggered = RoleImages(
-                images,
-                rows,
-                Overlay(torch.arange(len(rows)), self.trigger.poison(images[rows])),
-                columns={"label": labels[rows], "target": wanted[rows]},
-            )
-            sets.append(triggered)
+            sets += evaluation_sets(self.attack, self.trigger, images, labels, self.num_classes)
         return [
             evaluation_loader(
                 s,
@@ -273,12 +281,14 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> Batch:
         """Floats the images and, in training, augments them on the device."""
-        draw = batch.pop("draw", None)
+        draw, first = batch.pop("draw", None), batch.pop("first", 0)
         ready = _to_float(batch)
         if draw is None:
             return ready
+        generator = torch.Generator(ready["image"].device).manual_seed(draw)
+        if self.batch_poisoner is not None and self.view.role == "train":
+            self.batch_poisoner(ready, first, generator)
         image = ready["image"]
-        generator = torch.Generator(image.device).manual_seed(draw)
         if self.view.views:
             ready["views"] = tuple(
                 augment(self.view.augmentation, image, generator) for _ in range(self.view.views)
@@ -329,7 +339,9 @@ class ImageDataModule(LightningDataModule, ABC):
         if self.attack is not None and self.plan is not None:
             facts |= {"attack": self.attack.describe(), "plan_hash": self.plan.hash}
             facts |= {
+                "dynamic": self.attack.dynamic,
                 "num_poisoned": len(self.plan.poison_index),
+                "num_covers": len(self.plan.cover_index),
                 "num_label_changed": self.plan.num_label_changed,
             }
         return facts

@@ -21,7 +21,8 @@ class TrainLoader(DataLoader[dict[str, Any]]):
     """A shuffling loader that can be stopped and continued at any batch.
 
     The order is a function of (seed, epoch), the same on every rank; each batch carries
-    `draw`, a seed for its augmentation that depends on (seed, epoch, step, rank). Lightning
+    `draw`, a seed for its augmentation that depends on (seed, epoch, step, rank), and `first`,
+    the number of images that this device has had in the epoch before. Lightning
     stores `state_dict` in its checkpoints, so a resumed epoch starts at the right batch.
 
     Args:
@@ -60,7 +61,7 @@ class TrainLoader(DataLoader[dict[str, Any]]):
             collate_fn=_whole_batch,
             pin_memory=torch.cuda.is_available(),
         )
-        self._seed, self._rank = seed, rank
+        self._seed, self._rank, self._batch_size = seed, rank, batch_size
         self._start = self._done = 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
@@ -69,7 +70,8 @@ class TrainLoader(DataLoader[dict[str, Any]]):
         epoch = self.sampler.epoch  # type: ignore[attr-defined]
         for step, batch in enumerate(islice(super().__iter__(), start, None), start):
             self._done = step + 1
-            yield batch | {"draw": derive_seed(self._seed, epoch, step, self._rank)}
+            place = {"draw": derive_seed(self._seed, epoch, step, self._rank)}
+            yield batch | place | {"first": step * self._batch_size}
 
     def state_dict(self) -> dict[str, int]:
         """How many batches of the present epoch have been handed out."""

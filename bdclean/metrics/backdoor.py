@@ -19,7 +19,7 @@ from torchmetrics import Metric
 from bdclean.metrics.functional import hit_count, percentage
 
 
-class _HitRate(Metric):
+class HitRate(Metric):
     """Share of hits in percent.
 
     The hits are kept under a name of their own per class: `MetricCollection` merges metrics
@@ -64,7 +64,7 @@ class _HitRate(Metric):
         self.seen = self.seen + wanted.numel()
 
 
-class CleanAccuracy(_HitRate):
+class CleanAccuracy(HitRate):
     """ACC: share of clean images that are predicted as their true label, in percent.
 
     Example:
@@ -89,7 +89,7 @@ class CleanAccuracy(_HitRate):
         self._add(outputs, label)
 
 
-class AttackSuccessRate(_HitRate):
+class AttackSuccessRate(HitRate):
     """ASR: share of triggered images that are predicted as the attacker's label, in percent.
 
     Takes the same arguments as `PoisonedAccuracy`, so that both see the same images.
@@ -119,7 +119,7 @@ class AttackSuccessRate(_HitRate):
         self._add(outputs, target)
 
 
-class PoisonedAccuracy(_HitRate):
+class PoisonedAccuracy(HitRate):
     """PA: share of triggered images that are predicted as their true label, in percent.
 
     Also called robust accuracy (RA), for example by BackdoorBench.

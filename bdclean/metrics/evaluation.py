@@ -3,23 +3,36 @@
 Two loaders, in this order: `clean` (images with their labels) and `triggered` (the same kind
 of images with the trigger, their true labels, and the labels that the attacker wants).
 Logged are `<stage>/acc` over the first, `<stage>/asr` and `<stage>/pa` over the second, in
-percent; stage is `val` or `test`. Nothing but integer counts is kept between batches.
+percent; stage is `val` or `test`. Further loaders of an attack (`further_tests` of the data
+module) log `<stage>/<name>`, the share of their images answered with the label counted there.
+Nothing but integer counts is kept between batches.
 """
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
 from bdclean.errors import ConfigError
-from bdclean.metrics.backdoor import AttackSuccessRate, CleanAccuracy, PoisonedAccuracy
+from bdclean.metrics.backdoor import (
+    AttackSuccessRate,
+    CleanAccuracy,
+    HitRate,
+    PoisonedAccuracy,
+)
 from bdclean.types import Batch
 
 if TYPE_CHECKING:  # a name for annotations only: at run time metrics do not need the backbones
     from bdclean.backbones import SplitModel
 
 Stage = Literal["val", "test"]
-LOADER_NAMES = ("clean", "triggered")
+
+
+def loader_names(trainer: Trainer) -> tuple[str, ...]:
+    """Names of the evaluation loaders, in their order."""
+    data = getattr(trainer, "datamodule", None)
+    return "clean", "triggered", *getattr(data, "further_tests", ())
 
 
 class Scores(nn.Module):
@@ -30,18 +43,24 @@ class Scores(nn.Module):
         self.acc = CleanAccuracy()
         self.asr = AttackSuccessRate()
         self.pa = PoisonedAccuracy()
+        self.further = nn.ModuleDict()
 
-    def items(self) -> tuple[tuple[str, CleanAccuracy | AttackSuccessRate | PoisonedAccuracy], ...]:
-        """Returns pairs of key and metric, in the order in which tables print them."""
-        return ("acc", self.acc), ("asr", self.asr), ("pa", self.pa)
+    def items(self) -> Iterator[tuple[str, HitRate]]:
+        """Yields pairs of key and metric, in the order in which tables print them."""
+        yield from (("acc", self.acc), ("asr", self.asr), ("pa", self.pa))
+        for name, metric in self.further.items():
+            assert isinstance(metric, HitRate)  # noqa: S101
+            yield name, metric
 
     def update(self, loader: str, logits: Tensor, batch: Batch) -> None:
-        """Counts one batch of the loader named `clean` or `triggered`."""
+        """Counts one batch of the loader of that name."""
         if loader == "clean":
             self.acc.update(logits, batch["label"])
-        else:
+        elif loader == "triggered":
             self.asr.update(logits, batch["label"], batch["target"])
             self.pa.update(logits, batch["label"], batch["target"])
+        else:
+            self.further[loader](logits, batch["label"], batch["target"])
 
     def reset(self) -> None:
         """Forgets everything counted."""
@@ -120,7 +139,8 @@ class BackdoorModule(LightningModule):
             stage: `val` or `test`.
 
         Returns:
-            `n_clean` and `n_triggered`; both 0 if there was no such evaluation.
+            `n_clean` and `n_triggered`, both 0 if there was no such evaluation, and `n_NAME` of
+            each further loader.
         """
         return dict(self._counts.get(stage, {"n_clean": 0, "n_triggered": 0}))
 
@@ -152,15 +172,19 @@ class BackdoorModule(LightningModule):
                 "and no classes; train a linear probe on it with configs/train/linear_probe.yaml "
                 "and model.weights set to this backbone, then evaluate the result"
             )
-        self._scores(stage).reset()
+        scores = self._scores(stage)
+        scores.reset()
+        further = {name: AttackSuccessRate() for name in loader_names(self.trainer)[2:]}
+        scores.further = nn.ModuleDict(further).to(self.device)
 
     def _evaluate(self, stage: Stage, batch: Batch, dataloader_idx: int) -> None:
-        if dataloader_idx >= len(LOADER_NAMES):
+        names = loader_names(self.trainer)
+        if dataloader_idx >= len(names):
             raise ConfigError(
                 f"{stage} loader {dataloader_idx} is one too many; "
-                f"evaluation reads at most {len(LOADER_NAMES)}: {', '.join(LOADER_NAMES)}"
+                f"evaluation reads at most {len(names)}: {', '.join(names)}"
             )
-        self._scores(stage).update(LOADER_NAMES[dataloader_idx], self(batch["image"]), batch)
+        self._scores(stage).update(names[dataloader_idx], self(batch["image"]), batch)
 
     def _finish(self, stage: Stage) -> None:
         """Logs here and not in the step, since a process that got no batch must log as well."""
@@ -170,3 +194,4 @@ class BackdoorModule(LightningModule):
             if counts[key] > 0:
                 self.log(f"{stage}/{key}", metric, on_epoch=True, add_dataloader_idx=False)
         self._counts[stage] = {"n_clean": counts["acc"], "n_triggered": counts["asr"]}
+        self._counts[stage] |= {f"n_{name}": counts[name] for name in self._scores(stage).further}

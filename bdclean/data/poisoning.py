@@ -1,0 +1,81 @@
+"""What an attack makes of images: training rows, evaluation sets, and batches."""
+
+import copy
+
+import torch
+from torch import Tensor
+
+from bdclean.attacks import Attack, PoisonPlan, Trigger
+from bdclean.data.images import Overlay, RoleImages
+from bdclean.types import Batch
+
+
+def poisoned_rows(attack: Attack, plan: PoisonPlan, trigger: Trigger, images: Tensor) -> Overlay:
+    """The rows that the plan touches, as they are trained on.
+
+    Args:
+        attack: Who made the plan and the trigger.
+        plan: For the rows of one role.
+        trigger: At the size of the images.
+        images: The clean rows `plan.touched_index`, uint8, (P, 3, H, W).
+    """
+    return Overlay(plan.touched_index, attack.poison_rows(images, plan, trigger))
+
+
+def evaluation_sets(
+    attack: Attack, trigger: Trigger, images: Tensor, labels: Tensor, num_classes: int
+) -> list[RoleImages]:
+    """The triggered images that count for the attack, then its further tests.
+
+    Args:
+        attack: Whose rules apply.
+        trigger: At the size of the images.
+        images: Clean images, uint8, (N, 3, H, W).
+        labels: True labels, (N,).
+        num_classes: K.
+    """
+    rows = attack.eligible(labels).nonzero().flatten()
+    wanted = attack.wanted_label(labels, num_classes)[rows]
+    sets = [(rows, trigger.poison(images[rows]), wanted)]
+    further = attack.further_tests(images, labels, trigger).values()
+    sets += [(test.rows, test.images, test.wanted) for test in further]
+    return [
+        RoleImages(
+            images,
+            rows,
+            Overlay(torch.arange(len(rows)), shown),
+            columns={"label": labels[rows], "target": wanted},
+        )
+        for rows, shown, wanted in sets
+    ]
+
+
+class BatchPoisoner:
+    """Poisons training batches for a dynamic attack.
+
+    Args:
+        attack: A dynamic one.
+        trigger: Stays where it is; batches meet a copy on their device.
+        num_classes: K.
+    """
+
+    def __init__(self, attack: Attack, trigger: Trigger, num_classes: int) -> None:
+        self.attack, self.num_classes = attack, num_classes
+        self._trigger = copy.deepcopy(trigger)
+
+    def __call__(self, batch: Batch, first: int, generator: torch.Generator) -> None:
+        """Changes images and labels of a batch of clean images, before its augmentation.
+
+        Args:
+            batch: Changed in place; its tensors are not.
+            first: See `Attack.poison_batch`.
+            generator: On the device of the batch.
+        """
+        images = batch["image"]
+        labels = batch["label"] if "label" in batch else torch.zeros_like(batch["index"])
+        images, labels = self.attack.poison_batch(
+            images, labels, self._trigger.to(images.device), self.num_classes, first, generator
+        )
+        batch["image"] = images.contiguous(memory_format=torch.channels_last)
+        if "label" in batch:
+            batch["label"] = labels
