@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Trainer, seed_everything
+from lightning import seed_everything
 from lightning.pytorch import LightningModule
 
 from bdclean.attacks import BadNets
@@ -47,6 +47,7 @@ from bdclean.experiments.bcu_mechanism import (
     travelled,
     with_clean_statistics,
 )
+from bdclean.experiments.stages import make_trainer
 from bdclean.training import Supervised
 
 _START, _END = "<!-- bcu causes -->\n", "<!-- end bcu causes -->"
@@ -69,17 +70,7 @@ def data_hashes(data: Digits) -> dict[str, str]:
 def fit(module: LightningModule, data: Digits, seed: int, epochs: int = -1) -> None:
     """Trains under a Trainer that writes nothing."""
     seed_everything(seed, verbose=False)
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
-        precision="bf16-mixed",
-        max_epochs=epochs,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        limit_val_batches=0,
-    )
+    trainer = make_trainer(epochs, "bf16-mixed", lines=False)
     trainer.fit(module, datamodule=data)
 
 
