@@ -3,7 +3,9 @@
     python -m bdclean.experiments.tables docs/results --readme README.md
 
 A table is a folder `docs/results/TABLE/ROW/ATTACK-sSEED.json` of copies of `result.json`, with
-`docs/results/TABLE/about.md` as its introduction. Written are `docs/results/README.md` and the
+`docs/results/TABLE/about.md` as its introduction. An optional `beside.json` puts facts that no run
+gives beside the attacks: {"columns": ["published"], "attacks": {"badnets": ["93.3 / 100 / 0"]}}.
+Written are `docs/results/README.md` and the
 part of the readme between its result markers (the first table). `--check` writes nothing and
 fails if they are not up to date.
 """
@@ -13,9 +15,10 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from bdclean.errors import DataError
@@ -68,12 +71,31 @@ def read_table(folder: Path) -> dict[str, dict[str, Cell]]:
     return rows
 
 
-def markdown(rows: dict[str, dict[str, Cell]]) -> str:
-    """One line per attack and row: labels, seeds, ACC, ASR, PA, seconds."""
-    lines = [
-        "| attack | method | labels | seeds | ACC | ASR | PA | seconds |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+def read_beside(folder: Path) -> tuple[list[str], dict[str, list[str]]]:
+    """Names and, by attack, contents of the further columns of a table; empty without a file.
+
+    Raises:
+        DataError: If an attack has another number of contents than there are names.
+    """
+    file = folder / "beside.json"
+    if not file.is_file():
+        return [], {}
+    facts = json.loads(file.read_text())
+    columns, attacks = facts["columns"], facts["attacks"]
+    for attack, contents in attacks.items():
+        if len(contents) != len(columns):
+            raise DataError(f"{file}: {attack} needs one text for each of {columns}.")
+    return columns, attacks
+
+
+def markdown(
+    rows: dict[str, dict[str, Cell]],
+    columns: Sequence[str] = (),
+    beside: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> str:
+    """One line per attack and row: labels, seeds, ACC, ASR, PA, seconds, further columns."""
+    names = ["attack", "method", "labels", "seeds", "ACC", "ASR", "PA", "seconds", *columns]
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     attacks = sorted({attack for cells in rows.values() for attack in cells})
     for attack in attacks:
         for name, cells in rows.items():
@@ -85,10 +107,9 @@ def markdown(rows: dict[str, dict[str, Cell]]) -> str:
             if protocol.get("head") == "probe" and "probe_labels" in protocol:
                 labels += f", probe: {protocol['probe_labels']}"
             metrics = " | ".join(cell.text(metric) for metric in METRICS)
-            lines.append(
-                f"| {attack} | {name} | {labels} | {len(cell.records)} | {metrics} "
-                f"| {cell.seconds:.0f} |"
-            )
+            further = beside.get(attack, [""] * len(columns))
+            contents = [attack, name, labels, str(len(cell.records)), metrics]
+            lines.append(f"| {' | '.join([*contents, f'{cell.seconds:.0f}', *further])} |")
     return "\n".join(lines) + "\n"
 
 
@@ -101,8 +122,12 @@ def document(folder: Path) -> str:
     ]
     for table in _tables(folder):
         about = (table / "about.md").read_text().strip()
-        parts.append(f"{about}\n\n{markdown(read_table(table))}")
+        parts.append(f"{about}\n\n{_table(table)}")
     return "\n".join(parts)
+
+
+def _table(folder: Path) -> str:
+    return markdown(read_table(folder), *read_beside(folder))
 
 
 def _tables(folder: Path) -> list[Path]:
@@ -114,7 +139,7 @@ def _readme(text: str, folder: Path) -> str:
     after = rest.split(_END)[1]
     first = _tables(folder)[0]
     about = (first / "about.md").read_text().strip().split("\n", 1)[1].strip()
-    return f"{before}{_START}{about}\n\n{markdown(read_table(first))}{_END}{after}"
+    return f"{before}{_START}{about}\n\n{_table(first)}{_END}{after}"
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -67,3 +67,16 @@ def test_a_wrongly_named_record_is_refused(folder):
 
 def test_the_pages_of_this_repository_are_what_their_records_give():
     tables.main([str(ROOT / "docs/results"), "--readme", str(ROOT / "README.md"), "--check"])
+
+
+def test_facts_beside_the_records(folder):
+    file = folder / "table" / "beside.json"
+    facts = {"columns": ["published", "why"], "attacks": {"badnets": ["93 / 100", "short"]}}
+    file.write_text(json.dumps(facts))
+    text = tables.document(folder)
+    assert "| PA | seconds | published | why |\n|---|" in text
+    assert "| badnets | victim | train | 1 | 90.0 | 10.0 | 70.0 | 60 | 93 / 100 | short |" in text
+    assert "| blend | cbd | none | 1 | 50.0 | 10.0 | 70.0 | 60 |  |  |" in text
+    file.write_text(json.dumps({"columns": ["published"], "attacks": {"badnets": []}}))
+    with pytest.raises(DataError, match="badnets needs one text"):
+        tables.document(folder)
