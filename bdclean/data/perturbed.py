@@ -123,6 +123,7 @@ def perturb(model: SplitModel, images: Tensor, labels: Tensor, config: PGD) -> T
         loss = lambda z: F.cross_entropy(head(features(z)), y, reduction="sum")  # noqa: E731
         return _as_levels(pgd(x, loss, config), clean, config.epsilon)
 
+    labels = labels.clone()  # the caller may be in inference mode
     changed = torch.empty_like(images)
     start = said = time.perf_counter()
     with (

@@ -7,7 +7,7 @@ Every step trains on the worst images that PGD finds around those of the batch (
 Such a network is the surrogate on which the label-consistent attack makes its images.
 """
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from bdclean.backbones.attacker import Attacker, BatchNormMode
 from bdclean.backbones.split import Stem
+from bdclean.errors import ConfigError
 from bdclean.functional.perturbation import PGD, pgd
 from bdclean.functional.schedules import Schedule
 from bdclean.training.supervised import Supervised
@@ -95,6 +96,8 @@ class AdversarialTraining(Supervised):
             label_smoothing,
         )
         self.pgd = PGD(epsilon, pgd_steps, step_size, "pixel255", "linf", random_start=True)
+        if attack_bn not in get_args(BatchNormMode):
+            raise ConfigError(f"attack_bn={attack_bn!r}: it must be one of eval, train.")
         self.attack_bn = attack_bn
         self._attacker: Attacker | None = None
 
