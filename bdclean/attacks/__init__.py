@@ -1,9 +1,10 @@
 """Backdoor attacks: triggers, the selection of rows, and the labels. Knows no data set."""
 
 from bdclean.attacks.badnets import BadNets
-from bdclean.attacks.base import Attack, FurtherTest
+from bdclean.attacks.base import Attack, FurtherTest, Perturbation
 from bdclean.attacks.blend import Blend
 from bdclean.attacks.checks import LabelRule, Quantize, RateBase
+from bdclean.attacks.label_consistent import LabelConsistent
 from bdclean.attacks.plan import PoisonPlan
 from bdclean.attacks.sig import SIG
 from bdclean.attacks.trigger import Trigger
@@ -14,7 +15,9 @@ __all__ = [
     "BadNets",
     "Blend",
     "FurtherTest",
+    "LabelConsistent",
     "LabelRule",
+    "Perturbation",
     "PoisonPlan",
     "Quantize",
     "RateBase",

@@ -20,6 +20,7 @@ from bdclean.attacks.checks import (
 from bdclean.attacks.plan import PoisonPlan
 from bdclean.attacks.trigger import Trigger
 from bdclean.errors import AttackError
+from bdclean.functional.perturbation import PGD
 from bdclean.functional.seeds import derive_seed
 
 
@@ -40,13 +41,27 @@ class FurtherTest:
     wanted: Tensor
 
 
+@dataclass(frozen=True)
+class Perturbation:
+    """Adversarial perturbation of training rows before the trigger, made on a surrogate.
+
+    Attributes:
+        surrogate: Weights file of the network that is fooled; None where it was not given.
+        pgd: Settings of the ascent on the cross-entropy of the true label.
+    """
+
+    surrogate: str | None
+    pgd: PGD
+
+
 class Attack(ABC):
     """Everything an attacker decides, apart from any data set.
 
     A subclass has `make_trigger`. Where it differs from an attack that stamps one trigger on rows
     of any class, it overrides `pool` (which rows), `cover_pool` and `cover_rate` (triggered rows
     that keep their label), `poison_rows` (how training rows look, where that is not how test
-    images look), `eligible` and `further_tests` (evaluation), or `dynamic` and `poison_batch`
+    images look), `perturbation` (training rows that are adversarial examples below the trigger),
+    `eligible` and `further_tests` (evaluation), or `dynamic` and `poison_batch`
     (no fixed rows: every batch is poisoned anew).
 
     Args:
@@ -186,7 +201,8 @@ class Attack(ABC):
         """The training versions of the rows that the plan touches.
 
         Args:
-            images: The rows `plan.touched_index`, clean, uint8, (P, 3, H, W).
+            images: The rows `plan.touched_index`, uint8, (P, 3, H, W): clean, or perturbed where
+                the attack has a `perturbation`.
             plan: The attack's own plan.
             trigger: The attack's own trigger.
 
@@ -194,6 +210,11 @@ class Attack(ABC):
             A new uint8 tensor of the same shape.
         """
         return trigger.poison(images)
+
+    @property
+    def perturbation(self) -> Perturbation | None:
+        """What is done to training rows before `poison_rows` sees them; None for nothing."""
+        return None
 
     def further_tests(
         self, images: Tensor, labels: Tensor, trigger: Trigger

@@ -20,6 +20,7 @@ from bdclean.attacks import Attack, PoisonPlan, Trigger
 from bdclean.data.augmentation import augment
 from bdclean.data.images import ImageSet, RoleImages
 from bdclean.data.loading import TrainLoader, evaluation_loader
+from bdclean.data.perturbed import surrogate_hash
 from bdclean.data.poisoning import BatchPoisoner, evaluation_sets, poisoned_rows
 from bdclean.data.sources import read_flat_folder
 from bdclean.data.splits import RoleRows, Splits, draw_roles
@@ -184,7 +185,7 @@ class ImageDataModule(LightningDataModule, ABC):
         overlay, seen = None, self.base_labels[rows]
         if self.attack is not None and plan is not None and trigger is not None:
             seen, stored = plan.labels_seen, self.base.images[rows[plan.touched_index]]
-            overlay = poisoned_rows(self.attack, plan, trigger, stored)
+            overlay = poisoned_rows(self.attack, plan, trigger, stored, self.num_classes)
         return RoleImages(
             self.base.images, rows, overlay, columns={"label": seen} if labels else None
         )
@@ -344,6 +345,8 @@ class ImageDataModule(LightningDataModule, ABC):
                 "num_covers": len(self.plan.cover_index),
                 "num_label_changed": self.plan.num_label_changed,
             }
+            if self.attack.perturbation is not None:
+                facts["surrogate_hash"] = surrogate_hash(self.attack.perturbation)
         return facts
 
     def save_artifacts(self, folder: Path) -> None:

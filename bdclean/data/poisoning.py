@@ -7,10 +7,13 @@ from torch import Tensor
 
 from bdclean.attacks import Attack, PoisonPlan, Trigger
 from bdclean.data.images import Overlay, RoleImages
+from bdclean.data.perturbed import perturbed_rows
 from bdclean.types import Batch
 
 
-def poisoned_rows(attack: Attack, plan: PoisonPlan, trigger: Trigger, images: Tensor) -> Overlay:
+def poisoned_rows(
+    attack: Attack, plan: PoisonPlan, trigger: Trigger, images: Tensor, num_classes: int
+) -> Overlay:
     """The rows that the plan touches, as they are trained on.
 
     Args:
@@ -18,7 +21,11 @@ def poisoned_rows(attack: Attack, plan: PoisonPlan, trigger: Trigger, images: Te
         plan: For the rows of one role.
         trigger: At the size of the images.
         images: The clean rows `plan.touched_index`, uint8, (P, 3, H, W).
+        num_classes: K.
     """
+    if attack.perturbation is not None:
+        labels = plan.labels_true[plan.touched_index]
+        images = perturbed_rows(attack.perturbation, images, labels, num_classes)
     return Overlay(plan.touched_index, attack.poison_rows(images, plan, trigger))
 
 

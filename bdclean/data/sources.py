@@ -81,14 +81,19 @@ def _read(
     return ImageSet(images, labels, names)
 
 
+def cache_home() -> Path:
+    """Our part of the user's cache folder."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "bdclean"
+
+
 def _cache_file(files: Sequence[Path], names: Sequence[str], input_size: int) -> Path:
     """A file under the user's cache folder that changes whenever an image file does."""
     digest = hashlib.sha256(f"v1 {input_size}".encode())
     for file, name in zip(files, names, strict=True):
         stat = file.stat()
         digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "bdclean" / "images" / f"{digest.hexdigest()[:32]}.safetensors"
+    return cache_home() / "images" / f"{digest.hexdigest()[:32]}.safetensors"
 
 
 def decode(files: Sequence[Path], input_size: int) -> Tensor:

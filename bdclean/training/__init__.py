@@ -1,6 +1,7 @@
 """Modules that make a model."""
 
+from bdclean.training.adversarial import AdversarialTraining
 from bdclean.training.linear_probe import LinearProbe
 from bdclean.training.supervised import Supervised
 
-__all__ = ["LinearProbe", "Supervised"]
+__all__ = ["AdversarialTraining", "LinearProbe", "Supervised"]

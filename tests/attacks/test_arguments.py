@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from bdclean.attacks import SIG, BadNets, Blend
+from bdclean.attacks import SIG, BadNets, Blend, LabelConsistent
 from bdclean.errors import AttackError
 
 LABELS = torch.arange(100) % 10
 
 
-@pytest.mark.parametrize("attack", [BadNets, Blend, SIG])
+@pytest.mark.parametrize("attack", [BadNets, Blend, SIG, LabelConsistent])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -115,7 +115,7 @@ def test_a_patch_larger_than_the_image():
         BadNets(patch_size=9).make_trigger(8)
 
 
-@pytest.mark.parametrize("attack", [BadNets(), Blend(), SIG()])
+@pytest.mark.parametrize("attack", [BadNets(), Blend(), SIG(), LabelConsistent(patch="corners4")])
 def test_an_image_size_that_is_none(attack):
     with pytest.raises(AttackError, match=r"attack\.input_size is 0"):
         attack.make_trigger(0)

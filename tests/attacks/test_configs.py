@@ -65,6 +65,8 @@ def build(name: str) -> Attack:
         ("badnets_advrbd", 50_000, 2_500, 1, True),
         ("blend_advrbd", 50_000, 2_500, 1, True),
         ("sig_advrbd", 50_000, 2_500, 1, False),
+        ("label_consistent", 50_000, 3_000, 6, False),
+        ("label_consistent_bcu", 45_000, 3_600, 0, False),
     ],
 )
 def test_presets_give_the_published_counts_on_cifar10(name, n, count, target, changes_labels):
@@ -76,7 +78,12 @@ def test_presets_give_the_published_counts_on_cifar10(name, n, count, target, ch
 
 @pytest.mark.parametrize(
     ("name", "row", "column"),
-    [("badnets", 0, 0), ("badnets_ssl", 14, 14), ("badnets_bcu", 29, 29)],
+    [
+        ("badnets", 0, 0),
+        ("badnets_ssl", 14, 14),
+        ("badnets_bcu", 29, 29),
+        ("label_consistent", 0, 0),
+    ],
 )
 def test_patch_presets_lie_where_the_paper_says(name, row, column):
     mask = build(name).make_trigger(32).mask[0]

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from bdclean.attacks import SIG, Attack, BadNets, Blend, Trigger
+from bdclean.attacks import SIG, Attack, BadNets, Blend, LabelConsistent, Trigger
 from bdclean.errors import AttackError, BdcleanError
 
 SIZE = 32
@@ -24,6 +24,8 @@ ATTACKS: dict[str, Attack] = {
     "sig_convex": SIG(variant="convex", alpha=0.3),
     "sig_bench_v1": SIG(variant="bench_v1", alpha=0.3, quantize="floor"),
     "sig_mask_image": SIG(variant="mask_image", alpha=0.3),
+    "label_consistent": LabelConsistent(),
+    "label_consistent_corners": LabelConsistent(patch="corners4"),
 }
 each_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS.keys())
 
