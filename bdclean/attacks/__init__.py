@@ -7,6 +7,7 @@ from bdclean.attacks.checks import LabelRule, Quantize, RateBase
 from bdclean.attacks.plan import PoisonPlan
 from bdclean.attacks.sig import SIG
 from bdclean.attacks.trigger import Trigger
+from bdclean.attacks.wanet import WaNet
 
 __all__ = [
     "SIG",
@@ -19,4 +20,5 @@ __all__ = [
     "Quantize",
     "RateBase",
     "Trigger",
+    "WaNet",
 ]
