@@ -8,6 +8,7 @@ from bdclean.attacks.label_consistent import LabelConsistent
 from bdclean.attacks.plan import PoisonPlan
 from bdclean.attacks.sig import SIG
 from bdclean.attacks.trigger import Trigger
+from bdclean.attacks.wanet import WaNet
 
 __all__ = [
     "SIG",
@@ -22,4 +23,5 @@ __all__ = [
     "Quantize",
     "RateBase",
     "Trigger",
+    "WaNet",
 ]

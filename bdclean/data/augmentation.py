@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bdclean.data.rotation import rotate
 from bdclean.errors import ConfigError, DataError
 from bdclean.types import AugmentationName
 
@@ -23,6 +24,10 @@ FLIP_RATE = 0.5
 JITTER_RATE = 0.8
 JITTER = (0.4, 0.4, 0.4, 0.1)  # brightness, contrast, saturation, hue
 GRAY_RATE = 0.2
+WANET_PADDING = 5  # WaNet's public code, as the three numbers below
+WANET_CROP_RATE = 0.8
+WANET_DEGREES = 10.0
+WANET_ROTATION_RATE = 0.5
 UNCHANGED = (1.0, 1.0, 1.0, 0.0)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # places in the two tuples above
 TINY = 1e-12  # keeps 0 / 0 out of the hue of gray pixels
@@ -49,7 +54,9 @@ def augment(name: AugmentationName, images: Tensor, generator: torch.Generator) 
             the same, and a horizontal flip with probability 1/2. "simclr": random resized crop
             (area 0.2-1, ratio 3/4-4/3, bicubic), flip 1/2, colour jitter (0.4, 0.4, 0.4, 0.1)
             with probability 0.8 in an order drawn per image, grayscale with probability 0.2, no
-            blur (Chen et al., ICML 2020, the CIFAR-10 setting of appendix B.9).
+            blur (Chen et al., ICML 2020, the CIFAR-10 setting of appendix B.9). "wanet": crop
+            after padding 5 with probability 0.8, rotation by up to 10 degrees with probability
+            0.5, flip 1/2 (WaNet's public code). "wanet_noflip": the same without the flip.
         images: (B, 3, H, W), float, in [0, 1]. Not changed.
         generator: On the device of `images`; the only source of randomness.
 
@@ -77,6 +84,8 @@ def augment(name: AugmentationName, images: Tensor, generator: torch.Generator) 
     with torch.autocast(images.device.type, enabled=False):  # no bf16 interpolation in hot loops
         if name == "simclr":
             result = _simclr(planes, generator)
+        elif name in ("wanet", "wanet_noflip"):
+            result = _wanet(planes, generator, flip=name == "wanet")
         else:
             result = _weak(planes, generator, flip=name == "weak")
     return result.contiguous(memory_format=torch.channels_last) if channels_last else result
@@ -87,6 +96,20 @@ def _weak(images: Tensor, generator: torch.Generator, flip: bool) -> Tensor:
     offsets = torch.randint(0, 2 * PADDING + 1, (2, batch), generator=generator, device=device)
     mirror = _chance(batch, FLIP_RATE if flip else 0.0, generator)
     return pad_crop(images, offsets[0], offsets[1], mirror)
+
+
+def _wanet(images: Tensor, generator: torch.Generator, flip: bool) -> Tensor:
+    device, batch = images.device, len(images)
+    last = 2 * WANET_PADDING
+    offsets = torch.randint(0, last + 1, (2, batch), generator=generator, device=device)
+    crop = _chance(batch, WANET_CROP_RATE, generator)
+    offsets = torch.where(crop, offsets, WANET_PADDING)  # else the image's own window
+    degrees = torch.empty(batch, device=device)
+    degrees.uniform_(-WANET_DEGREES, WANET_DEGREES, generator=generator)
+    degrees *= _chance(batch, WANET_ROTATION_RATE, generator)
+    mirror = _chance(batch, FLIP_RATE if flip else 0.0, generator)
+    # the public code flips last; angles are symmetric, so the order makes no difference
+    return rotate(pad_crop(images, offsets[0], offsets[1], mirror, WANET_PADDING), degrees)
 
 
 def _simclr(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -103,22 +126,25 @@ def _chance(batch: int, rate: float, generator: torch.Generator) -> Tensor:
     return torch.rand(batch, generator=generator, device=generator.device) < rate
 
 
-def pad_crop(images: Tensor, top: Tensor, left: Tensor, mirror: Tensor) -> Tensor:
-    """Pads by `PADDING` zeros, cuts a window of the old size and mirrors it where asked.
+def pad_crop(
+    images: Tensor, top: Tensor, left: Tensor, mirror: Tensor, padding: int = PADDING
+) -> Tensor:
+    """Pads by zeros, cuts a window of the old size and mirrors it where asked.
 
     Pixels are copied, so the result is bit-equal to torchvision's pad, crop and hflip.
 
     Args:
         images: (B, 3, H, W).
-        top: (B,), first row of the window in the padded image, 0 to 2 `PADDING`.
+        top: (B,), first row of the window in the padded image, 0 to 2 `padding`.
         left: (B,), first column, likewise.
         mirror: (B,), bool, whether to flip left and right.
+        padding: Pixels on each side.
 
     Returns:
         (B, 3, H, W).
     """
     batch, channels, height, width = images.shape
-    padded = functional.pad(images, [PADDING] * 4)
+    padded = functional.pad(images, [padding] * 4)
     rows = top[:, None] + torch.arange(height, device=images.device)
     columns = left[:, None] + _columns(width, mirror)
     index = (rows * padded.shape[3])[:, :, None] + columns[:, None, :]

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from bdclean.attacks import SIG, BadNets, Blend, LabelConsistent
+from bdclean.attacks import SIG, BadNets, Blend, LabelConsistent, WaNet
 from bdclean.errors import AttackError
 
 LABELS = torch.arange(100) % 10
 
 
-@pytest.mark.parametrize("attack", [BadNets, Blend, SIG, LabelConsistent])
+@pytest.mark.parametrize("attack", [BadNets, Blend, SIG, LabelConsistent, WaNet])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -62,6 +62,16 @@ def test_shared_arguments(attack, arguments, message):
         (SIG, {"alpha": 0.3}, r"attack\.alpha is 0\.3; .* left out with variant additive"),
         (SIG, {"variant": "convex"}, r"attack\.alpha is None; .* \[0, 1\] with variant convex"),
         (SIG, {"variant": "bench_v1", "alpha": 2.0}, r"attack\.alpha is 2\.0; .* \[0, 1\]"),
+        (WaNet, {"mode": "both"}, r"attack\.mode is 'both'; .* dynamic, static"),
+        (WaNet, {"label_rule": "clean_label"}, r"label_rule is .*; .* all_to_one or all_to_all"),
+        (WaNet, {"rate_base": "target_class"}, r"attack\.rate_base is .*; it must be dataset"),
+        (WaNet, {"exclude_target": True}, r"exclude_target is True; .* false with mode dynamic"),
+        (WaNet, {"strength": -0.1}, r"attack\.strength is -0\.1; it must be 0 or above"),
+        (WaNet, {"grid_size": 1}, r"attack\.grid_size is 1; it must be an integer >= 2"),
+        (WaNet, {"grid_rescale": 0.0}, r"attack\.grid_rescale is 0\.0; it must be above 0"),
+        (WaNet, {"grid_seed": -1}, r"attack\.grid_seed is -1; it must be an integer >= 0"),
+        (WaNet, {"cross_ratio": -1.0}, r"attack\.cross_ratio is -1\.0; .* \[0, 9\] with rate 0\.1"),
+        (WaNet, {"rate": 0.4}, r"attack\.cross_ratio is 2\.0; .* \[0, 1\.5\] with rate 0\.4"),
     ],
 )
 def test_own_arguments(attack, arguments, message):
@@ -115,7 +125,9 @@ def test_a_patch_larger_than_the_image():
         BadNets(patch_size=9).make_trigger(8)
 
 
-@pytest.mark.parametrize("attack", [BadNets(), Blend(), SIG(), LabelConsistent(patch="corners4")])
+@pytest.mark.parametrize(
+    "attack", [BadNets(), Blend(), SIG(), LabelConsistent(patch="corners4"), WaNet()]
+)
 def test_an_image_size_that_is_none(attack):
     with pytest.raises(AttackError, match=r"attack\.input_size is 0"):
         attack.make_trigger(0)

@@ -67,6 +67,7 @@ def build(name: str) -> Attack:
         ("sig_advrbd", 50_000, 2_500, 1, False),
         ("label_consistent", 50_000, 3_000, 6, False),
         ("label_consistent_bcu", 45_000, 3_600, 0, False),
+        ("wanet_advrbd", 50_000, 2_500, 1, True),
     ],
 )
 def test_presets_give_the_published_counts_on_cifar10(name, n, count, target, changes_labels):
@@ -74,6 +75,21 @@ def test_presets_give_the_published_counts_on_cifar10(name, n, count, target, ch
     assert len(plan.poison_index) == count
     assert (plan.labels_seen[plan.poison_index] == target).all()
     assert (plan.num_label_changed > 0) == changes_labels
+
+
+def test_static_wanet_has_as_many_covers_as_poisons():
+    assert len(build("wanet_advrbd").plan(LABELS, 10).cover_index) == 2_500
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "target", "poison", "cover"),
+    [("wanet", 50_000, 6, 3_000, 6_000), ("wanet_bcu", 45_000, 0, 4_219, 8_438)],
+)
+def test_dynamic_presets_poison_the_published_share_of_an_epoch(name, n, target, poison, cover):
+    attack = build(name)
+    assert (attack.dynamic, attack.target) == (True, target)
+    counts = [attack.batch_counts(min(128, n - first), first) for first in range(0, n, 128)]
+    assert [sum(c) for c in zip(*counts, strict=True)] == [poison, cover]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from bdclean.attacks import SIG, Attack, BadNets, Blend, LabelConsistent, Trigger
+from bdclean.attacks import SIG, Attack, BadNets, Blend, LabelConsistent, Trigger, WaNet
 from bdclean.errors import AttackError, BdcleanError
 
 SIZE = 32
@@ -26,6 +26,8 @@ ATTACKS: dict[str, Attack] = {
     "sig_mask_image": SIG(variant="mask_image", alpha=0.3),
     "label_consistent": LabelConsistent(),
     "label_consistent_corners": LabelConsistent(patch="corners4"),
+    "wanet": WaNet(),
+    "wanet_strong": WaNet(strength=1.5, grid_size=6, grid_rescale=0.98, quantize="floor"),
 }
 each_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS.keys())
 
@@ -123,7 +125,7 @@ def test_chunks_change_nothing_and_are_few(attack, monkeypatch):
 
 def test_3000_cifar_images_take_well_under_a_second():
     images = stored(3000)
-    for attack in (BadNets(), Blend(), SIG()):
+    for attack in (BadNets(), Blend(), SIG(), WaNet()):
         trigger = attack.make_trigger(SIZE)
         trigger.poison(images[:10])
         start = time.perf_counter()

@@ -15,7 +15,7 @@ from bdclean.data import augmentation
 from bdclean.data.augmentation import Boxes, augment
 from bdclean.errors import ConfigError, DataError
 
-NAMES = ("none", "crop", "weak", "simclr")
+NAMES = ("none", "crop", "weak", "simclr", "wanet", "wanet_noflip")
 RANDOM_NAMES = NAMES[1:]
 
 
@@ -196,6 +196,7 @@ def test_images_of_a_batch_get_parameters_of_their_own(name: str) -> None:
     result = augment(name, images, _generator())
     distinct = len(torch.unique(result.flatten(1), dim=0))
     expected = {"crop": 81 * (1 - (80 / 81) ** 64), "weak": 162 * (1 - (161 / 162) ** 64)}
+    expected |= {"wanet": 54, "wanet_noflip": 52}  # one image in ten stays as it is
     assert distinct == pytest.approx(expected.get(name, 64), abs=8 if name != "simclr" else 0)
 
 
@@ -376,7 +377,7 @@ def test_nothing_waits_for_the_device(name: str) -> None:
 
 
 def test_wrong_input_is_refused_with_the_way_out() -> None:
-    with pytest.raises(ConfigError, match=r"'strong'.*none, crop, weak, simclr"):
+    with pytest.raises(ConfigError, match=r"'strong'.*none, crop, weak, simclr, wanet"):
         augment("strong", _images(1), _generator())  # type: ignore[arg-type]
     for images in (torch.zeros(3, 8, 8), torch.zeros(1, 1, 8, 8), torch.zeros(1, 3, 8, 8).byte()):
         with pytest.raises(DataError, match=r"float images of shape \(B, 3, H, W\)"):

@@ -1,0 +1,261 @@
+"""WaNet (Nguyen and Tran, ICLR 2021, arXiv:2102.10369): a smooth warp that nobody sees.
+
+G = clamp((I + s * F / H) * g, -1, 1), x' = x read at G, bilinearly; F is a small random field,
+enlarged. Noise images are read at clamp(G + jitter / H, -1, 1) and keep their label, so that the
+net learns this one warp and not warps as such.
+"""
+
+import math
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bdclean.attacks.base import Attack, FurtherTest
+from bdclean.attacks.checks import (
+    LabelRule,
+    Quantize,
+    RateBase,
+    is_between,
+    require,
+    require_choice,
+    require_integer,
+)
+from bdclean.attacks.plan import PoisonPlan
+from bdclean.attacks.trigger import Trigger
+from bdclean.functional.seeds import derive_seed
+
+Mode = Literal["dynamic", "static"]
+_TOLERANCE = 1e-6  # 0.29 * 100 is 28.999999999999996 in floating point
+
+
+def draw_field(size: int, points: int, generator: torch.Generator) -> Tensor:
+    """Draws F: P ~ U(-1, 1) on a grid of control points, over mean(|P|), bicubically enlarged.
+
+    Args:
+        size: H, in pixels.
+        points: k, control points per side; the outer ones lie on the centres of corner pixels.
+        generator: On the CPU.
+
+    Returns:
+        (1, H, H, 2): (x, y) at row and column; with s = 1, half of it is the shift in pixels.
+    """
+    control = torch.rand(1, 2, points, points, generator=generator) * 2 - 1
+    control = control / control.abs().mean()
+    field = functional.interpolate(control, size=size, mode="bicubic", align_corners=True)
+    return field.permute(0, 2, 3, 1)
+
+
+def draw_jitter(count: int, size: int, generator: torch.Generator) -> Tensor:
+    """Draws the jitter of noise images, U(-1, 1), (count, H, H, 2), on the generator's device."""
+    shape = (count, size, size, 2)
+    return torch.rand(shape, generator=generator, device=generator.device) * 2 - 1
+
+
+def _identity(size: int) -> Tensor:
+    """I, (1, H, H, 2): the place (x, y) of every pixel, in [-1, 1]."""
+    axis = torch.linspace(-1, 1, size)
+    return torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)[None]
+
+
+def _warp(images: Tensor, grid: Tensor) -> Tensor:
+    """Reads images (B, 3, H, W) at a grid (1 or B, H, W, 2), bilinearly, in float32 or better."""
+    exact = torch.promote_types(images.dtype, torch.float32)
+    grid = grid.to(exact).expand(len(images), -1, -1, -1)
+    with torch.autocast(images.device.type, enabled=False):
+        warped = functional.grid_sample(images.to(exact), grid, align_corners=True)
+    return warped.to(images.dtype)
+
+
+class WaNetTrigger(Trigger):
+    """Reads the image at a fixed grid.
+
+    Args:
+        grid: G, (1, H, W, 2), last (x, y), in [-1, 1]; -1 and 1 are the outer pixel centres.
+        quantize: How `poison` returns to 8 bits.
+    """
+
+    grid: Tensor
+
+    def __init__(self, grid: Tensor, quantize: Quantize = "round") -> None:
+        super().__init__(grid.shape[1], quantize)
+        self.register_buffer("grid", grid)
+
+    def stamp(self, images: Tensor) -> Tensor:
+        """Returns x read at G."""
+        rows = images.reshape(-1, *images.shape[-3:])
+        return _warp(rows, self.grid).reshape(images.shape)
+
+    def noise(self, images: Tensor, jitter: Tensor) -> Tensor:
+        """Returns x read at clamp(G + jitter / H, -1, 1), in [0, 1].
+
+        Args:
+            images: Float images in [0, 1], (B, 3, H, W); not changed in place.
+            jitter: In [-1, 1], (B, H, W, 2); where it is 0, the trigger.
+        """
+        grid = (self.grid + jitter / self.input_size).clamp(-1, 1)
+        return _warp(images, grid).clamp(0, 1)
+
+
+class WaNet(Attack):
+    """The WaNet attack.
+
+    Args:
+        target: Target class.
+        rate: Share of poisoned images, in (0, 1].
+        rate_base: "dataset", the only one here.
+        label_rule: "all_to_one" or "all_to_all".
+        exclude_target: Leave rows of the target class out of the pool (static mode only).
+        seed: Seed of the selection, and of the jitter of static covers and of test images.
+        quantize: How warped pixels go back to 8 bits.
+        mode: "dynamic": every training batch is poisoned anew, at its front. "static": fixed
+            poisoned rows and covers, each cover with one jitter of its own.
+        strength: s, 0 or above; 0.5 shifts pixels by about 0.3.
+        grid_size: k, control points per side of the warp, 2 or more.
+        grid_rescale: g, above 0; below 1 zooms in.
+        grid_seed: Seed of the warp.
+        cross_ratio: p_n, noise images (covers) per poisoned image.
+        exact: Dynamic mode: carry fractions from batch to batch, so that `rate` holds over the
+            epoch; else int(B * rate) of every batch of B, as the public code.
+
+    Raises:
+        AttackError: An argument is out of its range or contradicts another one.
+    """
+
+    def __init__(
+        self,
+        target: int = 0,
+        rate: float = 0.1,
+        rate_base: RateBase = "dataset",
+        label_rule: LabelRule = "all_to_one",
+        exclude_target: bool = False,
+        seed: int = 0,
+        quantize: Quantize = "round",
+        mode: Mode = "dynamic",
+        strength: float = 0.5,
+        grid_size: int = 4,
+        grid_rescale: float = 1.0,
+        grid_seed: int = 0,
+        cross_ratio: float = 2.0,
+        exact: bool = True,
+    ) -> None:
+        super().__init__(target, rate, rate_base, label_rule, exclude_target, seed, quantize)
+        require(rate_base == "dataset", "rate_base", rate_base, "dataset")
+        fits = label_rule != "clean_label"
+        require(fits, "label_rule", label_rule, "all_to_one or all_to_all")
+        require_choice("mode", mode, Mode)
+        alone = mode == "static" or not exclude_target
+        require(alone, "exclude_target", exclude_target, "false with mode dynamic")
+        require(is_between(strength, 0, math.inf), "strength", strength, "0 or above")
+        require_integer("grid_size", grid_size, 2)
+        fits = is_between(grid_rescale, 0, math.inf) and grid_rescale > 0
+        require(fits, "grid_rescale", grid_rescale, "above 0")
+        require_integer("grid_seed", grid_seed, 0)
+        most = 1 / rate - 1
+        fits = is_between(cross_ratio, 0, most + _TOLERANCE)
+        require(fits, "cross_ratio", cross_ratio, f"in [0, {most:.4g}] with rate {rate}")
+        self.mode = mode
+        self.strength = strength
+        self.grid_size = grid_size
+        self.grid_rescale = grid_rescale
+        self.grid_seed = grid_seed
+        self.cross_ratio = cross_ratio
+        self.exact = exact
+        self.cover_rate = cross_ratio * rate
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether the attacker controls training and poisons every batch anew."""
+        return self.mode == "dynamic"
+
+    def make_trigger(self, input_size: int) -> WaNetTrigger:
+        """Draws the warp and lays it over `input_size` pixels."""
+        require_integer("input_size", input_size, 1)
+        generator = torch.Generator().manual_seed(derive_seed("wanet", self.grid_seed))
+        field = draw_field(input_size, self.grid_size, generator)
+        grid = (_identity(input_size) + self.strength * field / input_size) * self.grid_rescale
+        return WaNetTrigger(grid.clamp(-1, 1), self.quantize)
+
+    def poison_rows(self, images: Tensor, plan: PoisonPlan, trigger: Trigger) -> Tensor:
+        """Poisoned rows at the trigger grid, covers each at a jittered one."""
+        covers = torch.isin(plan.touched_index, plan.cover_index)
+        return self._with_noise(images, covers, trigger, "wanet covers")
+
+    def further_tests(
+        self, images: Tensor, labels: Tensor, trigger: Trigger
+    ) -> dict[str, FurtherTest]:
+        """`noise_acc`: all test images at jittered grids, share answered with the true label."""
+        everywhere = torch.ones(len(images), dtype=torch.bool)
+        shown = self._with_noise(images, everywhere, trigger, "wanet noise test")
+        return {"noise_acc": FurtherTest(torch.arange(len(images)), shown, labels)}
+
+    def poison_batch(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        trigger: Trigger,
+        num_classes: int,
+        first: int,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Tensor]:
+        """The first images of a batch get trigger and label, the next ones noise, the rest nothing.
+
+        See `Attack.poison_batch` and `batch_counts`.
+        """
+        poison, cover = self.batch_counts(len(images), first)
+        own, both = cast(WaNetTrigger, trigger), slice(poison + cover)
+        jitter = torch.zeros(poison + cover, *own.grid.shape[1:], device=images.device)
+        jitter[poison:] = draw_jitter(cover, own.input_size, generator)
+        images, labels = images.clone(), labels.clone()
+        images[both] = own.as_stored(own.noise(images[both], jitter))
+        labels[:poison] = self.wanted_label(labels[:poison], num_classes)
+        return images, labels
+
+    def batch_counts(self, size: int, first: int) -> tuple[int, int]:
+        """How many images of a batch a dynamic attack poisons, and how many get noise.
+
+        With `exact`, floor(rate * n) of the first n images of an epoch are poisoned and, of the
+        others, the share that makes cross_ratio * rate of all; so a batch always has room.
+
+        Args:
+            size: B, images of the batch.
+            first: Images of this epoch before it.
+        """
+        if not self.exact:
+            poison = int(size * self.rate)
+            return poison, int(poison * self.cross_ratio)
+        before, after = self._counts(first), self._counts(first + size)
+        return after[0] - before[0], after[1] - before[1]
+
+    def _counts(self, images: int) -> tuple[int, int]:
+        """Poisoned and noise images among the first ones of an epoch."""
+        poison = math.floor(self.rate * images + _TOLERANCE)
+        of_rest = self.cover_rate / (1 - self.rate) if self.rate < 1 else 0.0
+        return poison, math.floor(min(of_rest, 1.0) * (images - poison) + _TOLERANCE)
+
+    def _with_noise(self, images: Tensor, noisy: Tensor, trigger: Trigger, purpose: str) -> Tensor:
+        """All images warped, those that are marked in `noisy` with a jitter of their own."""
+        own = cast(WaNetTrigger, trigger)
+        generator = torch.Generator().manual_seed(derive_seed(purpose, self.seed))
+
+        def transform(floats: Tensor, part: slice) -> Tensor:
+            marked = noisy[part]
+            jitter = torch.zeros(len(floats), *own.grid.shape[1:])
+            jitter[marked] = draw_jitter(int(marked.sum()), own.input_size, generator)
+            return own.noise(floats, jitter)
+
+        return own.change(images, transform)
+
+    def describe(self) -> dict[str, Any]:
+        """The attack's name and settings, ready for JSON."""
+        own = {
+            "mode": self.mode,
+            "strength": self.strength,
+            "grid_size": self.grid_size,
+            "grid_rescale": self.grid_rescale,
+            "grid_seed": self.grid_seed,
+            "cross_ratio": self.cross_ratio,
+            "exact": self.exact,
+        }
+        return {**super().describe(), **own}

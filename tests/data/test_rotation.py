@@ -1,0 +1,90 @@
+"""Rotation, and the augmentation of WaNet, against torchvision, image by image."""
+
+import pytest
+import torch
+import torchvision.transforms.functional as tv
+from torch import Tensor
+
+from bdclean.data.augmentation import augment
+from bdclean.data.rotation import rotate
+
+
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _images(batch: int, height: int = 32, width: int = 32) -> Tensor:
+    """Every pixel has a value of its own, above 0, so that nothing is right by chance."""
+    values = torch.randperm(batch * 3 * height * width, generator=_generator(1)) + 1
+    return (values / (len(values) + 1)).view(batch, 3, height, width)
+
+
+def _share_of_pixels_that_differ(images: Tensor, others: Tensor) -> float:
+    return (images != others).any(1).float().mean().item()
+
+
+@pytest.mark.parametrize("size", [(32, 32), (31, 33), (20, 45), (5, 9), (1, 1)])
+def test_rotation_equals_torchvision(size: tuple[int, int]) -> None:
+    images = _images(60, *size)
+    degrees = torch.linspace(-10, 10, 60)
+    degrees[:4] = torch.tensor([0.0, 44.0, -91.0, 170.0])
+    expected = [tv.rotate(i, d) for i, d in zip(images, degrees.tolist(), strict=True)]
+    # a pixel may lie on the border between two, up to float32 rounding
+    assert _share_of_pixels_that_differ(rotate(images, degrees), torch.stack(expected)) < 1e-3
+
+
+def test_rotation_by_nothing_and_by_a_right_angle() -> None:
+    images = _images(2)
+    assert torch.equal(rotate(images, torch.zeros(2)), images)
+    turned = rotate(images, torch.tensor([90.0, -90.0]))
+    assert torch.equal(turned[0], images[0].rot90(1, (1, 2)))  # counter-clockwise
+    assert torch.equal(turned[1], images[1].rot90(-1, (1, 2)))
+
+
+@pytest.mark.parametrize("name", ["wanet", "wanet_noflip"])
+def test_wanet_composes_crop_flip_and_rotation_with_parameters_per_image(name: str) -> None:
+    images = _images(64)
+    result = augment(name, images, _generator(9))  # type: ignore[arg-type]
+    g = _generator(9)
+    offsets = torch.randint(0, 11, (2, 64), generator=g)
+    crop = torch.rand(64, generator=g) < 0.8
+    degrees = torch.empty(64).uniform_(-10, 10, generator=g)
+    turn = torch.rand(64, generator=g) < 0.5
+    flip = torch.rand(64, generator=g) < (0.5 if name == "wanet" else 0)
+    expected = []
+    for i, image in enumerate(images):
+        if crop[i]:
+            image = tv.crop(tv.pad(image, [5]), int(offsets[0, i]), int(offsets[1, i]), 32, 32)
+        if flip[i]:
+            image = tv.hflip(image)
+        if turn[i]:
+            image = tv.rotate(image, degrees[i].item())
+        expected.append(image)
+    assert _share_of_pixels_that_differ(result, torch.stack(expected)) < 1e-3
+    untouched = ~crop & ~turn & ~flip
+    assert untouched.any()
+    assert torch.equal(result[untouched], images[untouched])
+
+
+def test_flipping_before_a_rotation_is_flipping_after_the_opposite_one() -> None:
+    images, degrees = _images(40), torch.linspace(-10, 10, 40)
+    before, after = rotate(images.flip(3), degrees), rotate(images, -degrees).flip(3)
+    assert _share_of_pixels_that_differ(before, after) < 1e-3
+
+
+def test_rates_of_crop_rotation_and_flip() -> None:
+    images = _images(1, 12, 12).expand(3000, -1, -1, -1)
+    result = augment("wanet", images, _generator())
+    plain = images[0]
+    same = (result == plain).flatten(1).all(1)
+    mirrored = (result == plain.flip(2)).flatten(1).all(1)
+    # untouched: (no crop, or the middle one of 121) and (no rotation, or one that moves no pixel)
+    angles = torch.linspace(-10, 10, 401)
+    few = (rotate(images[:401], angles) == plain).flatten(1).all(1).float().mean().item()
+    upright = (0.2 + 0.8 / 121) * (0.5 + 0.5 * few)
+    assert same.float().mean().item() == pytest.approx(upright / 2, abs=0.015)
+    assert mirrored.float().mean().item() == pytest.approx(upright / 2, abs=0.015)
+    quiet = augment("wanet_noflip", images, _generator())
+    same = (quiet == plain).flatten(1).all(1)
+    assert same.float().mean().item() == pytest.approx(upright, abs=0.02)
+    assert not (quiet == plain.flip(2)).flatten(1).all(1).any()
