@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bdclean.data.physical import physical
 from bdclean.errors import ConfigError, DataError
 from bdclean.types import AugmentationName
 
@@ -49,7 +50,8 @@ def augment(name: AugmentationName, images: Tensor, generator: torch.Generator) 
             the same, and a horizontal flip with probability 1/2. "simclr": random resized crop
             (area 0.2-1, ratio 3/4-4/3, bicubic), flip 1/2, colour jitter (0.4, 0.4, 0.4, 0.1)
             with probability 0.8 in an order drawn per image, grayscale with probability 0.2, no
-            blur (Chen et al., ICML 2020, the CIFAR-10 setting of appendix B.9).
+            blur (Chen et al., ICML 2020, the CIFAR-10 setting of appendix B.9). "physical": see
+            `bdclean.data.physical`.
         images: (B, 3, H, W), float, in [0, 1]. Not changed.
         generator: On the device of `images`; the only source of randomness.
 
@@ -77,6 +79,8 @@ def augment(name: AugmentationName, images: Tensor, generator: torch.Generator) 
     with torch.autocast(images.device.type, enabled=False):  # no bf16 interpolation in hot loops
         if name == "simclr":
             result = _simclr(planes, generator)
+        elif name == "physical":
+            result = physical(planes, generator, FLIP_RATE)
         else:
             result = _weak(planes, generator, flip=name == "weak")
     return result.contiguous(memory_format=torch.channels_last) if channels_last else result
