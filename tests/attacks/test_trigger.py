@@ -9,7 +9,17 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from bdclean.attacks import SIG, Attack, BadNets, Blend, Trigger
+from bdclean.attacks import (
+    SIG,
+    AdaptiveBlend,
+    AdaptivePatch,
+    Attack,
+    BadNets,
+    Blend,
+    PhysicalBA,
+    TaCT,
+    Trigger,
+)
 from bdclean.errors import AttackError, BdcleanError
 
 SIZE = 32
@@ -24,6 +34,15 @@ ATTACKS: dict[str, Attack] = {
     "sig_convex": SIG(variant="convex", alpha=0.3),
     "sig_bench_v1": SIG(variant="bench_v1", alpha=0.3, quantize="floor"),
     "sig_mask_image": SIG(variant="mask_image", alpha=0.3),
+    "badnets_htba": BadNets(pattern="htba", patch_size=8),
+    "physical": PhysicalBA(),
+    "tact": TaCT(),
+    "tact_color_square": TaCT(image="color_square", quantize="floor"),
+    "adaptive_blend": AdaptiveBlend(alpha_train=0.15),
+    "adaptive_patch": AdaptivePatch(),
+    "adaptive_patch_toolbox": AdaptivePatch(
+        patches=["emblem", "logo"], alphas=[0.5, 0.2], test_patches=["emblem_pair", "corners4"]
+    ),
 }
 each_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS.keys())
 
@@ -84,6 +103,10 @@ def test_two_triggers_of_one_attack_agree_whatever_the_global_seed(attack):
 @each_attack
 @pytest.mark.parametrize("size", [8, 33, 64])
 def test_other_sizes(attack, size):
+    if isinstance(attack, AdaptiveBlend) and size % 4:
+        with pytest.raises(AttackError, match=f"divisor of the image size {size}"):
+            attack.make_trigger(size)
+        return
     assert attack.make_trigger(size)(floats(2, size)).shape == (2, 3, size, size)
 
 
