@@ -118,7 +118,7 @@ def test_a_picture_of_the_user_keeps_its_transparency(tmp_path):
 
 
 def test_other_grids_and_sizes():
-    attack = AdaptiveBlend(grid=7)
+    attack = AdaptiveBlend(grid=7, image="noise")
     trigger = attack.make_trigger(224)
     plan = attack.plan(LABELS[:60], 10)
     clean = torch.zeros(len(plan.touched_index), 3, 224, 224, dtype=torch.uint8)
