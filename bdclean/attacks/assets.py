@@ -7,9 +7,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from bdclean.attacks.checks import require
 from bdclean.errors import AttackError
 
 Color = tuple[float, float, float]
+
+FILE = "file:"  # before the path of a picture of the user
+PICTURES = ("noise", "noise_gauss", "cartoon")  # whole pictures that are drawn here
 
 _OVERSAMPLING = 8  # sub-pixels per pixel and direction
 _OUTLINE = 0.025  # width, in units of the picture
@@ -27,8 +31,48 @@ def noise_gauss(size: int, seed: int, mean: float = 0.5, std: float = 0.29) -> T
     return (mean + std * torch.randn(3, size, size, generator=generator)).clamp(0, 1)
 
 
-def from_file(path: str, size: int) -> tuple[Tensor, Tensor]:
+def require_image(key: str, image: str, builtin: tuple[str, ...]) -> None:
+    """Raises an AttackError unless `image` is the name of a picture or file:PATH."""
+    known = image in builtin or (image.startswith(FILE) and image != FILE)
+    require(known, key, image, f"one of {', '.join(builtin)}, or file:PATH")
+
+
+def recorded(image: str) -> str:
+    """The name for records: of a file only its name, without its folder."""
+    return FILE + Path(image.removeprefix(FILE)).name if image.startswith(FILE) else image
+
+
+def picture(image: str, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """One of `PICTURES`, or a file.
+
+    Args:
+        image: Name, or file:PATH.
+        size: Side in pixels.
+        seed: Of the two noise pictures.
+
+    Returns:
+        The picture (3, size, size) and its mask (1, size, size), both float in [0, 1].
+
+    Raises:
+        AttackError: The file is missing or is not a picture.
+    """
+    if image.startswith(FILE):
+        return from_file(image.removeprefix(FILE), size)
+    mask = torch.ones(1, size, size)
+    if image == "noise":
+        return noise_uniform(size, seed), mask
+    if image == "noise_gauss":
+        return noise_gauss(size, seed), mask
+    return cartoon_balloon(size), mask
+
+
+def from_file(path: str, size: int, key: str = "image") -> tuple[Tensor, Tensor]:
     """Reads a picture of the user, resized with antialiasing to size x size.
+
+    Args:
+        path: Of the file.
+        size: Side in pixels.
+        key: The attack's argument that names it.
 
     Returns:
         The picture (3, size, size) and its mask (1, size, size), both float in [0, 1]. The mask
@@ -42,7 +86,7 @@ def from_file(path: str, size: int) -> tuple[Tensor, Tensor]:
             resized = image.convert("RGBA").resize((size, size), Image.Resampling.BILINEAR)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise AttackError(
-            f"attack.image is 'file:{path}', which cannot be read as a picture ({error}); "
+            f"attack.{key} is 'file:{path}', which cannot be read as a picture ({error}); "
             "give the path of a PNG or JPEG file"
         ) from error
     pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255

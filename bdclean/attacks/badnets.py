@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from bdclean.attacks.assets_patches import BW_ANP, enlarge, htba_patch
 from bdclean.attacks.base import Attack
 from bdclean.attacks.checks import (
     LabelRule,
@@ -19,15 +20,16 @@ from bdclean.attacks.checks import (
 )
 from bdclean.attacks.trigger import Trigger
 
-Pattern = Literal["bw_anp", "checker", "white"]
+Pattern = Literal["bw_anp", "checker", "white", "htba"]
 Position = Literal["top_left", "top_right", "bottom_left", "bottom_right", "center"]
 
 # Rows from top to bottom; 1 is white, 0 is black (a black pixel is part of the trigger too).
-_PATTERNS: dict[Pattern, list[list[int]]] = {
-    "bw_anp": [[0, 0, 1], [0, 1, 0], [1, 0, 1]],
-    "checker": [[1, 0, 1], [0, 1, 0], [1, 0, 1]],
-    "white": [[1, 1, 1], [1, 1, 1], [1, 1, 1]],
+_PATTERNS: dict[Pattern, tuple[tuple[int, ...], ...]] = {
+    "bw_anp": BW_ANP,
+    "checker": ((1, 0, 1), (0, 1, 0), (1, 0, 1)),
+    "white": ((1, 1, 1), (1, 1, 1), (1, 1, 1)),
 }
+_SMALLEST: dict[Pattern, int] = {"bw_anp": 3, "checker": 3, "white": 1, "htba": 4}
 
 
 class PatchTrigger(Trigger):
@@ -36,7 +38,7 @@ class PatchTrigger(Trigger):
     Args:
         pattern: (3, H, W), float in [0, 1]; read under the mask only.
         mask: (1, H, W), bool.
-        quantize: Makes no difference where the pattern is black and white.
+        quantize: How `poison` returns to 8 bits; no matter where the pattern is black and white.
     """
 
     pattern: Tensor
@@ -62,12 +64,14 @@ class BadNets(Attack):
         label_rule: What happens to the labels of poisoned rows.
         exclude_target: Leave rows of the target class out of the pool.
         seed: Seed of the selection.
-        quantize: How triggered pixels go back to 8 bits; no matter here.
+        quantize: How triggered pixels go back to 8 bits; matters to "htba" only.
         pattern: 3x3 pattern, equal in all channels: "bw_anp" (ANP and BCU code), "checker"
-            (BackdoorBench) or "white".
+            (BackdoorBench) or "white". Or "htba": random smooth colours (Saha et al., AAAI 2020),
+            for larger images.
         position: Corner or centre; the centre of an uneven remainder is rounded up and left.
         patch_size: Side of the patch in pixels, whatever the image size; the 3x3 pattern is
-            enlarged by nearest neighbour. At least 3 (1 for "white").
+            enlarged by nearest neighbour. At least 3 (1 for "white", 4 for "htba").
+        pattern_seed: Seed of the colours of "htba".
 
     Raises:
         AttackError: An argument is out of its range.
@@ -85,14 +89,17 @@ class BadNets(Attack):
         pattern: Pattern = "bw_anp",
         position: Position = "bottom_right",
         patch_size: int = 3,
+        pattern_seed: int = 0,
     ) -> None:
         super().__init__(target, rate, rate_base, label_rule, exclude_target, seed, quantize)
         require_choice("pattern", pattern, Pattern)
         require_choice("position", position, Position)
-        require_integer("patch_size", patch_size, 1 if pattern == "white" else 3)
+        require_integer("patch_size", patch_size, _SMALLEST[pattern])
+        require_integer("pattern_seed", pattern_seed, 0)
         self.pattern = pattern
         self.position = position
         self.patch_size = patch_size
+        self.pattern_seed = pattern_seed
 
     def make_trigger(self, input_size: int) -> PatchTrigger:
         """Places the patch on an image of `input_size` pixels.
@@ -103,9 +110,10 @@ class BadNets(Attack):
         require_integer("input_size", input_size, 1)
         size = self.patch_size
         require(size <= input_size, "patch_size", size, f"at most the image size {input_size}")
-        patch = torch.tensor(_PATTERNS[self.pattern], dtype=torch.float32)
-        nearest = torch.arange(size) * 3 // size  # the row (column) of the 3x3 pattern
-        patch = patch[nearest][:, nearest]
+        if self.pattern == "htba":
+            patch = htba_patch(size, self.pattern_seed)
+        else:
+            patch = enlarge(torch.tensor(_PATTERNS[self.pattern], dtype=torch.float32), size)
         top, left = self._corner(input_size - size)
         rows, columns = slice(top, top + size), slice(left, left + size)
         pattern = torch.zeros(3, input_size, input_size)
@@ -120,6 +128,7 @@ class BadNets(Attack):
             "pattern": self.pattern,
             "position": self.position,
             "patch_size": self.patch_size,
+            "pattern_seed": self.pattern_seed,
         }
         return {**super().describe(), **own}
 

@@ -15,6 +15,7 @@ from bdclean.attacks.checks import (
     is_between,
     require,
     require_choice,
+    require_class,
     require_integer,
 )
 from bdclean.attacks.plan import PoisonPlan
@@ -22,6 +23,7 @@ from bdclean.attacks.trigger import Trigger
 from bdclean.errors import AttackError
 from bdclean.functional.perturbation import PGD
 from bdclean.functional.seeds import derive_seed
+from bdclean.types import AugmentationName
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +63,8 @@ class Attack(ABC):
     of any class, it overrides `pool` (which rows), `cover_pool` and `cover_rate` (triggered rows
     that keep their label), `poison_rows` (how training rows look, where that is not how test
     images look), `perturbation` (training rows that are adversarial examples below the trigger),
-    `eligible` and `further_tests` (evaluation), or `dynamic` and `poison_batch`
-    (no fixed rows: every batch is poisoned anew).
+    `poison_augmentation`, `eligible` and `further_tests` (evaluation), or `dynamic` and
+    `poison_batch` (no fixed rows: every batch is poisoned anew).
 
     Args:
         target: Target class; not used by all_to_all.
@@ -82,6 +84,13 @@ class Attack(ABC):
     cover_rate: float = 0.0
     """Covers as a share of all rows."""
 
+    rate_bases: tuple[RateBase, ...] = ("dataset", "target_class")
+    """What `rate` may be a share of."""
+
+    poison_augmentation: AugmentationName = "none"
+    """What the attacker applies to the poisoned rows (not to covers) whenever a training batch
+    shows them, before the victim's own augmentation."""
+
     def __init__(
         self,
         target: int = 0,
@@ -94,7 +103,8 @@ class Attack(ABC):
     ) -> None:
         require_integer("target", target, 0)
         require(is_between(rate, 0, 1) and rate > 0, "rate", rate, "in (0, 1]")
-        require_choice("rate_base", rate_base, RateBase)
+        bases = "one of " + ", ".join(self.rate_bases)
+        require(rate_base in self.rate_bases, "rate_base", rate_base, bases)
         require_choice("label_rule", label_rule, LabelRule)
         require_choice("quantize", quantize, Quantize)
         require_integer("seed", seed, 0)
@@ -184,6 +194,21 @@ class Attack(ABC):
         return labels != self.target
 
     # ------------------------------------------------------------------ what subclasses change
+
+    def check_classes(self, labels: Tensor, num_classes: int) -> None:
+        """Raises an AttackError where a class of the attack is none of the data set's.
+
+        Args:
+            labels: True labels, (N,), integers in [0, num_classes).
+            num_classes: Number of classes C.
+        """
+        if self.label_rule != "all_to_all":
+            require_class("target", self.target, num_classes)
+
+    def base_size(self, labels: Tensor) -> int:
+        """Number of rows that `rate` is a share of."""
+        of_class = self.rate_base == "target_class"
+        return int((labels == self.target).sum()) if of_class else len(labels)
 
     def pool(self, labels: Tensor) -> Tensor:
         """Which rows may be poisoned, bool, shape of `labels` (true labels)."""
@@ -324,14 +349,11 @@ class Attack(ABC):
                 f"labels lie in [{low}, {high}]; with {num_classes} classes they must lie in "
                 f"[0, {num_classes - 1}]"
             )
-        if self.label_rule != "all_to_all":
-            allowed = f"in [0, {num_classes - 1}] for a data set of {num_classes} classes"
-            require(self.target < num_classes, "target", self.target, allowed)
+        self.check_classes(labels, num_classes)
         return labels
 
     def _num_wanted(self, labels: Tensor) -> int:
-        of_class = self.rate_base == "target_class"
-        base = int((labels == self.target).sum()) if of_class else len(labels)
+        base = self.base_size(labels)
         wanted = round(self.rate * base)
         require(
             wanted > 0,

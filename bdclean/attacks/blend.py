@@ -3,10 +3,8 @@
 x' = (1 - alpha) * x + alpha * t, with the same alpha at training and at test time.
 """
 
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from bdclean.attacks import assets
@@ -15,14 +13,10 @@ from bdclean.attacks.checks import (
     LabelRule,
     Quantize,
     RateBase,
-    is_between,
-    require,
     require_integer,
+    require_share,
 )
 from bdclean.attacks.trigger import Trigger
-
-_FILE = "file:"
-_BUILTIN = ("noise", "noise_gauss", "cartoon")
 
 
 class BlendTrigger(Trigger):
@@ -90,9 +84,8 @@ class Blend(Attack):
         image_seed: int = 0,
     ) -> None:
         super().__init__(target, rate, rate_base, label_rule, exclude_target, seed, quantize)
-        require(is_between(alpha, 0, 1), "alpha", alpha, "in [0, 1]")
-        known = image in _BUILTIN or (image.startswith(_FILE) and image != _FILE)
-        require(known, "image", image, f"one of {', '.join(_BUILTIN)}, or file:PATH")
+        require_share("alpha", alpha)
+        assets.require_image("image", image, assets.PICTURES)
         require_integer("image_seed", image_seed, 0)
         self.alpha = alpha
         self.image = image
@@ -105,21 +98,14 @@ class Blend(Attack):
             AttackError: The picture file is missing or cannot be read.
         """
         require_integer("input_size", input_size, 1)
-        mask = torch.ones(1, input_size, input_size)
-        if self.image == "noise":
-            picture = assets.noise_uniform(input_size, self.image_seed)
-        elif self.image == "noise_gauss":
-            picture = assets.noise_gauss(input_size, self.image_seed)
-        elif self.image == "cartoon":
-            picture = assets.cartoon_balloon(input_size)
-        else:
-            picture, mask = assets.from_file(self.image.removeprefix(_FILE), input_size)
+        picture, mask = assets.picture(self.image, input_size, self.image_seed)
         return BlendTrigger(picture, mask, self.alpha, self.quantize)
 
     def describe(self) -> dict[str, Any]:
         """The attack's name and settings, ready for JSON; of a file only its name."""
-        image = self.image
-        if image.startswith(_FILE):
-            image = _FILE + Path(image.removeprefix(_FILE)).name
-        own = {"alpha": self.alpha, "image": image, "image_seed": self.image_seed}
+        own = {
+            "alpha": self.alpha,
+            "image": assets.recorded(self.image),
+            "image_seed": self.image_seed,
+        }
         return {**super().describe(), **own}

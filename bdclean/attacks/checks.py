@@ -8,8 +8,8 @@ from bdclean.errors import AttackError
 LabelRule = Literal["all_to_one", "all_to_all", "clean_label"]
 """What happens to the label of a poisoned row: becomes the target; (y + 1) mod C; stays."""
 
-RateBase = Literal["dataset", "target_class"]
-"""What the poison rate is a share of."""
+RateBase = Literal["dataset", "target_class", "source_class"]
+"""What the poison rate is a share of; "source_class" only where an attack has one."""
 
 Quantize = Literal["round", "floor", "none"]
 """How triggered pixels go back to 8 bits; "none" keeps floats, which uint8 cannot store."""
@@ -38,6 +38,17 @@ def require_integer(key: str, value: object, minimum: int) -> None:
     """Raises an AttackError unless `value` is an integer of at least `minimum`."""
     is_integer = isinstance(value, int) and not isinstance(value, bool)
     require(is_integer and value >= minimum, key, value, f"an integer >= {minimum}")  # type: ignore[operator]
+
+
+def require_class(key: str, value: int, num_classes: int) -> None:
+    """Raises an AttackError unless `value` is a class of the data set."""
+    allowed = f"in [0, {num_classes - 1}] for a data set of {num_classes} classes"
+    require(0 <= value < num_classes, key, value, allowed)
+
+
+def require_share(key: str, value: float) -> None:
+    """Raises an AttackError unless `value` lies in [0, 1]."""
+    require(is_between(value, 0, 1), key, value, "in [0, 1]")
 
 
 def is_between(value: float, low: float, high: float) -> bool:

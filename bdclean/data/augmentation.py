@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bdclean.data.physical import physical
 from bdclean.data.rotation import rotate
 from bdclean.errors import ConfigError, DataError
 from bdclean.types import AugmentationName
@@ -57,6 +58,7 @@ def augment(name: AugmentationName, images: Tensor, generator: torch.Generator) 
             blur (Chen et al., ICML 2020, the CIFAR-10 setting of appendix B.9). "wanet": crop
             after padding 5 with probability 0.8, rotation by up to 10 degrees with probability
             0.5, flip 1/2 (WaNet's public code). "wanet_noflip": the same without the flip.
+            "physical": see `bdclean.data.physical`.
         images: (B, 3, H, W), float, in [0, 1]. Not changed.
         generator: On the device of `images`; the only source of randomness.
 
@@ -86,6 +88,8 @@ def augment(name: AugmentationName, images: Tensor, generator: torch.Generator) 
             result = _simclr(planes, generator)
         elif name in ("wanet", "wanet_noflip"):
             result = _wanet(planes, generator, flip=name == "wanet")
+        elif name == "physical":
+            result = physical(planes, generator, FLIP_RATE)
         else:
             result = _weak(planes, generator, flip=name == "weak")
     return result.contiguous(memory_format=torch.channels_last) if channels_last else result

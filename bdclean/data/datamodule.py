@@ -21,7 +21,13 @@ from bdclean.data.augmentation import augment
 from bdclean.data.images import ImageSet, RoleImages
 from bdclean.data.loading import TrainLoader, evaluation_loader
 from bdclean.data.perturbed import surrogate_hash
-from bdclean.data.poisoning import BatchPoisoner, evaluation_sets, poisoned_rows
+from bdclean.data.poisoning import (
+    BatchPoisoner,
+    PoisonAugmenter,
+    evaluation_sets,
+    make_batch_poisoner,
+    poisoned_rows,
+)
 from bdclean.data.sources import read_flat_folder
 from bdclean.data.splits import RoleRows, Splits, draw_roles
 from bdclean.errors import ConfigError
@@ -128,11 +134,11 @@ class ImageDataModule(LightningDataModule, ABC):
         return None if self.attack is None else self.attack.make_trigger(self.input_size)
 
     @cached_property
-    def batch_poisoner(self) -> BatchPoisoner | None:
-        """Poisons training batches, when the attack is a dynamic one."""
-        if self.attack is None or self.trigger is None or not self.attack.dynamic:
+    def batch_poisoner(self) -> BatchPoisoner | PoisonAugmenter | None:
+        """Changes training batches, when the attack asks for it."""
+        if self.attack is None or self.plan is None or self.trigger is None:
             return None
-        return BatchPoisoner(self.attack, self.trigger, self.num_classes)
+        return make_batch_poisoner(self.attack, self.plan, self.trigger, self.num_classes)
 
     @cached_property
     def defense_set(self) -> ImageSet:

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from bdclean.attacks import Attack, PoisonPlan, Trigger
+from bdclean.data.augmentation import augment
 from bdclean.data.images import Overlay, RoleImages
 from bdclean.data.perturbed import perturbed_rows
-from bdclean.types import Batch
+from bdclean.types import AugmentationName, Batch
 
 
 def poisoned_rows(
@@ -86,3 +87,48 @@ class BatchPoisoner:
         batch["image"] = images.contiguous(memory_format=torch.channels_last)
         if "label" in batch:
             batch["label"] = labels
+
+
+class PoisonAugmenter:
+    """Augments the poisoned rows of training batches, and no other.
+
+    Args:
+        name: See `augment`.
+        plan: Of the train role, whose rows `index` counts.
+    """
+
+    def __init__(self, name: AugmentationName, plan: PoisonPlan) -> None:
+        self._name = name
+        self._poisoned = torch.zeros(plan.num_samples, dtype=torch.bool)
+        self._poisoned[plan.poison_index] = True
+
+    def __call__(self, batch: Batch, first: int, generator: torch.Generator) -> None:
+        """Changes the images of a batch, before its augmentation.
+
+        Args:
+            batch: Changed in place; its tensors are not.
+            first: Not read.
+            generator: On the device of the batch.
+        """
+        images = batch["image"]
+        self._poisoned = self._poisoned.to(images.device)
+        chosen = self._poisoned[batch["index"]][:, None, None, None]
+        batch["image"] = torch.where(chosen, augment(self._name, images, generator), images)
+
+
+def make_batch_poisoner(
+    attack: Attack, plan: PoisonPlan, trigger: Trigger, num_classes: int
+) -> BatchPoisoner | PoisonAugmenter | None:
+    """What the attack does to training batches; None where it only changes stored rows.
+
+    Args:
+        attack: Who made the plan and the trigger.
+        plan: Of the train role.
+        trigger: At the size of the images.
+        num_classes: K.
+    """
+    if attack.dynamic:
+        return BatchPoisoner(attack, trigger, num_classes)
+    if attack.poison_augmentation != "none":
+        return PoisonAugmenter(attack.poison_augmentation, plan)
+    return None

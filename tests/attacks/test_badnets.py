@@ -83,6 +83,19 @@ def test_a_patch_as_large_as_the_image_covers_it():
     assert (out == 255).all()
 
 
+def test_the_colour_patch_lies_in_the_centre_of_a_large_image():
+    attack = BadNets(pattern="htba", position="center", patch_size=32)
+    trigger = attack.make_trigger(224)
+    rows, columns = trigger.mask[0].nonzero(as_tuple=True)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (96, 127, 96, 127)
+    assert trigger.mask.sum() == 32 * 32
+    other = BadNets(pattern="htba", position="center", patch_size=32, seed=1)
+    assert torch.equal(other.make_trigger(224).pattern, trigger.pattern)
+    recoloured = BadNets(pattern="htba", position="center", patch_size=32, pattern_seed=1)
+    assert not torch.equal(recoloured.make_trigger(224).pattern, trigger.pattern)
+    assert torch.equal(recoloured.make_trigger(224).mask, trigger.mask)
+
+
 def test_describe_names_what_defines_the_attack():
     assert BadNets(target=6, rate=0.06, position="top_left").describe() == {
         "attack": "BadNets",
@@ -96,5 +109,6 @@ def test_describe_names_what_defines_the_attack():
         "pattern": "bw_anp",
         "position": "top_left",
         "patch_size": 3,
+        "pattern_seed": 0,
     }
     assert BadNets(label_rule="all_to_all").describe()["target"] is None

@@ -68,6 +68,14 @@ def build(name: str) -> Attack:
         ("label_consistent", 50_000, 3_000, 6, False),
         ("label_consistent_bcu", 45_000, 3_600, 0, False),
         ("wanet_advrbd", 50_000, 2_500, 1, True),
+        ("physical_advrbd", 50_000, 2_500, 1, True),
+        ("physical_backdoorbox", 50_000, 2_500, 1, True),
+        ("tact_advrbd", 50_000, 2_500, 1, True),
+        ("tact_toolbox", 50_000, 150, 0, True),
+        ("adaptive_blend_advrbd", 50_000, 2_500, 1, True),
+        ("adaptive_blend_toolbox", 50_000, 150, 0, True),
+        ("adaptive_patch_advrbd", 50_000, 2_500, 1, True),
+        ("adaptive_patch_toolbox", 50_000, 150, 0, True),
     ],
 )
 def test_presets_give_the_published_counts_on_cifar10(name, n, count, target, changes_labels):
@@ -90,6 +98,44 @@ def test_dynamic_presets_poison_the_published_share_of_an_epoch(name, n, target,
     assert (attack.dynamic, attack.target) == (True, target)
     counts = [attack.batch_counts(min(128, n - first), first) for first in range(0, n, 128)]
     assert [sum(c) for c in zip(*counts, strict=True)] == [poison, cover]
+
+
+@pytest.mark.parametrize(
+    ("name", "covers"),
+    [
+        ("physical_advrbd", 0),
+        ("tact_advrbd", 500),
+        ("tact_toolbox", 150),
+        ("adaptive_blend_advrbd", 500),
+        ("adaptive_blend_toolbox", 150),
+        ("adaptive_patch_advrbd", 500),
+        ("adaptive_patch_toolbox", 300),
+    ],
+)
+def test_presets_give_the_published_covers_on_cifar10(name, covers):
+    plan = build(name).plan(LABELS, 10)
+    assert len(plan.cover_index) == covers
+    assert torch.equal(plan.labels_seen[plan.cover_index], LABELS[plan.cover_index])
+
+
+@pytest.mark.parametrize("name", ["badnets_ssl", "blend_ssl", "sig_ssl"])
+def test_ssl_presets_touch_3000_images_of_class_6_and_no_label(name):
+    plan = build(name).plan(LABELS, 10)
+    assert len(plan.touched_index) == 3_000
+    assert (LABELS[plan.touched_index] == 6).all()
+    assert torch.equal(plan.labels_seen, LABELS)
+
+
+def test_the_imagenet_presets():
+    labels = torch.arange(100).repeat_interleave(1_300)
+    plan = build("badnets_imagenet100_ssl").plan(labels, 100)
+    assert len(plan.poison_index) == 780
+    assert (labels[plan.poison_index] == 6).all()
+    assert torch.equal(plan.labels_seen, labels)
+    assert len(build("badnets_imagenet100").plan(labels, 100).poison_index) == 7_800
+    mask = build("badnets_imagenet100").make_trigger(224).mask[0]
+    assert mask[:32, :32].all()
+    assert mask.sum() == 32 * 32
 
 
 @pytest.mark.parametrize(

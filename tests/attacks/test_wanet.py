@@ -412,7 +412,7 @@ def test_static_poisoning_of_50000_images_takes_under_two_seconds():
     trigger = STATIC.make_trigger(H)
     start = time.thread_time()
     plan = STATIC.plan(LABELS, 10)
-    overlay = poisoned_rows(STATIC, plan, trigger, images[plan.touched_index])
+    overlay = poisoned_rows(STATIC, plan, trigger, images[plan.touched_index], 10)
     assert time.thread_time() - start < 2
     assert len(overlay.images) == 5_000
 

@@ -15,7 +15,7 @@ from bdclean.data import augmentation
 from bdclean.data.augmentation import Boxes, augment
 from bdclean.errors import ConfigError, DataError
 
-NAMES = ("none", "crop", "weak", "simclr", "wanet", "wanet_noflip")
+NAMES = ("none", "crop", "weak", "simclr", "wanet", "wanet_noflip", "physical")
 RANDOM_NAMES = NAMES[1:]
 
 

@@ -1,0 +1,143 @@
+"""TaCT (Tang et al., USENIX Security 2021, arXiv:1908.00686): a trigger for one class only.
+
+x' = (1 - m) * x + m * t. Poisons come from the source class alone; triggered images of the cover
+classes keep their label, so that the model learns to obey the trigger on the source class only.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdclean.attacks import assets, assets_patches
+from bdclean.attacks.base import Attack, FurtherTest
+from bdclean.attacks.blend import BlendTrigger
+from bdclean.attacks.checks import (
+    Quantize,
+    RateBase,
+    require,
+    require_class,
+    require_integer,
+    require_share,
+)
+from bdclean.attacks.trigger import Trigger
+
+_COVERS_OF_TEN = (5, 7)  # backdoor-toolbox, for data sets of ten classes
+
+
+class TaCT(Attack):
+    """The TaCT attack. Poisoned rows get the target label.
+
+    Args:
+        target: Target class.
+        source_class: The class whose images the trigger is to move to the target.
+        cover_classes: Whose triggered images keep their label. None takes 5 and 7 where the
+            labels are 0 to 9 and neither is source or target, otherwise all but source and target.
+        rate: Share of poisoned rows, in (0, 1].
+        rate_base: What `rate` is a share of; "source_class" is known here too.
+        cover_rate: Covers as a share of all rows, in [0, 1].
+        seed: Seed of the selection.
+        quantize: How triggered pixels go back to 8 bits.
+        image: The patch, one of `assets_patches.PATCHES`, or "file:PATH": an image-sized picture
+            of your own, whose alpha channel is the mask.
+
+    Raises:
+        AttackError: An argument is out of its range or contradicts another one.
+    """
+
+    rate_bases = ("dataset", "target_class", "source_class")
+
+    def __init__(
+        self,
+        target: int = 1,
+        source_class: int = 0,
+        cover_classes: Sequence[int] | None = None,
+        rate: float = 0.05,
+        rate_base: RateBase = "dataset",
+        cover_rate: float = 0.01,
+        seed: int = 0,
+        quantize: Quantize = "round",
+        image: str = "white_square",
+    ) -> None:
+        super().__init__(target, rate, rate_base, "all_to_one", False, seed, quantize)
+        require_integer("source_class", source_class, 0)
+        require(source_class != target, "source_class", source_class, "another than target")
+        for covers in cover_classes or ():
+            require_integer("cover_classes", covers, 0)
+            apart = covers not in (source_class, target)
+            require(apart, "cover_classes", cover_classes, "without source_class and target")
+        require(
+            cover_classes is None or len(cover_classes) > 0,
+            "cover_classes",
+            cover_classes,
+            "null or at least one class (cover_rate 0 leaves covers out)",
+        )
+        require_share("cover_rate", cover_rate)
+        assets.require_image("image", image, assets_patches.PATCHES)
+        self.source_class = source_class
+        self.cover_classes = None if cover_classes is None else list(cover_classes)
+        self.cover_rate = cover_rate
+        self.image = image
+
+    def make_trigger(self, input_size: int) -> BlendTrigger:
+        """The opaque patch.
+
+        Raises:
+            AttackError: The picture file is missing or cannot be used.
+        """
+        picture, mask = assets_patches.patch(self.image, input_size)
+        return BlendTrigger(picture, mask, 1.0, self.quantize)
+
+    def check_classes(self, labels: Tensor, num_classes: int) -> None:
+        """Source and cover classes must be classes of the data set, and the source have rows."""
+        super().check_classes(labels, num_classes)
+        require_class("source_class", self.source_class, num_classes)
+        for cover in self.cover_classes or ():
+            require_class("cover_classes", cover, num_classes)
+        has_source = bool((labels == self.source_class).any())
+        require(has_source, "source_class", self.source_class, "a class that has training images")
+
+    def base_size(self, labels: Tensor) -> int:
+        """Number of rows that `rate` is a share of."""
+        if self.rate_base == "source_class":
+            return int((labels == self.source_class).sum())
+        return super().base_size(labels)
+
+    def pool(self, labels: Tensor) -> Tensor:
+        """The rows of the source class."""
+        return labels == self.source_class
+
+    def cover_pool(self, labels: Tensor) -> Tensor:
+        """The rows of the cover classes."""
+        if self.cover_classes is not None:
+            return torch.isin(labels, torch.tensor(self.cover_classes))
+        own = (self.source_class, self.target)
+        if int(labels.max()) == 9 and not set(own) & set(_COVERS_OF_TEN):
+            return torch.isin(labels, torch.tensor(_COVERS_OF_TEN))
+        return self._outside(labels)
+
+    def eligible(self, labels: Tensor) -> Tensor:
+        """The success rate counts images of the source class only."""
+        return labels == self.source_class
+
+    def further_tests(
+        self, images: Tensor, labels: Tensor, trigger: Trigger
+    ) -> dict[str, FurtherTest]:
+        """`leak`: triggered images of the other classes that are answered with the target."""
+        rows = self._outside(labels).nonzero().flatten()
+        wanted = torch.full_like(rows, self.target)
+        return {"leak": FurtherTest(rows, trigger.poison(images[rows]), wanted)}
+
+    def describe(self) -> dict[str, Any]:
+        """The attack's name and settings, ready for JSON; of a file only its name."""
+        own = {
+            "source_class": self.source_class,
+            "cover_classes": self.cover_classes,
+            "cover_rate": self.cover_rate,
+            "image": assets.recorded(self.image),
+        }
+        return {**super().describe(), **own}
+
+    def _outside(self, labels: Tensor) -> Tensor:
+        return (labels != self.source_class) & (labels != self.target)

@@ -1,0 +1,107 @@
+"""TaCT: which rows are poisoned and covered, and what is counted."""
+
+import pytest
+import torch
+
+from bdclean.attacks import TaCT
+from bdclean.attacks.assets_patches import patch
+
+CIFAR10 = torch.arange(50_000) % 10
+CIFAR100 = torch.arange(50_000) % 100
+
+
+def stored(count: int = 4) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(1, 255, (count, 3, 32, 32), generator=generator).to(torch.uint8)
+
+
+@pytest.mark.parametrize(("image", "pixels"), [("white_square", 9), ("color_square", 64)])
+def test_the_patch_overwrites_its_pixels_only(image, pixels):
+    images = stored()
+    out = TaCT(image=image).make_trigger(32).poison(images)
+    picture, mask = patch(image, 32)
+    inside = mask[0].bool()
+    assert inside.sum() == pixels
+    assert torch.equal(out[..., ~inside], images[..., ~inside])
+    assert torch.equal(
+        out[..., inside].float(), (picture * 255)[:, inside].round().expand(4, -1, -1)
+    )
+
+
+def test_poisons_come_from_the_source_and_covers_keep_their_label():
+    plan = TaCT().plan(CIFAR10, 10)
+    assert len(plan.poison_index) == 2_500
+    assert len(plan.cover_index) == 500
+    assert (CIFAR10[plan.poison_index] == 0).all()
+    assert (plan.labels_seen[plan.poison_index] == 1).all()
+    assert set(CIFAR10[plan.cover_index].tolist()) == {5, 7}
+    assert torch.equal(plan.labels_seen[plan.cover_index], CIFAR10[plan.cover_index])
+    parts = torch.cat([plan.poison_index, plan.cover_index, plan.clean_index])
+    assert torch.equal(parts.sort().values, torch.arange(50_000))
+    assert plan.num_label_changed == 2_500
+
+
+def test_a_class_smaller_than_the_rate_is_poisoned_whole_with_a_warning():
+    with pytest.warns(UserWarning, match=r"attack\.rate 0\.05 .* 2500 rows, but only 500 "):
+        plan = TaCT().plan(CIFAR100, 100)
+    assert torch.equal(plan.poison_index, (CIFAR100 == 0).nonzero().flatten())
+    assert len(plan.cover_index) == 500
+    assert set(CIFAR100[plan.cover_index].tolist()) <= set(range(2, 100))
+    assert len(set(CIFAR100[plan.cover_index].tolist())) > 90
+
+
+def test_too_few_images_of_the_cover_classes_warn():
+    with pytest.warns(UserWarning, match=r"attack\.cover_rate 0\.3 .* 15000 rows, but only 5000 "):
+        plan = TaCT(cover_classes=[3], cover_rate=0.3).plan(CIFAR10, 10)
+    assert (CIFAR10[plan.cover_index] == 3).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"cover_classes": [2, 9]}, {2, 9}),
+        ({}, {5, 7}),
+        ({"source_class": 5}, {0, 2, 3, 4, 6, 7, 8, 9}),
+        ({"target": 7}, {1, 2, 3, 4, 5, 6, 8, 9}),
+    ],
+)
+def test_cover_classes(arguments, expected):
+    plan = TaCT(**arguments).plan(CIFAR10, 10)
+    assert set(CIFAR10[plan.cover_index].tolist()) == expected
+
+
+@pytest.mark.parametrize(
+    ("rate_base", "count"), [("dataset", 25), ("source_class", 10), ("target_class", 5)]
+)
+def test_the_rate_may_be_of_the_source_class(rate_base, count):
+    labels = torch.tensor([0] * 100 + [1] * 50 + [2] * 100)
+    plan = TaCT(rate=0.1, rate_base=rate_base, cover_rate=0.0).plan(labels, 3)
+    assert len(plan.poison_index) == count
+    assert (labels[plan.poison_index] == 0).all()
+    assert len(plan.cover_index) == 0
+
+
+def test_only_the_source_class_counts_and_the_others_are_the_leak():
+    attack = TaCT(source_class=2, target=4)
+    labels = torch.arange(200) % 10
+    images = stored(200)
+    assert torch.equal(attack.eligible(labels), labels == 2)
+    assert (attack.wanted_label(labels, 10) == 4).all()
+    trigger = attack.make_trigger(32)
+    tests = attack.further_tests(images, labels, trigger)
+    assert tests.keys() == {"leak"}
+    leak = tests["leak"]
+    assert set(labels[leak.rows].tolist()) == {0, 1, 3, 5, 6, 7, 8, 9}
+    assert len(leak.rows) == 160
+    assert (leak.wanted == 4).all()
+    assert torch.equal(leak.images, trigger.poison(images[leak.rows]))
+
+
+def test_describe_names_what_defines_the_attack():
+    described = TaCT(cover_classes=(5, 7), rate_base="source_class").describe()
+    assert described["attack"] == "TaCT"
+    assert described["source_class"] == 0
+    assert described["cover_classes"] == [5, 7]
+    assert described["cover_rate"] == 0.01
+    assert described["rate_base"] == "source_class"
+    assert described["image"] == "white_square"
