@@ -4,6 +4,7 @@ from bdclean.attacks.badnets import BadNets
 from bdclean.attacks.base import Attack, FurtherTest
 from bdclean.attacks.blend import Blend
 from bdclean.attacks.checks import LabelRule, Quantize, RateBase
+from bdclean.attacks.input_aware import InputAware
 from bdclean.attacks.plan import PoisonPlan
 from bdclean.attacks.sig import SIG
 from bdclean.attacks.trigger import Trigger
@@ -14,6 +15,7 @@ __all__ = [
     "BadNets",
     "Blend",
     "FurtherTest",
+    "InputAware",
     "LabelRule",
     "PoisonPlan",
     "Quantize",

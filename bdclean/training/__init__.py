@@ -1,6 +1,7 @@
 """Modules that make a model."""
 
+from bdclean.training.input_aware import InputAwareTraining
 from bdclean.training.linear_probe import LinearProbe
 from bdclean.training.supervised import Supervised
 
-__all__ = ["LinearProbe", "Supervised"]
+__all__ = ["InputAwareTraining", "LinearProbe", "Supervised"]
