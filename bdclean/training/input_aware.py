@@ -6,7 +6,7 @@ alone, then the pattern network together with the classifier. See docs/attacks/i
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy
@@ -25,36 +25,16 @@ from bdclean.attacks.input_aware import (
 from bdclean.backbones import ModelInfo, build
 from bdclean.backbones.split import Stem
 from bdclean.errors import ConfigError
+from bdclean.functional.diversity import diversity
 from bdclean.metrics.evaluation import BackdoorModule, loader_names
 from bdclean.metrics.fitting import own_epochs, share_buffers, viewable_data
 from bdclean.types import AugmentationName, Batch, View
 
-_EPSILON = 1e-7
 _GRADIENTS = "bdclean_input_aware_gradients"  # our entry in a checkpoint
 
 
-def diversity(first: Tensor, second: Tensor, of_first: Tensor, of_second: Tensor) -> Tensor:
-    """L_div = mean_i d(x1_i, x2_i) / (d(t1_i, t2_i) + 1e-7), d the root of the mean square.
-
-    Small where unlike images get unlike patterns or masks.
-
-    Args:
-        first: x1, (B, 3, H, W), normalised.
-        second: x2, likewise.
-        of_first: t1, what a network makes of x1, (B, C, H, W).
-        of_second: t2, what it makes of x2.
-    """
-    images, made = _distance(first, second), _distance(of_first, of_second)
-    return (images / (made + _EPSILON)).mean()
-
-
-def _distance(a: Tensor, b: Tensor) -> Tensor:
-    # The root has no finite derivative at 0, which two saturated masks reach.
-    return (a - b).square().mean((1, 2, 3)).clamp_min(_EPSILON**2).sqrt()
-
-
 class InputAwareTraining(BackdoorModule):
-    """Learns a classifier and the input-aware trigger that opens its backdoor.
+    """Learns a classifier and its input-aware trigger.
 
     Target, label rule, `rate` and `cover_rate` are those of the attack in the data module,
     `bdclean.attacks.InputAware` without a trigger file. The first int(rate * B) images of every
@@ -62,8 +42,7 @@ class InputAwareTraining(BackdoorModule):
     int(cover_rate * B) the trigger of another image and their own label. Defaults are those of
     the official code (VinAIResearch/input-aware-backdoor-attack-release).
 
-    With manual optimisation, Lightning counts each step of an optimizer: two per batch in the
-    joint stage.
+    Lightning counts each step of an optimizer, so two per batch in the joint stage.
 
     Args:
         num_classes: K; comes from the data module.
@@ -150,11 +129,7 @@ class InputAwareTraining(BackdoorModule):
 
     @property
     def attack(self) -> InputAware:
-        """The attack of the data module, which this module carries out.
-
-        Raises:
-            ConfigError: If it is another one, or has a trigger already.
-        """
+        """The attack of the data module; a ConfigError if it is another one, or learned."""
         attack = getattr(getattr(self.trainer, "datamodule", None), "attack", None)
         if not isinstance(attack, InputAware) or attack.trigger is not None:
             raise ConfigError(
@@ -166,7 +141,7 @@ class InputAwareTraining(BackdoorModule):
         return attack
 
     def learned_trigger(self) -> InputAwareTrigger:
-        """What G and M have learned so far, as a trigger on the module's device."""
+        """What G and M have learned so far, on the module's device."""
         return InputAwareTrigger(self.pattern, self.mask, self.input_size, self.attack.quantize)
 
     def save_artifacts(self, folder: Path) -> None:
@@ -206,7 +181,7 @@ class InputAwareTraining(BackdoorModule):
             (self.lr_generators, self.pattern_milestones, joint),
             (self.lr_generators, self.mask_milestones, self.current_epoch),
         )
-        for optimizer, (rate, milestones, epoch) in zip(self._optimizers(), plan, strict=True):
+        for optimizer, (rate, milestones, epoch) in zip(self.trainer.optimizers, plan, strict=True):
             passed = sum(epoch >= milestone for milestone in milestones)
             for group in optimizer.param_groups:
                 group["lr"] = rate * self.gamma**passed
@@ -248,8 +223,8 @@ class InputAwareTraining(BackdoorModule):
         norm = (mine - self.mask_density).relu().mean()
         div = diversity(normalize(images), normalize(others), mine, theirs)
         loss = self.lambda_norm * norm + self.lambda_div * div
-        self._step(loss, "mask")
-        self._log_terms(loss=loss, norm=norm, div=div, density=mine.mean())
+        self._step("mask", loss)
+        self._log(loss=loss, norm=norm, div=div, density=mine.mean())
 
     def _joint_step(self, images: Tensor, labels: Tensor) -> None:
         """Cross-entropy on [backdoor | cross | clean] + lambda_div * L_div of the patterns."""
@@ -267,8 +242,8 @@ class InputAwareTraining(BackdoorModule):
             parts = [*inputs, mine[:pairs], theirs[:pairs]]
             div = diversity(*(self.pattern.normalize(part) for part in parts))
         loss = ce + self.lambda_div * div
-        self._step(loss, "joint")
-        self._log_terms(loss=loss, ce=ce, div=div)
+        self._step("joint", loss)
+        self._log(loss=loss, ce=ce, div=div)
 
     def _stamp(self, images: Tensor, donors: Tensor) -> tuple[Tensor, Tensor]:
         """Images with the triggers of `donors`, and the patterns of these; M is fixed."""
@@ -279,34 +254,22 @@ class InputAwareTraining(BackdoorModule):
         pattern = self.pattern(donors)
         return mix(images, pattern, mask), pattern
 
-    def _step(self, loss: Tensor, stage: Literal["mask", "joint"]) -> None:
+    def _step(self, stage: Literal["mask", "joint"], loss: Tensor) -> None:
         """Steps what the stage trains, and clears gradients, so that none outlive a batch."""
         if isinstance(self.trainer.strategy, DDPStrategy):
             # A stage trains a part of the networks, and DDP waits for the gradients of all.
             loss = loss + 0 * torch.stack([p.sum() for p in self.parameters()]).sum()
         self.manual_backward(loss)
-        classifier, pattern, mask = self._optimizers()
+        classifier, pattern, mask = cast(list[Any], self.optimizers())
         for optimizer in [mask] if stage == "mask" else [classifier, pattern]:
             optimizer.step()
         for optimizer in (classifier, pattern, mask):
             if optimizer is not pattern or not self.reproduce_grad_accum:
                 optimizer.zero_grad()
 
-    def _optimizers(self) -> list[Any]:
-        optimizers = self.optimizers()
-        assert isinstance(optimizers, list)  # noqa: S101  (three of them)
-        return optimizers
-
-    def _log_terms(self, **terms: Tensor) -> None:
-        for name, term in terms.items():
-            self.log(
-                f"train/{name}",
-                term.detach(),
-                on_step=False,
-                on_epoch=True,
-                prog_bar=name == "loss",
-                sync_dist=True,
-            )
+    def _log(self, **terms: Tensor) -> None:
+        shown = {f"train/{name}": term.detach() for name, term in terms.items()}
+        self.log_dict(shown, prog_bar=True, on_step=False, on_epoch=True, sync_dist=True)
 
     # ------------------------------------------------------------------ evaluation
 
@@ -332,9 +295,5 @@ class InputAwareTraining(BackdoorModule):
 
 
 def _others(images: Tensor) -> Tensor:
-    """x2: for each image of a batch the next one.
-
-    The official code shuffles a second loader. A shuffled batch is in random order, so the next
-    image is a random other one, too, and two seeds cannot fall together (x1 = x2).
-    """
+    """x2: the next image of the batch, which is in random order, in place of a second loader."""
     return images.roll(-1, 0)
