@@ -6,6 +6,7 @@ from bdclean.attacks.badnets import BadNets
 from bdclean.attacks.base import Attack, FurtherTest, Perturbation
 from bdclean.attacks.blend import Blend
 from bdclean.attacks.checks import LabelRule, Quantize, RateBase
+from bdclean.attacks.input_aware import InputAware
 from bdclean.attacks.label_consistent import LabelConsistent
 from bdclean.attacks.physical import PhysicalBA
 from bdclean.attacks.plan import PoisonPlan
@@ -22,6 +23,7 @@ __all__ = [
     "BadNets",
     "Blend",
     "FurtherTest",
+    "InputAware",
     "LabelConsistent",
     "LabelRule",
     "Perturbation",

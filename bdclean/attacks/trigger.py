@@ -22,8 +22,8 @@ class Trigger(nn.Module, ABC):
     """Maps images in [0, 1] to triggered images in [0, 1].
 
     A subclass keeps its tensors in buffers and its other settings in `arguments()`; its
-    constructor takes exactly these two sets by name, so that a saved trigger can be rebuilt
-    without the attack, its seed, or a user's picture.
+    constructor takes exactly these two sets by name (or it overrides `rebuild`), so that a saved
+    trigger can be rebuilt without the attack, its seed, or a user's picture.
 
     Args:
         input_size: Height and width of the images, in pixels.
@@ -48,6 +48,16 @@ class Trigger(nn.Module, ABC):
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments that are not buffers, ready for JSON."""
         return {"quantize": self.quantize}
+
+    @classmethod
+    def rebuild(cls, tensors: dict[str, Tensor], arguments: dict[str, Any]) -> "Trigger":
+        """Builds a trigger from its saved state; overridden where the state is nested.
+
+        Args:
+            tensors: The state dict.
+            arguments: What `arguments()` gave.
+        """
+        return cls(**{**tensors, **arguments})
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns triggered copies of the images.
@@ -163,8 +173,7 @@ class Trigger(nn.Module, ABC):
                 f"{path}: unknown trigger class {name!r}; known are {', '.join(sorted(known))}"
             )
         try:
-            arguments: dict[str, Any] = {**tensors, **json.loads(metadata["arguments"])}
-            trigger = known[name](**arguments)
+            trigger = known[name].rebuild(tensors, json.loads(metadata["arguments"]))
         except (KeyError, TypeError, ValueError) as error:
             raise AttackError(f"{path}: not a saved {name}: {error}") from error
         if trigger.fingerprint != metadata.get("fingerprint"):

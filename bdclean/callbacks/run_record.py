@@ -72,6 +72,8 @@ class RunRecord(Callback):
         data = getattr(trainer, "datamodule", None)
         if isinstance(data, RecordedData):
             data.save_artifacts(folder)
+        if isinstance(pl_module, BackdoorModule):
+            pl_module.save_artifacts(folder)
         self._write(folder / "result.json")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

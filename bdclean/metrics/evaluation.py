@@ -9,6 +9,7 @@ Nothing but integer counts is kept between batches.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning import LightningModule, Trainer
@@ -156,6 +157,9 @@ class BackdoorModule(LightningModule):
     def export_model(self) -> "SplitModel":
         """Returns the model whose weights are the product of the run."""
         return self.model
+
+    def save_artifacts(self, folder: Path) -> None:
+        """Writes what a run has learned beside its model, here nothing; after the data's."""
 
     def _scores(self, stage: Stage) -> Scores:
         return self.val_scores if stage == "val" else self.test_scores

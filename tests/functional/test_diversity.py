@@ -1,0 +1,22 @@
+import torch
+
+from bdclean.functional.diversity import diversity
+
+
+def test_diversity_is_the_formula():
+    x1, x2, p1, p2 = torch.rand(4, 5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    wanted = 0.0
+    for i in range(5):
+        images = ((x1[i] - x2[i]) ** 2).mean() ** 0.5
+        patterns = ((p1[i] - p2[i]) ** 2).mean() ** 0.5
+        wanted += images / (patterns + 1e-7) / 5
+    torch.testing.assert_close(diversity(x1, x2, p1, p2), wanted)
+    masks = p1[:, :1], p2[:, :1]
+    assert diversity(x1, x2, *masks).shape == ()
+
+
+def test_equal_masks_have_a_finite_gradient():
+    images = torch.rand(2, 3, 3, 4, 4)
+    mask = torch.ones(3, 1, 4, 4, requires_grad=True)
+    diversity(*images, mask, mask.detach()).backward()
+    assert mask.grad.isfinite().all()
