@@ -69,7 +69,10 @@ def test_a_new_method_in_forty_lines(workplace):
     assert record["protocol"]["labels"] == "none"
 
 
-@pytest.mark.parametrize("page", ["getting_started.md", "../README.md", "../configs/README.md"])
+PAGES = ["getting_started.md", "how_to/data_sets.md", "../README.md", "../configs/README.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_commands_of_the_pages_name_files_that_exist(page):
     text = (ROOT / "docs" / page).read_text()
     named = re.findall(r"configs/[\w/]+\.yaml", text)

@@ -19,9 +19,11 @@ from bdclean.types import AugmentationName
 
 PADDING = 4  # pixels on each side, before "crop" and "weak" cut
 SCALE = (0.2, 1.0)  # share of the area that a resized crop keeps
+IMAGENET_SCALE = (0.08, 1.0)  # likewise, torchvision's default
 RATIO = (3 / 4, 4 / 3)  # width / height of a resized crop
 CROP_ATTEMPTS = 10  # as torchvision's RandomResizedCrop
 FLIP_RATE = 0.5
+FLIPPING = frozenset({"weak", "simclr", "imagenet", "wanet", "physical"})  # names that flip
 JITTER_RATE = 0.8
 JITTER = (0.4, 0.4, 0.4, 0.1)  # brightness, contrast, saturation, hue
 GRAY_RATE = 0.2
@@ -32,9 +34,12 @@ WANET_ROTATION_RATE = 0.5
 UNCHANGED = (1.0, 1.0, 1.0, 0.0)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # places in the two tuples above
 TINY = 1e-12  # keeps 0 / 0 out of the hue of gray pixels
-# weight of the four nearest pixels as a cubic in the distance to the second of them
+# weights of the nearest pixels as polynomials in the distance to the one before the centre
 CATMULL_ROM = ((0, -0.5, 1, -0.5), (1, 0, -2.5, 1.5), (0, 0.5, 2, -1.5), (0, 0, -0.5, 0.5))
+LINEAR = ((1, -1), (0, 1))
 LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights of R, G, B
+
+Kernel = tuple[tuple[float, ...], ...]
 
 
 class Boxes(NamedTuple):
@@ -47,7 +52,9 @@ class Boxes(NamedTuple):
 
 
 @torch.no_grad()
-def augment(name: AugmentationName, images: Tensor, generator: torch.Generator) -> Tensor:
+def augment(
+    name: AugmentationName, images: Tensor, generator: torch.Generator, *, flip: bool = True
+) -> Tensor:
     """Augments every image with random parameters of its own.
 
     Args:
@@ -55,12 +62,15 @@ def augment(name: AugmentationName, images: Tensor, generator: torch.Generator) 
             the same, and a horizontal flip with probability 1/2. "simclr": random resized crop
             (area 0.2-1, ratio 3/4-4/3, bicubic), flip 1/2, colour jitter (0.4, 0.4, 0.4, 0.1)
             with probability 0.8 in an order drawn per image, grayscale with probability 0.2, no
-            blur (Chen et al., ICML 2020, the CIFAR-10 setting of appendix B.9). "wanet": crop
-            after padding 5 with probability 0.8, rotation by up to 10 degrees with probability
-            0.5, flip 1/2 (WaNet's public code). "wanet_noflip": the same without the flip.
-            "physical": see `bdclean.data.physical`.
+            blur (Chen et al., ICML 2020, the CIFAR-10 setting of appendix B.9). "imagenet":
+            torchvision's RandomResizedCrop (area 0.08-1, ratio 3/4-4/3, bilinear) and flip 1/2.
+            "wanet": crop after padding 5 with probability 0.8, rotation by up to 10 degrees with
+            probability 0.5, flip 1/2 (WaNet's public code). "physical": see
+            `bdclean.data.physical`.
         images: (B, 3, H, W), float, in [0, 1]. Not changed.
         generator: On the device of `images`; the only source of randomness.
+        flip: False leaves out the horizontal flips and draws all else the same: "weak" is then
+            "crop".
 
     Returns:
         (B, 3, H, W), float32 in [0, 1], channels_last if `images` are.
@@ -83,26 +93,29 @@ def augment(name: AugmentationName, images: Tensor, generator: torch.Generator) 
         memory_format=torch.channels_last
     )
     planes = images.float().contiguous()  # everything below runs over whole colour planes
+    flip_rate = FLIP_RATE if flip and name in FLIPPING else 0.0
     with torch.autocast(images.device.type, enabled=False):  # no bf16 interpolation in hot loops
         if name == "simclr":
-            result = _simclr(planes, generator)
-        elif name in ("wanet", "wanet_noflip"):
-            result = _wanet(planes, generator, flip=name == "wanet")
+            result = _simclr(planes, generator, flip_rate)
+        elif name == "imagenet":
+            result = _imagenet(planes, generator, flip_rate)
+        elif name == "wanet":
+            result = _wanet(planes, generator, flip_rate)
         elif name == "physical":
-            result = physical(planes, generator, FLIP_RATE)
+            result = physical(planes, generator, flip_rate)
         else:
-            result = _weak(planes, generator, flip=name == "weak")
+            result = _pad_crop(planes, generator, flip_rate)
     return result.contiguous(memory_format=torch.channels_last) if channels_last else result
 
 
-def _weak(images: Tensor, generator: torch.Generator, flip: bool) -> Tensor:
+def _pad_crop(images: Tensor, generator: torch.Generator, flip_rate: float) -> Tensor:
     device, batch = images.device, len(images)
     offsets = torch.randint(0, 2 * PADDING + 1, (2, batch), generator=generator, device=device)
-    mirror = _chance(batch, FLIP_RATE if flip else 0.0, generator)
+    mirror = _chance(batch, flip_rate, generator)
     return pad_crop(images, offsets[0], offsets[1], mirror)
 
 
-def _wanet(images: Tensor, generator: torch.Generator, flip: bool) -> Tensor:
+def _wanet(images: Tensor, generator: torch.Generator, flip_rate: float) -> Tensor:
     device, batch = images.device, len(images)
     last = 2 * WANET_PADDING
     offsets = torch.randint(0, last + 1, (2, batch), generator=generator, device=device)
@@ -111,15 +124,22 @@ def _wanet(images: Tensor, generator: torch.Generator, flip: bool) -> Tensor:
     degrees = torch.empty(batch, device=device)
     degrees.uniform_(-WANET_DEGREES, WANET_DEGREES, generator=generator)
     degrees *= _chance(batch, WANET_ROTATION_RATE, generator)
-    mirror = _chance(batch, FLIP_RATE if flip else 0.0, generator)
+    mirror = _chance(batch, flip_rate, generator)
     # the public code flips last; angles are symmetric, so the order makes no difference
     return rotate(pad_crop(images, offsets[0], offsets[1], mirror, WANET_PADDING), degrees)
 
 
-def _simclr(images: Tensor, generator: torch.Generator) -> Tensor:
+def _imagenet(images: Tensor, generator: torch.Generator, flip_rate: float) -> Tensor:
+    batch, _, height, width = images.shape
+    boxes = draw_boxes(batch, height, width, generator, IMAGENET_SCALE)
+    mirror = _chance(batch, flip_rate, generator)
+    return resized_crop(images, boxes, mirror, LINEAR)
+
+
+def _simclr(images: Tensor, generator: torch.Generator, flip_rate: float) -> Tensor:
     batch, _, height, width = images.shape
     boxes = draw_boxes(batch, height, width, generator)
-    mirror = _chance(batch, FLIP_RATE, generator)
+    mirror = _chance(batch, flip_rate, generator)
     factors, order = draw_jitter(batch, generator)
     gray = _chance(batch, GRAY_RATE, generator).float()
     images = color_jitter_(resized_crop(images, boxes, mirror), factors, order)
@@ -162,7 +182,13 @@ def _columns(width: int, mirror: Tensor) -> Tensor:
     return torch.where(mirror[:, None], forward.flip(0), forward)
 
 
-def draw_boxes(batch: int, height: int, width: int, generator: torch.Generator) -> Boxes:
+def draw_boxes(
+    batch: int,
+    height: int,
+    width: int,
+    generator: torch.Generator,
+    scale: tuple[float, float] = SCALE,
+) -> Boxes:
     """Draws crop windows as torchvision's `RandomResizedCrop.get_params`, all images at once.
 
     Every image makes `CROP_ATTEMPTS` draws and takes its first that fits, else the largest
@@ -173,12 +199,13 @@ def draw_boxes(batch: int, height: int, width: int, generator: torch.Generator) 
         height: Of the images, in pixels.
         width: Of the images, in pixels.
         generator: Its device is that of the result.
+        scale: Least and largest share of the area.
 
     Returns:
-        Windows inside the image, area within `SCALE` and ratio within `RATIO` up to rounding.
+        Windows inside the image, area within `scale` and ratio within `RATIO` up to rounding.
     """
     shape, device = (batch, CROP_ATTEMPTS), generator.device
-    area = torch.empty(shape, device=device).uniform_(*SCALE, generator=generator)
+    area = torch.empty(shape, device=device).uniform_(*scale, generator=generator)
     area.mul_(height * width)
     ratio = torch.empty(shape, device=device)
     ratio.uniform_(math.log(RATIO[0]), math.log(RATIO[1]), generator=generator).exp_()
@@ -201,10 +228,12 @@ def _integer_below(uniform: Tensor, last: Tensor) -> Tensor:
     return (uniform * (last + 1)).floor().minimum(last)
 
 
-def resized_crop(images: Tensor, boxes: Boxes, mirror: Tensor) -> Tensor:
+def resized_crop(
+    images: Tensor, boxes: Boxes, mirror: Tensor, kernel: Kernel = CATMULL_ROM
+) -> Tensor:
     """Cuts a window per image, resizes it to (H, W) and mirrors it where asked.
 
-    Equal to torchvision's `resized_crop` (bicubic, antialias) and `hflip` up to float32 rounding:
+    Equal to torchvision's `resized_crop` (antialias) and `hflip` up to float32 rounding:
     the resize is separable, so it is one small matrix per image and axis, `R_y @ image @ R_x.T`.
     Clamped to [0, 1], because bicubic interpolation overshoots.
 
@@ -212,39 +241,50 @@ def resized_crop(images: Tensor, boxes: Boxes, mirror: Tensor) -> Tensor:
         images: (B, 3, H, W).
         boxes: Windows inside the image.
         mirror: (B,), bool, whether to flip left and right.
+        kernel: `CATMULL_ROM` (bicubic) or `LINEAR` (bilinear).
 
     Returns:
         (B, 3, H, W), in [0, 1].
     """
     height, width = images.shape[-2:]
     upright = torch.zeros_like(mirror)
-    rows = _interpolation(boxes.top, boxes.height, height, upright)
-    columns = _interpolation(boxes.left, boxes.width, width, mirror)
+    rows = _interpolation(boxes.top, boxes.height, height, upright, kernel)
+    columns = _interpolation(boxes.left, boxes.width, width, mirror, kernel)
     wide = torch.bmm(images.flatten(1, 2), columns.mT).view_as(images)
     # per colour plane: a broadcast matmul would first write out a copy of `rows` for each plane
     planes = [torch.bmm(rows, plane) for plane in wide.unbind(1)]
     return torch.stack(planes, 1).clamp_(0, 1)
 
 
-def _interpolation(start: Tensor, length: Tensor, size: int, mirror: Tensor) -> Tensor:
-    """(B, size, size): row o holds the bicubic weights of the pixels that output o reads.
+def _interpolation(
+    start: Tensor, length: Tensor, size: int, mirror: Tensor, kernel: Kernel
+) -> Tensor:
+    """(B, size, size): row o holds the weights of the pixels that output o reads.
 
     A window is never larger than its output, so the antialiasing filter has its plain width of
-    four taps (Catmull-Rom, a = -1/2, as Pillow and torch). Taps outside the window get no
-    weight and the rest is normalised, again as they do.
+    four taps (Catmull-Rom, a = -1/2, as Pillow and torch) or two (linear). Taps outside the
+    window get no weight and the rest is normalised, again as they do.
     """
     scale = (length / size)[:, None]
     centre = (_columns(size, mirror) + 0.5) * scale - 0.5
     base = centre.floor()
     t = centre - base
-    cubic = [((d * t + c) * t + b) * t + a for a, b, c, d in CATMULL_ROM]
-    weights = torch.stack(cubic, -1)
-    taps = base.long()[..., None] + torch.arange(-1, 3, device=base.device)
+    weights = torch.stack([_polynomial(tap, t) for tap in kernel], -1)
+    first = 1 - len(kernel) // 2
+    offsets = torch.arange(first, first + len(kernel), device=base.device)
+    taps = base.long()[..., None] + offsets
     weights = weights * ((taps >= 0) & (taps < length[:, None, None]))
     weights = weights / weights.sum(-1, keepdim=True)
     # two spare columns on each side take the taps that fall off the image: no index twice
     matrix = weights.new_zeros(len(start), size, size + 4)
     return matrix.scatter_(2, taps + start[:, None, None] + 2, weights)[..., 2:-2]
+
+
+def _polynomial(coefficients: tuple[float, ...], t: Tensor) -> Tensor:
+    value = coefficients[-1] * t + coefficients[-2]
+    for coefficient in coefficients[-3::-1]:
+        value = value * t + coefficient
+    return value
 
 
 def draw_jitter(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""CIFAR-10 from its own archive, through torchvision."""
+"""CIFAR-10 and CIFAR-100 from their own archives, through torchvision."""
 
 import torch
 from torchvision import datasets
@@ -6,6 +6,7 @@ from torchvision import datasets
 from bdclean.attacks import Attack
 from bdclean.data.datamodule import ImageDataModule, Labels
 from bdclean.data.images import ImageSet
+from bdclean.data.sources import downloading
 from bdclean.data.splits import Splits
 from bdclean.errors import DataError
 from bdclean.types import View
@@ -32,6 +33,8 @@ class CIFAR10(ImageDataModule):
     input_size = 32
     mean = (0.4914, 0.4822, 0.4465)
     std = (0.2470, 0.2435, 0.2616)
+    _title = "CIFAR-10"
+    _loader = datasets.CIFAR10
 
     def __init__(
         self,
@@ -61,7 +64,8 @@ class CIFAR10(ImageDataModule):
     def prepare_data(self) -> None:
         """Downloads the archive when asked to; on one process."""
         if self.download:
-            datasets.CIFAR10(self.root, train=True, download=True)
+            with downloading(self._title, self.root, f"{{root}}/{self._loader.base_folder}"):
+                self._loader(self.root, train=True, download=True)
 
     def read_train(self) -> ImageSet:
         """The training images, in the archive's order."""
@@ -73,11 +77,26 @@ class CIFAR10(ImageDataModule):
 
     def _read(self, *, train: bool) -> ImageSet:
         try:
-            stored = datasets.CIFAR10(self.root, train=train)
+            stored = self._loader(self.root, train=train)
         except RuntimeError as error:
             raise DataError(
-                f"No intact CIFAR-10 below {self.root}: expected {self.root}/cifar-10-batches-py. "
-                "Set data.init_args.root to its folder, or data.init_args.download to true."
+                f"No intact {self._title} below {self.root}: expected "
+                f"{self.root}/{self._loader.base_folder}. Set data.init_args.root to its folder, "
+                "or data.init_args.download to true."
             ) from error
         images = torch.from_numpy(stored.data).permute(0, 3, 1, 2).contiguous()
         return ImageSet(images, torch.tensor(stored.targets))
+
+
+class CIFAR100(CIFAR10):
+    """CIFAR-100: 50,000 training and 10,000 test images of 32x32 pixels in 100 fine classes.
+
+    The archive (169 MB) lies in `cifar-100-python`; the arguments are those of `CIFAR10`.
+    """
+
+    name = "cifar100"
+    num_classes = 100
+    mean = (0.5071, 0.4865, 0.4409)
+    std = (0.2673, 0.2564, 0.2762)
+    _title = "CIFAR-100"
+    _loader = datasets.CIFAR100

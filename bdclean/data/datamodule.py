@@ -13,11 +13,12 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from bdclean.attacks import Attack, PoisonPlan, Trigger
-from bdclean.data.augmentation import augment
+from bdclean.data.augmentation import FLIPPING, augment
 from bdclean.data.images import ImageSet, RoleImages
 from bdclean.data.loading import TrainLoader, evaluation_loader
 from bdclean.data.perturbed import surrogate_hash
@@ -60,6 +61,8 @@ class ImageDataModule(LightningDataModule, ABC):
         input_size: Side of the square images in pixels.
         mean: Per channel, of pixels in [0, 1].
         std: Per channel, of pixels in [0, 1].
+        allow_flip: False where a mirrored image may belong to another class. Augmentations then
+            run without horizontal flips, whatever a method asks for.
     """
 
     name: str
@@ -67,6 +70,7 @@ class ImageDataModule(LightningDataModule, ABC):
     input_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    allow_flip: bool = True
 
     def __init__(
         self,
@@ -85,6 +89,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.defense_labels = defense_labels
         self.validate_in_fit = validate_in_fit
         self.eval_batch_size, self.shuffle_seed = eval_batch_size, shuffle_seed
+        self._told_of_flips = False
 
     @abstractmethod
     def read_train(self) -> ImageSet:
@@ -138,7 +143,9 @@ class ImageDataModule(LightningDataModule, ABC):
         """Changes training batches, when the attack asks for it."""
         if self.attack is None or self.plan is None or self.trigger is None:
             return None
-        return make_batch_poisoner(self.attack, self.plan, self.trigger, self.num_classes)
+        return make_batch_poisoner(
+            self.attack, self.plan, self.trigger, self.num_classes, flip=self.allow_flip
+        )
 
     @cached_property
     def defense_set(self) -> ImageSet:
@@ -219,6 +226,12 @@ class ImageDataModule(LightningDataModule, ABC):
                 f"{view.batch_size} on each of {self._world_size} devices; lower "
                 "model.init_args.batch_size or give more images."
             )
+        if view.augmentation in FLIPPING and not self.allow_flip and not self._told_of_flips:
+            self._told_of_flips = True
+            rank_zero_warn(
+                f"{self.name} allows no horizontal flips: the augmentation {view.augmentation} "
+                "runs without them."
+            )
         return TrainLoader(
             images,
             batch_size=view.batch_size,
@@ -296,12 +309,14 @@ class ImageDataModule(LightningDataModule, ABC):
         if self.batch_poisoner is not None and self.view.role == "train":
             self.batch_poisoner(ready, first, generator)
         image = ready["image"]
+        augmented = (
+            augment(self.view.augmentation, image, generator, flip=self.allow_flip)
+            for _ in range(self.view.views or 1)
+        )
         if self.view.views:
-            ready["views"] = tuple(
-                augment(self.view.augmentation, image, generator) for _ in range(self.view.views)
-            )
+            ready["views"] = tuple(augmented)
         else:
-            ready["image"] = augment(self.view.augmentation, image, generator)
+            ready["image"] = next(augmented)
         return ready
 
     def device_batch(self, batch: dict[str, Any], device: torch.device) -> Batch:
@@ -331,6 +346,7 @@ class ImageDataModule(LightningDataModule, ABC):
             "name": self.name,
             "num_classes": self.num_classes,
             "input_size": self.input_size,
+            "allow_flip": self.allow_flip,
             "sizes": {},
             "split_seed": self.splits.seed,
             "defense_source": self.splits.defense_source,

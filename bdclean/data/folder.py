@@ -25,6 +25,8 @@ class ImageFolder(ImageDataModule):
         mean: Per channel, of pixels in [0, 1]; the default is ImageNet's.
         std: Per channel, of pixels in [0, 1]; the default is ImageNet's.
         cache: Keep the decoded images.
+        allow_flip: False where a mirrored image may belong to another class (traffic signs);
+            augmentations then run without horizontal flips.
         attack: See `ImageDataModule`, as for the arguments that follow.
         splits: Sizes of the roles.
         defense_root: Folder of other images for the defender, flat or not.
@@ -45,6 +47,7 @@ class ImageFolder(ImageDataModule):
         mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
         std: tuple[float, float, float] = (0.229, 0.224, 0.225),
         cache: bool = True,
+        allow_flip: bool = True,
         attack: Attack | None = None,
         splits: Splits = Splits(),  # noqa: B008  (frozen)
         defense_root: str | None = None,
@@ -65,7 +68,8 @@ class ImageFolder(ImageDataModule):
             shuffle_seed,
         )
         self.root = root
-        self.input_size, self.mean, self.std, self.cache = input_size, mean, std, cache
+        self.input_size, self.mean, self.std = input_size, mean, std
+        self.cache, self.allow_flip = cache, allow_flip
         self.num_classes = self._count_classes(num_classes)
 
     def _count_classes(self, given: int | None) -> int:
@@ -88,6 +92,11 @@ class ImageFolder(ImageDataModule):
     def has_base(self) -> bool:
         """Whether `root` is given."""
         return self.root is not None
+
+    def prepare_data(self) -> None:
+        """Decodes the training images once; on one process of a node."""
+        if self.root is not None and self.cache:
+            _ = self.base
 
     def read_train(self) -> ImageSet:
         """The images below `root/train`."""

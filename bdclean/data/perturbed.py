@@ -23,7 +23,7 @@ from bdclean import weights
 from bdclean.attacks import Perturbation
 from bdclean.backbones import SplitModel, attack_copy, load_model
 from bdclean.backbones.split import FORMAT_KEY
-from bdclean.data.sources import cache_home
+from bdclean.data.decoding import cache_home
 from bdclean.errors import AttackError, WeightsError
 from bdclean.functional.perturbation import PGD, pgd
 

@@ -93,12 +93,13 @@ class PoisonAugmenter:
     """Augments the poisoned rows of training batches, and no other.
 
     Args:
-        name: See `augment`.
+        name: See `augment`, as for `flip`.
         plan: Of the train role, whose rows `index` counts.
+        flip: Whether images may be mirrored.
     """
 
-    def __init__(self, name: AugmentationName, plan: PoisonPlan) -> None:
-        self._name = name
+    def __init__(self, name: AugmentationName, plan: PoisonPlan, *, flip: bool) -> None:
+        self._name, self._flip = name, flip
         self._poisoned = torch.zeros(plan.num_samples, dtype=torch.bool)
         self._poisoned[plan.poison_index] = True
 
@@ -113,11 +114,12 @@ class PoisonAugmenter:
         images = batch["image"]
         self._poisoned = self._poisoned.to(images.device)
         chosen = self._poisoned[batch["index"]][:, None, None, None]
-        batch["image"] = torch.where(chosen, augment(self._name, images, generator), images)
+        moved = augment(self._name, images, generator, flip=self._flip)
+        batch["image"] = torch.where(chosen, moved, images)
 
 
 def make_batch_poisoner(
-    attack: Attack, plan: PoisonPlan, trigger: Trigger, num_classes: int
+    attack: Attack, plan: PoisonPlan, trigger: Trigger, num_classes: int, *, flip: bool
 ) -> BatchPoisoner | PoisonAugmenter | None:
     """What the attack does to training batches; None where it only changes stored rows.
 
@@ -126,9 +128,10 @@ def make_batch_poisoner(
         plan: Of the train role.
         trigger: At the size of the images.
         num_classes: K.
+        flip: Whether images may be mirrored.
     """
     if attack.dynamic:
         return BatchPoisoner(attack, trigger, num_classes)
     if attack.poison_augmentation != "none":
-        return PoisonAugmenter(attack.poison_augmentation, plan)
+        return PoisonAugmenter(attack.poison_augmentation, plan, flip=flip)
     return None

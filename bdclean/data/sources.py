@@ -1,17 +1,13 @@
-"""Reading real images from disk into memory."""
+"""From the layout of a data set on disk to images with their labels."""
 
-import hashlib
-import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bdclean.data.decoding import Resizing, load_images
 from bdclean.data.images import ImageSet
 from bdclean.errors import DataError
 
@@ -35,17 +31,33 @@ def class_folders(root: Path) -> list[str]:
     return names
 
 
-def read_class_folder(root: Path, input_size: int, *, cache: bool = True) -> ImageSet:
-    """Reads `root/CLASS/IMAGE` into memory, classes numbered in sorted order.
+def read_class_folder(
+    root: Path,
+    input_size: int,
+    *,
+    classes: Sequence[str] | None = None,
+    resizing: Resizing = "fill",
+    cache: bool = True,
+) -> ImageSet:
+    """Reads `root/CLASS/IMAGE`, at any depth below CLASS.
+
+    Args:
+        root: The folder above the class folders.
+        input_size: Side of the images in pixels.
+        classes: Their folders in the order of the labels; None takes all there are, sorted.
+        resizing: See `bdclean.data.decoding.Resizing`.
+        cache: Keep the decoded images.
 
     Raises:
-        DataError: If the folder has no images, or one cannot be decoded.
+        DataError: If the folder, or one of `classes`, has no images, or one cannot be decoded.
     """
-    classes = class_folders(root)
-    files = [_image_files(root / name) for name in classes]
+    chosen = class_folders(root) if classes is None else classes
+    files = [_image_files(root / name) for name in chosen]
+    if classes is not None and [] in files:
+        raise DataError(f"{root / classes[files.index([])]} holds no images; copy it again.")
     labels = torch.cat([torch.full((len(f),), k) for k, f in enumerate(files)])
     everything = [file for of_class in files for file in of_class]
-    return _read(root, everything, labels, input_size, cache)
+    return read_files(root, everything, labels, input_size, resizing=resizing, cache=cache)
 
 
 def read_flat_folder(root: Path, input_size: int, *, cache: bool = True) -> ImageSet:
@@ -56,72 +68,72 @@ def read_flat_folder(root: Path, input_size: int, *, cache: bool = True) -> Imag
     """
     if not root.is_dir():
         raise DataError(f"No folder {root}. Give a folder of images.")
-    return _read(root, _image_files(root), None, input_size, cache)
+    return read_files(root, _image_files(root), None, input_size, cache=cache)
+
+
+def read_files(
+    root: Path,
+    files: Sequence[Path],
+    labels: Tensor | None,
+    input_size: int,
+    *,
+    resizing: Resizing = "fill",
+    cache: bool = True,
+) -> ImageSet:
+    """Reads the given files below `root`, in their order; `labels` is (N,) or None.
+
+    Raises:
+        DataError: If there are none, or one is missing or cannot be decoded.
+    """
+    if not files:
+        raise DataError(f"No images below {root}. Known endings: {', '.join(sorted(SUFFIXES))}.")
+    names = tuple(file.relative_to(root).as_posix() for file in files)
+    images = load_images(files, names, input_size, resizing=resizing, cache=cache)
+    return ImageSet(images, labels, names)
 
 
 def _image_files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
 
 
-def _read(
-    root: Path, files: Sequence[Path], labels: Tensor | None, input_size: int, cache: bool
-) -> ImageSet:
-    if not files:
-        raise DataError(f"No images below {root}. Known endings: {', '.join(sorted(SUFFIXES))}.")
-    names = tuple(file.relative_to(root).as_posix() for file in files)
-    store = _cache_file(files, names, input_size) if cache else None
-    if store is not None and store.is_file():
-        return ImageSet(load_file(store)["images"], labels, names)
-    images = decode(files, input_size)
-    if store is not None:
-        store.parent.mkdir(parents=True, exist_ok=True)
-        temporary = store.with_suffix(f".{os.getpid()}")
-        save_file({"images": images}, temporary)
-        temporary.replace(store)
-    return ImageSet(images, labels, names)
+# ---------------------------------------------------------------- data sets with a known layout
 
 
-def cache_home() -> Path:
-    """Our part of the user's cache folder."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "bdclean"
+def require_layout(
+    paths: Iterable[Path], *, name: str, root: str, tree: str, downloads: bool = True
+) -> None:
+    """Checks that the parts of a data set are there.
 
-
-def _cache_file(files: Sequence[Path], names: Sequence[str], input_size: int) -> Path:
-    """A file under the user's cache folder that changes whenever an image file does."""
-    digest = hashlib.sha256(f"v1 {input_size}".encode())
-    for file, name in zip(files, names, strict=True):
-        stat = file.stat()
-        digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    return cache_home() / "images" / f"{digest.hexdigest()[:32]}.safetensors"
-
-
-def decode(files: Sequence[Path], input_size: int) -> Tensor:
-    """Decodes image files to (N, 3, S, S) uint8; others sizes are cropped to the centre square.
+    Args:
+        paths: Files and folders that must exist.
+        name: The data set's usual name.
+        root: Its `data.init_args.root`.
+        tree: What is expected, `{root}` standing for `root`.
+        downloads: Whether the data module can fetch it.
 
     Raises:
-        DataError: Naming the first file that is not a readable image.
+        DataError: Naming the first missing path, the keys to change, and the tree.
     """
-    images = np.empty((len(files), input_size, input_size, 3), dtype=np.uint8)
-
-    def fill(row: int) -> None:
-        images[row] = _decode_one(files[row], input_size)
-
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for _ in pool.map(fill, range(len(files)), chunksize=256):
-            pass
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    for path in paths:
+        if not path.exists():
+            way = "or data.init_args.download to true" if downloads else "and bring the data there"
+            raise DataError(
+                f"{name} is not complete: {path} is missing. Set data.init_args.root (now {root}) "
+                f"to the folder that holds this tree, {way}:\n{tree.format(root=root)}"
+            )
 
 
-def _decode_one(file: Path, input_size: int) -> np.ndarray:
-    size = (input_size, input_size)
+@contextmanager
+def downloading(name: str, root: str, tree: str) -> Iterator[None]:
+    """Turns a failed download into a message with the tree to bring by hand.
+
+    Raises:
+        DataError: If the network, the disk or the checksum of the archive fails.
+    """
     try:
-        with Image.open(file) as picture:
-            rgb = picture.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
+        yield
+    except (OSError, RuntimeError) as error:
         raise DataError(
-            f"{file} is not a readable image ({error}); repair or remove it."
+            f"{name} could not be downloaded into data.init_args.root = {root} ({error}); try "
+            f"again, or bring it by hand as\n{tree.format(root=root)}"
         ) from error
-    if rgb.size != size:
-        rgb = ImageOps.fit(rgb, size, Image.Resampling.BICUBIC)
-    return np.asarray(rgb)

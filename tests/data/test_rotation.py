@@ -41,16 +41,16 @@ def test_rotation_by_nothing_and_by_a_right_angle() -> None:
     assert torch.equal(turned[1], images[1].rot90(-1, (1, 2)))
 
 
-@pytest.mark.parametrize("name", ["wanet", "wanet_noflip"])
-def test_wanet_composes_crop_flip_and_rotation_with_parameters_per_image(name: str) -> None:
+@pytest.mark.parametrize("flips", [True, False])
+def test_wanet_composes_crop_flip_and_rotation_with_parameters_per_image(flips: bool) -> None:
     images = _images(64)
-    result = augment(name, images, _generator(9))  # type: ignore[arg-type]
+    result = augment("wanet", images, _generator(9), flip=flips)
     g = _generator(9)
     offsets = torch.randint(0, 11, (2, 64), generator=g)
     crop = torch.rand(64, generator=g) < 0.8
     degrees = torch.empty(64).uniform_(-10, 10, generator=g)
     turn = torch.rand(64, generator=g) < 0.5
-    flip = torch.rand(64, generator=g) < (0.5 if name == "wanet" else 0)
+    flip = torch.rand(64, generator=g) < (0.5 if flips else 0)
     expected = []
     for i, image in enumerate(images):
         if crop[i]:
@@ -84,7 +84,7 @@ def test_rates_of_crop_rotation_and_flip() -> None:
     upright = (0.2 + 0.8 / 121) * (0.5 + 0.5 * few)
     assert same.float().mean().item() == pytest.approx(upright / 2, abs=0.015)
     assert mirrored.float().mean().item() == pytest.approx(upright / 2, abs=0.015)
-    quiet = augment("wanet_noflip", images, _generator())
+    quiet = augment("wanet", images, _generator(), flip=False)
     same = (quiet == plain).flatten(1).all(1)
     assert same.float().mean().item() == pytest.approx(upright, abs=0.02)
     assert not (quiet == plain.flip(2)).flatten(1).all(1).any()

@@ -1,0 +1,155 @@
+"""Image files to uint8 arrays, decoded once into a memory-mapped file of the user's cache."""
+
+import hashlib
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+from torchvision.transforms import functional as tv
+
+from bdclean.errors import DataError
+
+Resizing = Literal["fill", "stretch", "imagenet"]
+"""How a picture of another size becomes a square of side S.
+
+`fill`: the centre square, resized (bicubic). `stretch`: both sides to S, whatever the proportions
+(bilinear). `imagenet`: the shorter side to S * 256 / 224 (bilinear), then the centre; always, as in
+the usual test pipeline.
+"""
+
+_LINE_SECONDS = 30  # between two lines of progress where there is no terminal
+
+
+def load_images(
+    files: Sequence[Path],
+    names: Sequence[str],
+    input_size: int,
+    *,
+    resizing: Resizing = "fill",
+    cache: bool = True,
+) -> Tensor:
+    """Decodes image files, or maps what an earlier call has decoded.
+
+    With `cache`, the images are decoded straight into a file and mapped from there: pages come
+    into memory when they are read and leave it when it is short, so a set may be larger than the
+    memory. Writing to the result never reaches the file.
+
+    Args:
+        files: At least one.
+        names: Names that identify the files wherever their folder lies.
+        input_size: S.
+        resizing: See `Resizing`.
+        cache: Keep the decoded images, under a key that changes whenever an image file does.
+
+    Returns:
+        (N, 3, S, S), uint8, in the order of `files`.
+
+    Raises:
+        DataError: Naming the first file that is not a readable image; or if the disk is too full.
+    """
+    shape = (len(files), 3, input_size, input_size)
+    if not cache:
+        images = np.empty(shape, dtype=np.uint8)
+        _decode(images, files, resizing)
+        return torch.from_numpy(images)
+    store = _cache_file(files, names, input_size, resizing)
+    if not store.is_file():
+        _write(store, shape, files, resizing)
+    return torch.from_numpy(np.load(store, mmap_mode="c"))
+
+
+def cache_home() -> Path:
+    """Our part of the user's cache folder."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "bdclean"
+
+
+def _cache_file(
+    files: Sequence[Path], names: Sequence[str], input_size: int, resizing: Resizing
+) -> Path:
+    digest = hashlib.sha256(f"v2 {input_size} {resizing}\n".encode())
+    for file, name in zip(files, names, strict=True):
+        try:
+            stat = file.stat()
+        except OSError as error:
+            raise DataError(f"{file} is listed but cannot be read ({error.strerror}).") from error
+        digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return cache_home() / "images" / f"{digest.hexdigest()[:32]}.npy"
+
+
+def _write(store: Path, shape: tuple[int, ...], files: Sequence[Path], resizing: Resizing) -> None:
+    """Decodes into `store`, which exists only when it is complete."""
+    store.parent.mkdir(parents=True, exist_ok=True)
+    needed, free = math.prod(shape), shutil.disk_usage(store.parent).free
+    if needed > free:  # writing to a mapped file on a full disk would kill the process
+        raise DataError(
+            f"{len(files):,} decoded images take {needed / 1e9:.1f} GB and {store.parent} has "
+            f"{free / 1e9:.1f} GB free; make room, set the environment variable XDG_CACHE_HOME to "
+            "a folder on a larger disk, or set data.init_args.cache to false to hold them in "
+            "memory."
+        )
+    temporary = store.with_suffix(f".{os.getpid()}")
+    try:
+        images = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+        _decode(images, files, resizing)
+        images.flush()
+        temporary.replace(store)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _decode(images: np.ndarray, files: Sequence[Path], resizing: Resizing) -> None:
+    def fill(row: int) -> None:
+        picture = _decode_one(files[row], images.shape[-1], resizing)
+        images[row] = np.asarray(picture).transpose(2, 0, 1)
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        _watch(pool.map(fill, range(len(files))), len(files))
+
+
+def _watch(done: Iterable[None], total: int) -> None:
+    """Waits for all, with a bar on a terminal and a line now and then elsewhere."""
+    if sys.stderr.isatty():
+        console = Console(stderr=True)
+        for _ in track(done, "Decoding images", total, console=console, transient=True):
+            pass
+        return
+    start = told = time.perf_counter()
+    for count, _ in enumerate(done, 1):
+        now = time.perf_counter()
+        if now - told >= _LINE_SECONDS:
+            rate = count / (now - start)
+            left = (total - count) / rate
+            line = f"decoding images: {count:,} of {total:,}, {rate:,.0f}/s, {left:,.0f} s left"
+            print(line, file=sys.stderr, flush=True)
+            told = now
+
+
+def _decode_one(file: Path, size: int, resizing: Resizing) -> Image.Image:
+    try:
+        with Image.open(file) as picture:
+            rgb = picture.convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(
+            f"{file} is not a readable image ({error}); repair or remove it."
+        ) from error
+    if resizing == "imagenet":
+        rgb = tv.center_crop(tv.resize(rgb, round(size * 256 / 224)), [size, size])
+    elif rgb.size != (size, size):
+        if resizing == "stretch":
+            rgb = tv.resize(rgb, [size, size])
+        else:
+            rgb = ImageOps.fit(rgb, (size, size), Image.Resampling.BICUBIC)
+    return rgb

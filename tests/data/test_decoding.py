@@ -1,0 +1,85 @@
+"""Decoding image files into the memory-mapped cache."""
+
+import io
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from bdclean.data import decoding
+from bdclean.errors import DataError
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch, write):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for k in range(5):
+        write(tmp_path / "set" / f"{k}.png", 40 * k, size=(20, 10))
+    found = sorted((tmp_path / "set").iterdir())
+    return found, [file.name for file in found]
+
+
+def cached(tmp_path):
+    return sorted(p.name for p in (tmp_path / "cache").rglob("*") if p.is_file())
+
+
+def test_decoding_writes_to_a_mapped_file_and_maps_it_again(files, tmp_path, monkeypatch, levels):
+    decode, arrays = decoding._decode, []
+    monkeypatch.setattr(decoding, "_decode", lambda i, *r: (arrays.append(i), decode(i, *r)))
+    monkeypatch.setattr(torch, "from_numpy", lambda a: (arrays.append(a), torch.as_tensor(a))[1])
+    first = decoding.load_images(*files, 8)
+    assert [type(a) for a in arrays] == [np.memmap, np.memmap]
+    (name,) = cached(tmp_path)
+    assert name.endswith(".npy")
+    first.zero_()  # stays in memory
+    arrays.clear()
+    again = decoding.load_images(*files, 8)
+    assert [type(a) for a in arrays] == [np.memmap]
+    assert levels(again) == [0, 40, 80, 120, 160]
+    arrays.clear()
+    assert torch.equal(decoding.load_images(*files, 8, cache=False), again)
+    assert [type(a) for a in arrays] == [np.ndarray, np.ndarray]
+    assert cached(tmp_path) == [name]
+
+
+def test_each_way_of_resizing_has_a_key_of_its_own(files, tmp_path):
+    found = [decoding.load_images(*files, 8, resizing=r) for r in ("fill", "stretch", "imagenet")]
+    assert len(cached(tmp_path)) == 3
+    assert not torch.equal(found[0], found[1])
+    assert not torch.equal(found[1], found[2])
+    for images, way in zip(found, ("fill", "stretch", "imagenet"), strict=True):
+        assert torch.equal(images, decoding.load_images(*files, 8, resizing=way, cache=False))
+
+
+def test_a_failed_decoding_leaves_nothing_behind(files, tmp_path):
+    files[0][3].write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"3\.png is not a readable image"):
+        decoding.load_images(*files, 8)
+    assert cached(tmp_path) == []
+
+
+def test_a_full_disk_is_found_out_before_decoding(files, monkeypatch):
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=5 * 192 - 1))
+    with pytest.raises(DataError, match=r"5 decoded images.*XDG_CACHE_HOME.*cache to false"):
+        decoding.load_images(*files, 8)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=5 * 192))
+    decoding.load_images(*files, 8)
+
+
+def test_long_decoding_shows_progress(files, capsys, monkeypatch):
+    decoding.load_images(*files, 8, cache=False)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(decoding, "_LINE_SECONDS", 0)
+    decoding.load_images(*files, 8, cache=False)
+    assert "decoding images: 4 of 5, " in capsys.readouterr().err
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    decoding.load_images(*files, 8, cache=False)
+    assert "Decoding images" in sys.stderr.getvalue()
