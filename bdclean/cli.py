@@ -1,4 +1,4 @@
-"""The command line: `bdclean fit | validate | test | predict | demo`.
+"""The command line: `bdclean fit | validate | test | predict | attack | demo`.
 
 LightningCLI does the work. Added are the links from data to model, the run folder, exact
 resume, the run record, and one clear message with exit status 2 for wrong use.
@@ -30,6 +30,7 @@ from bdclean.callbacks import (
 )
 from bdclean.callbacks.run_record import is_trial
 from bdclean.errors import BdcleanError
+from bdclean.experiments.attack import run_attack
 from bdclean.experiments.demo import run_demo
 from bdclean.metrics.evaluation import BackdoorModule
 
@@ -133,6 +134,8 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         if words[:1] == ["demo"]:
             run_demo(words[1:])
+        elif words[:1] == ["attack"]:
+            run_attack(words[1:])
         elif words[:1] == ["--version"]:
             print(f"bdclean {bdclean.__version__}")
         else:

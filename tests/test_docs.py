@@ -69,7 +69,30 @@ def test_a_new_method_in_forty_lines(workplace):
     assert record["protocol"]["labels"] == "none"
 
 
-PAGES = ["getting_started.md", "how_to/data_sets.md", "../README.md", "../configs/README.md"]
+def test_looking_at_attacks_and_exporting_them(workplace):
+    shown, faint, exported, trained = (
+        commands(block)[0] for block in blocks("how_to/attacks.md", "bash")
+    )
+    for words in (shown, faint, exported):
+        main(words[1:])
+    assert {path.name for path in Path().glob("*.png")} == {"preview.png", "faint.png"}
+    (code,) = blocks("how_to/attacks.md", "python")
+    names: dict = {}
+    exec(code, names)  # noqa: S102  (the page's own lines)
+    assert [len(names[name]) for name in ("train", "clean", "triggered")] == [1000, 397, 361]
+    assert names["triggered"].classes == names["train"].classes == list("0123456789")
+    main([*trained[1:], *QUICK_VICTIM])
+    record = json.loads(Path("runs/exported/result.json").read_text())
+    assert record["data"]["sizes"]["train"] == 1000
+
+
+PAGES = [
+    "getting_started.md",
+    "how_to/attacks.md",
+    "how_to/data_sets.md",
+    "../README.md",
+    "../configs/README.md",
+]
 
 
 @pytest.mark.parametrize("page", PAGES)

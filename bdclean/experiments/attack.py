@@ -1,0 +1,112 @@
+"""`bdclean attack preview | export`: what an attack does to a data set, without a model.
+
+Both read the files of `bdclean fit` for data and attack, and overrides such as
+`--data.attack.rate 0.01`.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+
+from bdclean.data import ImageDataModule
+from bdclean.errors import ConfigError
+from bdclean.experiments.export import export
+from bdclean.experiments.preview import write_preview
+
+
+def run_attack(args: Sequence[str]) -> None:
+    """The command.
+
+    Args:
+        args: The words after `bdclean attack`.
+
+    Raises:
+        ConfigError: If there is no attack, or the result cannot be written.
+    """
+    parser = make_parser()
+    config = parser.parse_args(list(args))
+    if config.subcommand == "export":
+        chosen = parser.instantiate(config).export
+        export(chosen.data, chosen.out, test=chosen.test)
+        print(f"Written to {chosen.out}; rows.csv and plan.* hold the ground truth")
+    else:
+        chosen = config.preview
+        write_preview(
+            _modules(parser, list(args), config),
+            chosen.out,
+            images=chosen.images,
+            amplify=chosen.amplify,
+            seed=chosen.seed,
+        )
+
+
+def _modules(
+    parser: ArgumentParser, words: list[str], config: Namespace
+) -> Iterator[tuple[str, ImageDataModule]]:
+    """A data module per attack: each file on top of the same words, all parsed beforehand."""
+    files, attack = config.preview.attacks, config.preview.data.get("init_args.attack")
+    if files and attack is not None:
+        raise ConfigError(
+            f"--attacks: the data has the attack {attack.class_path} already, which another one "
+            "would mix with; leave it out of the files given with -c."
+        )
+    if files:
+        configs = [(Path(file).stem, parser.parse_args([*words, "-c", file])) for file in files]
+    else:
+        name = "no attack" if attack is None else attack.class_path.rpartition(".")[2]
+        configs = [(name, config)]
+    for name, each in configs:
+        yield name, parser.instantiate(each).preview.data
+
+
+def make_parser() -> ArgumentParser:
+    """The parser of both commands."""
+    parser = ArgumentParser(prog="bdclean attack", description="Shows or writes poisoned images.")
+    commands = parser.add_subcommands()
+
+    preview = _data_parser(
+        "Draws one row per attack: a test image, the same with the trigger, the difference, and "
+        "the PSNR of the image and in the mean. A further column shows training images if they "
+        "carry another version of the trigger. "
+        "Example: bdclean attack preview -c configs/data/digits.yaml "
+        "--attacks configs/attack/badnets.yaml configs/attack/blend.yaml"
+    )
+    preview.add_argument(
+        "--attacks",
+        nargs="+",
+        type=str,
+        default=[],
+        help="Config files of attacks, each on top of the data. Without: the attack given with -c.",
+    )
+    preview.add_argument("--out", type=str, default="preview.png", help="PNG file to write.")
+    preview.add_argument("--images", type=PositiveInt, default=1, help="Test images per attack.")
+    preview.add_argument(
+        "--amplify", type=PositiveFloat, default=5.0, help="Factor of the difference."
+    )
+    preview.add_argument("--seed", type=NonNegativeInt, default=0, help="Of the choice of images.")
+    commands.add_subcommand("preview", preview, help="A picture of triggers on test images.")
+
+    writer = _data_parser(
+        "Writes the poisoned training set as OUT/train/CLASS/NUMBER.png, where CLASS is the label "
+        "seen, the test set as OUT/test and, with the trigger, OUT/test_triggered; beside them "
+        "the ground truth: rows.csv, the plan and the trigger. "
+        "Example: bdclean attack export -c configs/data/digits.yaml "
+        "-c configs/attack/badnets.yaml --out exported"
+    )
+    writer.add_argument("--out", type=str, required=True, help="Folder to make; must be new.")
+    writer.add_argument("--test", type=bool, default=True, help="Write the test sets as well.")
+    commands.add_subcommand("export", writer, help="The poisoned data set as image folders.")
+    return parser
+
+
+def _data_parser(description: str) -> ArgumentParser:
+    parser = ArgumentParser(description=description)
+    parser.add_argument(
+        "-c", "--config", action="config", help="YAML file; several stack in the order given."
+    )
+    parser.add_argument(
+        "--data", type=ImageDataModule, required=True, help="The data set and its attack."
+    )
+    return parser
