@@ -72,6 +72,12 @@ def test_the_share_of_squares(mask_rate, on):
     assert (AdaptiveBlend(mask_rate=mask_rate).pieces(20).sum((1, 2)) == on).all()
 
 
+def test_rows_keep_their_squares_when_they_are_worked_on_in_parts(monkeypatch):
+    whole = small()[-1]
+    monkeypatch.setattr("bdclean.attacks.trigger._CHUNK_VALUES", 7 * 3 * 32 * 32)
+    assert torch.equal(small()[-1], whole)
+
+
 def test_the_change_is_at_most_alpha():
     _, _, _, clean, seen = small(alpha_train=0.15)
     assert (seen.int() - clean.int()).abs().max() <= 0.15 * 255 + 0.5

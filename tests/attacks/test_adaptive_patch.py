@@ -38,6 +38,15 @@ def test_training_rows_are_their_formula_with_one_patch_each(arguments):
         assert (out - x).abs().max() <= a * 255 + 0.5
 
 
+def test_rows_keep_their_patch_when_they_are_worked_on_in_parts(monkeypatch):
+    attack = AdaptivePatch(rate=0.5, cover_rate=0.3)
+    plan = attack.plan(LABELS[::500], 10)
+    clean, trigger = stored(len(plan.touched_index)), attack.make_trigger(32)
+    whole = attack.poison_rows(clean, plan, trigger)
+    monkeypatch.setattr("bdclean.attacks.trigger._CHUNK_VALUES", 7 * 3 * 32 * 32)
+    assert torch.equal(attack.poison_rows(clean, plan, trigger), whole)
+
+
 @pytest.mark.parametrize("count", [2_500, 2_501, 3])
 def test_counts_per_patch_differ_by_one_at_most(count):
     attack = AdaptivePatch(rate=count / 50_000, cover_rate=0.0101)
