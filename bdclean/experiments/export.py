@@ -113,7 +113,7 @@ def _plan(data: ImageDataModule) -> PoisonPlan:
             "data.init_args.attack is null, so that there is nothing to export; give a file of "
             "configs/attack/ with -c after that of the data."
         )
-    if getattr(data.attack, "dynamic", False):
+    if data.attack.dynamic:
         raise ConfigError(
             f"data.init_args.attack {type(data.attack).__name__} poisons every batch anew and "
             "has no fixed set of images to export; choose an attack that is not dynamic."

@@ -124,7 +124,7 @@ def _pairs(images: RoleImages, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
 def _as_trained(data: ImageDataModule, images: int, generator: torch.Generator) -> Tensor | None:
     """Poisoned training images that differ from what the test trigger makes of them."""
     plan, trigger = data.plan, data.trigger
-    if plan is None or trigger is None or getattr(data.attack, "dynamic", False):
+    if plan is None or trigger is None or (data.attack is not None and data.attack.dynamic):
         return None
     clean, stored = _pairs(data.role_images("train", labels=True), plan.poison_index.tolist())
     other = stored[(stored != trigger.poison(clean)).flatten(1).any(1)]

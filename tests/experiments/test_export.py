@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bdclean.attacks import BadNets, PoisonPlan, Trigger
+from bdclean.attacks import BadNets, PoisonPlan, Trigger, WaNet
 from bdclean.cli import main
 from bdclean.data import Digits, ImageFolder, ImageSet, Splits
 from bdclean.data.sources import read_class_folder
@@ -247,11 +247,10 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def test_a_dynamic_attack_has_no_fixed_set(tmp_path):
-    data = few()
-    data.attack.dynamic = True
-    with pytest.raises(ConfigError, match="BadNets poisons every batch anew"):
+    data = Few(attack=WaNet(mode="dynamic"), splits=Splits(defense=10))
+    with pytest.raises(ConfigError, match="WaNet poisons every batch anew"):
         export(data, tmp_path / "out")
-    data.attack.dynamic = False
+    data = Few(attack=WaNet(mode="static"), splits=Splits(defense=10))
     export(data, tmp_path / "out", test=False)
 
 
