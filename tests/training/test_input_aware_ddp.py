@@ -1,0 +1,47 @@
+"""Two processes under plain `strategy=ddp` learn one trigger and one victim."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from torch import distributed
+from bdclean.attacks import InputAware
+from bdclean.data import Digits, Splits
+from bdclean.training import InputAwareTraining
+
+seed_everything(0)
+data = Digits(attack=InputAware(), splits=Splits(defense=1300, probe=60))
+module = InputAwareTraining(10, 32, data.mean, data.std, width=4, epochs=3, mask_epochs=1,
+                            batch_size=10)
+Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=-1, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False).fit(module, data)
+state = {name: value.tolist() for name, value in module.state_dict().items()}
+states = [None, None]
+distributed.all_gather_object(states, state)
+assert states[0] == states[1]
+assert all(p.grad is None for p in module.parameters())
+if module.trainer.is_global_zero:
+    print("equal")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+def test_both_processes_end_with_the_same_networks(tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env=os.environ | {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "equal" in done.stdout
