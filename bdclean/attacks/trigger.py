@@ -14,7 +14,7 @@ from bdclean.attacks.checks import Quantize, require, require_choice, require_in
 from bdclean.errors import AttackError
 from bdclean.weights import format as weights_format
 
-_CHUNK_VALUES = 2**19  # 2 MB of float32 at a time, whatever the number and size of the images
+_CHUNK_VALUES = 2**18  # 1 MB of float32 at a time, whatever the number and size of the images
 _FLOOR_TOLERANCE = 1e-4  # in grey levels; float32 puts an exact 108 at 107.99999
 
 
