@@ -36,6 +36,19 @@ class Batch(TypedDict):
     target: NotRequired[Tensor]  # (B,)
 
 
+@dataclass(frozen=True, eq=False)
+class Subset:
+    """Rows that a method has chosen itself, with the labels that it gives them.
+
+    Attributes:
+        rows: (M,), positions in the role, int64.
+        labels: (M,), instead of those that the data shows; None keeps these.
+    """
+
+    rows: Tensor
+    labels: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class View:
     """What a training stage wants to read.
@@ -48,6 +61,7 @@ class View:
         batch_size: Images per step and device.
         drop_last: Leave out an incomplete last batch.
         labels: Whether batches carry `label`.
+        subset: Only these rows of the role; `index` in a batch still counts those of the role.
     """
 
     role: Role = "train"
@@ -56,6 +70,52 @@ class View:
     batch_size: int = 128
     drop_last: bool = False
     labels: bool = False
+    subset: Subset | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """What a defence says of each of the N samples of a labelled training set.
+
+    Attributes:
+        score: (N,), float32; higher is more suspicious.
+        flagged: (N,), bool: held to be poisoned.
+        proposed: (N,), int64: the label that the defence would give; -1 where it has none.
+        rounds: (R, N), bool: `flagged` after each round of a method that works in rounds.
+    """
+
+    score: Tensor
+    flagged: Tensor
+    proposed: Tensor
+    rounds: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingSet:
+    """The samples of the train role, for reports about them after training.
+
+    Attributes:
+        labels: (N,), as the data shows them.
+        files: Where each sample came from; empty when it came from an archive.
+        poisoned: (N,), bool; None where nobody knows.
+        covers: (N,), bool: triggered samples that keep their label; None where nobody knows.
+    """
+
+    labels: Tensor
+    files: tuple[str, ...]
+    poisoned: Tensor | None
+    covers: Tensor | None
+
+
+@runtime_checkable
+class ReportableData(Protocol):
+    """What reports about the samples of a training set ask for."""
+
+    def training_set(self) -> TrainingSet:
+        """Labels, files and, where it is known, the truth."""
+
+    def training_images(self, rows: Tensor) -> Tensor:
+        """The samples `rows` (M,) as they are trained on, (M, 3, H, W), uint8."""
 
 
 @runtime_checkable
@@ -70,8 +130,11 @@ class ViewableData(Protocol):
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Shuffled batches of the present view."""
 
-    def scan_dataloader(self, view: View) -> DataLoader[dict[str, Any]]:
-        """All rows of `view` in stored order, un-augmented, the whole of them on every rank."""
+    def scan_dataloader(self, view: View, *, shared: bool = False) -> DataLoader[dict[str, Any]]:
+        """All rows of `view` in stored order, un-augmented.
+
+        The whole of them on every rank or, `shared`, whole batches by turns among the ranks.
+        """
 
     def device_batch(self, batch: dict[str, Any], device: torch.device) -> Batch:
         """A batch of `scan_dataloader` on `device`, its images as floats in [0, 1]."""

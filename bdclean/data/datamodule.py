@@ -19,9 +19,8 @@ from torch.utils.data import DataLoader
 
 from bdclean.attacks import Attack, PoisonPlan, Trigger
 from bdclean.data.augmentation import FLIPPING, augment
-from bdclean.data.images import ImageSet, RoleImages
-from bdclean.data.loading import TrainLoader, evaluation_loader
-from bdclean.data.perturbed import surrogate_hash
+from bdclean.data.images import ChosenRows, ImageSet, Overlay, RoleImages
+from bdclean.data.loading import TrainLoader, evaluation_loader, scan_loader, to_float
 from bdclean.data.poisoning import (
     BatchPoisoner,
     PoisonAugmenter,
@@ -29,11 +28,12 @@ from bdclean.data.poisoning import (
     make_batch_poisoner,
     poisoned_rows,
 )
+from bdclean.data.record import attack_facts, training_set
 from bdclean.data.sources import read_flat_folder
 from bdclean.data.splits import RoleRows, Splits, draw_roles
 from bdclean.errors import ConfigError
 from bdclean.functional.seeds import derive_seed
-from bdclean.types import Batch, Role, View
+from bdclean.types import Batch, Role, TrainingSet, View
 
 Labels = Literal["hidden", "visible"]
 
@@ -192,16 +192,24 @@ class ImageDataModule(LightningDataModule, ABC):
         order = torch.randperm(len(rows), generator=generator)[: self.splits.defense]
         return rows[order.sort().values]
 
+    @cached_property
+    def train_overlay(self) -> Overlay | None:
+        """The poisoned rows of the train role, made once, on their stored uint8 values."""
+        plan, trigger = self.plan, self.trigger
+        if self.attack is None or plan is None or trigger is None:
+            return None
+        stored = self.base.images[self.rows.train[plan.touched_index]]
+        return poisoned_rows(self.attack, plan, trigger, stored, self.num_classes)
+
     def _train_images(self, labels: bool) -> RoleImages:
-        """The training role: poisoned rows are made once, on their stored uint8 values."""
-        rows, plan, trigger = self.rows.train, self.plan, self.trigger
-        overlay, seen = None, self.base_labels[rows]
-        if self.attack is not None and plan is not None and trigger is not None:
-            seen, stored = plan.labels_seen, self.base.images[rows[plan.touched_index]]
-            overlay = poisoned_rows(self.attack, plan, trigger, stored, self.num_classes)
-        return RoleImages(
-            self.base.images, rows, overlay, columns={"label": seen} if labels else None
-        )
+        rows, plan = self.rows.train, self.plan
+        seen = self.base_labels[rows] if plan is None else plan.labels_seen
+        columns = {"label": seen} if labels else None
+        return RoleImages(self.base.images, rows, self.train_overlay, columns)
+
+    def _viewed(self, view: View) -> RoleImages | ChosenRows:
+        images = self.role_images(view.role, labels=view.labels)
+        return images if view.subset is None else ChosenRows(images, view.subset)
 
     # ------------------------------------------------------------------ Lightning's hooks
 
@@ -219,7 +227,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> TrainLoader:
         """Shuffled batches of the present view."""
         view = self.view
-        images = self.role_images(view.role, labels=view.labels)
+        images = self._viewed(view)
         if view.drop_last and len(images) < view.batch_size * self._world_size:
             raise ConfigError(
                 f"The role {view.role} has {len(images)} images, fewer than one batch of "
@@ -241,10 +249,13 @@ class ImageDataModule(LightningDataModule, ABC):
             rank=self._rank,
         )
 
-    def scan_dataloader(self, view: View) -> DataLoader[dict[str, Any]]:
-        """All rows of `view` in stored order, un-augmented, the whole of them on every rank."""
-        images = self.role_images(view.role, labels=view.labels)
-        return evaluation_loader(images, batch_size=view.batch_size)
+    def scan_dataloader(self, view: View, *, shared: bool = False) -> DataLoader[dict[str, Any]]:
+        """All rows of `view` in stored order, un-augmented.
+
+        The whole of them on every rank or, `shared`, whole batches by turns among the ranks.
+        """
+        share = {"world_size": self._world_size, "rank": self._rank} if shared else {}
+        return scan_loader(self._viewed(view), batch_size=view.batch_size, **share)
 
     def val_dataloader(self) -> list[DataLoader[dict[str, Any]]]:
         """Held-out training images, `clean` and `triggered`.
@@ -302,7 +313,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> Batch:
         """Floats the images and, in training, augments them on the device."""
         draw, first = batch.pop("draw", None), batch.pop("first", 0)
-        ready = _to_float(batch)
+        ready = to_float(batch)
         if draw is None:
             return ready
         generator = torch.Generator(ready["image"].device).manual_seed(draw)
@@ -322,7 +333,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def device_batch(self, batch: dict[str, Any], device: torch.device) -> Batch:
         """A batch of `scan_dataloader` on `device`, as floats."""
         moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-        return _to_float(moved)
+        return to_float(moved)
 
     @property
     def _world_size(self) -> int:
@@ -360,16 +371,16 @@ class ImageDataModule(LightningDataModule, ABC):
             facts["defense_source"] = "folder"
             facts["sizes"]["defense"] = len(self.role_images("defense", labels=False))
         if self.attack is not None and self.plan is not None:
-            facts |= {"attack": self.attack.describe(), "plan_hash": self.plan.hash}
-            facts |= {
-                "dynamic": self.attack.dynamic,
-                "num_poisoned": len(self.plan.poison_index),
-                "num_covers": len(self.plan.cover_index),
-                "num_label_changed": self.plan.num_label_changed,
-            }
-            if self.attack.perturbation is not None:
-                facts["surrogate_hash"] = surrogate_hash(self.attack.perturbation)
+            facts |= attack_facts(self.attack, self.plan)
         return facts
+
+    def training_set(self) -> TrainingSet:
+        """The samples of the train role; an attack of ours knows which of them it poisoned."""
+        return training_set(self.base, self.base_labels, self.rows.train, self.plan)
+
+    def training_images(self, rows: Tensor) -> Tensor:
+        """The samples `rows` (M,) as they are trained on, (M, 3, H, W), uint8."""
+        return self.role_images("train", labels=False).__getitems__(rows)["image"]
 
     def save_artifacts(self, folder: Path) -> None:
         """Writes the poison plan and the trigger, where there are any."""
@@ -382,14 +393,3 @@ def _labels(images: ImageSet) -> Tensor:
     if images.labels is None:
         raise ConfigError("This data set has no labels; it can only serve the defence role.")
     return images.labels
-
-
-def _to_float(batch: dict[str, Any]) -> Batch:
-    """Images to float32 in [0, 1], channels last."""
-    image = batch["image"].to(torch.float32, memory_format=torch.channels_last).div_(255)
-    ready: Batch = {"image": image, "index": batch["index"]}
-    if "label" in batch:
-        ready["label"] = batch["label"]
-    if "target" in batch:
-        ready["target"] = batch["target"]
-    return ready

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bdclean.types import TensorDict
+from bdclean.errors import ConfigError
+from bdclean.types import Subset, TensorDict
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class RoleImages(Dataset[TensorDict]):
         """One row, without a batch dimension."""
         return {name: value[0] for name, value in self.__getitems__([row]).items()}
 
-    def __getitems__(self, rows: Sequence[int]) -> TensorDict:
+    def __getitems__(self, rows: Sequence[int] | Tensor) -> TensorDict:
         """A whole batch: `image` (B, 3, H, W) uint8, `index` (B,), and the columns."""
         index = torch.as_tensor(rows)
         image = self.images[self.rows[index]]
@@ -85,4 +86,37 @@ class RoleImages(Dataset[TensorDict]):
             image[poisoned] = self.overlay.images[slot[poisoned]]
         batch = {"image": image, "index": index}
         batch |= {name: column[index] for name, column in self.columns.items()}
+        return batch
+
+
+class ChosenRows(Dataset[TensorDict]):
+    """Some rows of a role, perhaps with labels of a method's own; whole batches at a time.
+
+    Args:
+        images: The role.
+        subset: The choice; its rows are positions in the role.
+
+    Raises:
+        ConfigError: If it gives labels and the role's batches carry none.
+    """
+
+    def __init__(self, images: RoleImages, subset: Subset) -> None:
+        self.images, self.subset = images, subset
+        if subset.labels is not None and "label" not in images.columns:
+            raise ConfigError("A subset with labels belongs to a view with labels.")
+
+    def __len__(self) -> int:
+        """Number of rows chosen."""
+        return len(self.subset.rows)
+
+    def __getitem__(self, row: int) -> TensorDict:
+        """One row, without a batch dimension."""
+        return {name: value[0] for name, value in self.__getitems__([row]).items()}
+
+    def __getitems__(self, rows: Sequence[int]) -> TensorDict:
+        """A whole batch, as of the role; `index` counts the rows of the role."""
+        chosen = torch.as_tensor(rows)
+        batch = self.images.__getitems__(self.subset.rows[chosen])
+        if self.subset.labels is not None:
+            batch["label"] = self.subset.labels[chosen]
         return batch

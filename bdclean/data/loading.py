@@ -8,8 +8,9 @@ import torch
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader, DistributedSampler
 
-from bdclean.data.images import RoleImages
+from bdclean.data.images import ChosenRows, RoleImages
 from bdclean.functional.seeds import derive_seed
+from bdclean.types import Batch
 
 
 def _whole_batch(batch: Any) -> Any:
@@ -36,7 +37,7 @@ class TrainLoader(DataLoader[dict[str, Any]]):
 
     def __init__(
         self,
-        images: RoleImages,
+        images: RoleImages | ChosenRows,
         *,
         batch_size: int,
         drop_last: bool = False,
@@ -87,7 +88,7 @@ class TrainLoader(DataLoader[dict[str, Any]]):
 
 
 def evaluation_loader(
-    images: RoleImages, *, batch_size: int, world_size: int = 1, rank: int = 0
+    images: RoleImages | ChosenRows, *, batch_size: int, world_size: int = 1, rank: int = 0
 ) -> DataLoader[dict[str, Any]]:
     """A loader in stored order that shows every row exactly once over all devices."""
     sampler: UnrepeatedDistributedSampler | None = None
@@ -103,3 +104,34 @@ def evaluation_loader(
         collate_fn=_whole_batch,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def scan_loader(
+    images: RoleImages | ChosenRows, *, batch_size: int, world_size: int = 1, rank: int = 0
+) -> DataLoader[dict[str, Any]]:
+    """A loader in stored order whose batches do not depend on the number of devices.
+
+    Device `rank` gets the batches `rank`, `rank + world_size`, ...; each row exactly once over
+    all devices.
+    """
+    batches = [
+        list(range(start, min(start + batch_size, len(images))))
+        for start in range(0, len(images), batch_size)
+    ]
+    return DataLoader(
+        images,
+        batch_sampler=batches[rank::world_size],
+        collate_fn=_whole_batch,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def to_float(batch: dict[str, Any]) -> Batch:
+    """Images to float32 in [0, 1], channels last."""
+    image = batch["image"].to(torch.float32, memory_format=torch.channels_last).div_(255)
+    ready: Batch = {"image": image, "index": batch["index"]}
+    if "label" in batch:
+        ready["label"] = batch["label"]
+    if "target" in batch:
+        ready["target"] = batch["target"]
+    return ready

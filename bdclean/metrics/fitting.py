@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from lightning import Trainer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from bdclean.errors import ConfigError
@@ -81,11 +81,34 @@ def scheduled(
     }
 
 
-def scan(trainer: Trainer, view: View, device: torch.device) -> Iterator[Batch]:
-    """All rows of `view`, un-augmented, in the same order on every rank."""
+def scan(
+    trainer: Trainer, view: View, device: torch.device, *, shared: bool = False
+) -> Iterator[Batch]:
+    """All rows of `view`, un-augmented, in the same order on every rank.
+
+    Where they are `shared`, a rank gets its part of the batches only; see `together`.
+    """
     data = viewable_data(trainer)
-    for batch in data.scan_dataloader(view):
+    for batch in data.scan_dataloader(view, shared=shared):
         yield data.device_batch(batch, device)
+
+
+def together(values: Tensor, index: Tensor, size: int) -> Tensor:
+    """Puts the values that the ranks have computed for their rows into one table.
+
+    Args:
+        values: (M, ...), of this rank.
+        index: (M,), the row of each; no row on two ranks.
+        size: Number of rows N.
+
+    Returns:
+        (N, ...), the same on all ranks; zero for rows that no rank has.
+    """
+    table = values.new_zeros(size, *values.shape[1:])
+    table[index] = values
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(table)
+    return table
 
 
 def share_buffers(model: nn.Module) -> None:

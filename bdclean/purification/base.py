@@ -135,9 +135,12 @@ class Purifier(BackdoorModule, ABC):
         """Makes the next training loader serve `view`."""
         viewable_data(self.trainer).set_view(view)
 
-    def scan(self, view: View) -> Iterator[Batch]:
-        """All rows of `view`, un-augmented, on the device and in the same order on every rank."""
-        return scan(self.trainer, view, self.device)
+    def scan(self, view: View, *, shared: bool = False) -> Iterator[Batch]:
+        """All rows of `view`, un-augmented, on the device and in the same order on every rank.
+
+        Where they are `shared`, a rank gets its part of the batches only.
+        """
+        return scan(self.trainer, view, self.device, shared=shared)
 
     def log_terms(self, **terms: Tensor) -> None:
         """Logs the mean over the epoch of each term, as `train/<name>`."""

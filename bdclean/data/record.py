@@ -1,0 +1,52 @@
+"""What a data module says of itself after training."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdclean.attacks import Attack, PoisonPlan
+from bdclean.data.images import ImageSet
+from bdclean.data.perturbed import surrogate_hash
+from bdclean.types import TrainingSet
+
+
+def attack_facts(attack: Attack, plan: PoisonPlan) -> dict[str, Any]:
+    """The attack with its settings, what it did to the training set, and hashes; for JSON."""
+    facts = {
+        "attack": attack.describe(),
+        "plan_hash": plan.hash,
+        "dynamic": attack.dynamic,
+        "num_poisoned": len(plan.poison_index),
+        "num_covers": len(plan.cover_index),
+        "num_label_changed": plan.num_label_changed,
+    }
+    if attack.perturbation is not None:
+        facts["surrogate_hash"] = surrogate_hash(attack.perturbation)
+    return facts
+
+
+def training_set(
+    images: ImageSet, labels: Tensor, rows: Tensor, plan: PoisonPlan | None
+) -> TrainingSet:
+    """The samples of the train role.
+
+    Args:
+        images: Behind all roles.
+        labels: True labels of all images, (M,).
+        rows: Those of the role, (N,).
+        plan: What an attack of ours did to them; None where no such attack is at work, which
+            does not mean that the images are clean.
+    """
+    poisoned = covers = None
+    if plan is not None:
+        poisoned = torch.zeros(len(rows), dtype=torch.bool)
+        covers = poisoned.clone()
+        poisoned[plan.poison_index] = True
+        covers[plan.cover_index] = True
+    return TrainingSet(
+        labels=labels[rows] if plan is None else plan.labels_seen,
+        files=tuple(images.files[row] for row in rows.tolist()) if images.files else (),
+        poisoned=poisoned,
+        covers=covers,
+    )
