@@ -81,12 +81,14 @@ class Findings:
         score: (N,), float32; higher is more suspicious.
         flagged: (N,), bool: held to be poisoned.
         proposed: (N,), int64: the label that the defence would give; -1 where it has none.
+        further: More scores, by name, as `score`.
         rounds: (R, N), bool: `flagged` after each round of a method that works in rounds.
     """
 
     score: Tensor
     flagged: Tensor
     proposed: Tensor
+    further: TensorDict
     rounds: Tensor
 
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from bdclean.backbones.build import load_model
-from bdclean.backbones.split import FORMAT_KEY, RGB, SplitModel
+from bdclean.backbones.build import build, load_model
+from bdclean.backbones.split import FORMAT_KEY, RGB, ModelInfo, SplitModel
 from bdclean.errors import ConfigError
 from bdclean.weights import read
 
@@ -55,3 +55,25 @@ class WeightsSource:
             mean=self.mean if foreign else None,
             std=self.std if foreign else None,
         )
+
+
+@dataclass(frozen=True)
+class FreshSource:
+    """A new network, for methods that start from data alone.
+
+    Attributes:
+        info: What to build.
+        weights: There is no file.
+    """
+
+    info: ModelInfo
+    weights: None = None
+
+    @property
+    def is_there(self) -> bool:
+        """There is nothing that could be evaluated without training."""
+        return False
+
+    def load(self) -> SplitModel:
+        """Builds the network with weights from torch's own generator."""
+        return build(self.info)

@@ -22,7 +22,7 @@ from bdclean.metrics.backdoor import (
     HitRate,
     PoisonedAccuracy,
 )
-from bdclean.types import Batch
+from bdclean.types import Batch, Findings
 
 if TYPE_CHECKING:  # a name for annotations only: at run time metrics do not need the backbones
     from bdclean.backbones import SplitModel
@@ -157,6 +157,10 @@ class BackdoorModule(LightningModule):
     def export_model(self) -> "SplitModel":
         """Returns the model whose weights are the product of the run."""
         return self.model
+
+    def findings(self) -> Findings | None:
+        """What the method says of the samples of the training set; None if it does not judge."""
+        return None
 
     def save_artifacts(self, folder: Path) -> None:
         """Writes what a run has learned beside its model, here nothing; after the data's."""

@@ -1,7 +1,7 @@
 """What every module that trains on views of the data asks of Lightning's Trainer."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 
 import torch
 from lightning import Trainer
@@ -91,6 +91,12 @@ def scan(
     data = viewable_data(trainer)
     for batch in data.scan_dataloader(view, shared=shared):
         yield data.device_batch(batch, device)
+
+
+def num_rows(trainer: Trainer, view: View) -> int:
+    """How many rows the view has, on all ranks together."""
+    rows: Sized = viewable_data(trainer).scan_dataloader(view).dataset  # type: ignore[assignment]
+    return len(rows)
 
 
 def together(values: Tensor, index: Tensor, size: int) -> Tensor:

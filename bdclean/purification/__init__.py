@@ -3,6 +3,7 @@
 from bdclean.purification.base import Purifier
 from bdclean.purification.bcu import BCU
 from bdclean.purification.cbd import CBD
+from bdclean.purification.dataset import DatasetDefense, Recipe
 from bdclean.purification.staged import Stage, StagedPurifier
 
-__all__ = ["BCU", "CBD", "Purifier", "Stage", "StagedPurifier"]
+__all__ = ["BCU", "CBD", "DatasetDefense", "Purifier", "Recipe", "Stage", "StagedPurifier"]

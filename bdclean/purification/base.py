@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bdclean.backbones import ModelInfo, SplitModel, build
-from bdclean.backbones.source import WeightsSource
+from bdclean.backbones.source import FreshSource, WeightsSource
 from bdclean.errors import ConfigError
 from bdclean.metrics.evaluation import BackdoorModule
 from bdclean.metrics.fitting import own_epochs, scan, share_buffers, viewable_data
@@ -27,8 +27,8 @@ class Purifier(BackdoorModule, ABC):
     evaluation without a checkpoint, the suspect model itself is evaluated.
 
     Args:
-        source: The suspect file. Subclasses take its fields as plain arguments, which
-            `save_hyperparameters` stores.
+        source: The suspect file, or a new network for a method that starts from data alone.
+            Subclasses take its fields as plain arguments, which `save_hyperparameters` stores.
 
     Attributes:
         model: The student, which is purified.
@@ -38,7 +38,7 @@ class Purifier(BackdoorModule, ABC):
 
     teacher: SplitModel  # None where there is none; as `model`
 
-    def __init__(self, source: WeightsSource) -> None:
+    def __init__(self, source: WeightsSource | FreshSource) -> None:
         super().__init__()
         self.source = source
         self.register_module("teacher", None)

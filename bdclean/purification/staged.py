@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from bdclean.backbones.source import WeightsSource
+from bdclean.backbones.source import FreshSource, WeightsSource
 from bdclean.errors import ConfigError
 from bdclean.metrics.fitting import share_buffers
 from bdclean.purification.base import Purifier
@@ -56,7 +56,7 @@ class StagedPurifier(Purifier, ABC):
 
     results: dict[str, Tensor]
 
-    def __init__(self, source: WeightsSource) -> None:
+    def __init__(self, source: WeightsSource | FreshSource) -> None:
         super().__init__(source)
         self.results = {}
         self._stage = 0  # len(plan) after the last one
@@ -70,6 +70,12 @@ class StagedPurifier(Purifier, ABC):
     def total_epochs(self) -> int:
         """Sum over the plan."""
         return sum(stage.epochs for stage in self.plan())
+
+    @property
+    def round(self) -> int:
+        """How often the present stage came before, for plans that repeat stages."""
+        plan = self.plan()
+        return sum(stage.name == plan[self._stage].name for stage in plan[: self._stage])
 
     @property
     def stage_epoch(self) -> int:
@@ -179,9 +185,8 @@ class StagedPurifier(Purifier, ABC):
 
     def _check_trainer(self) -> None:
         training = [stage for stage in self.plan() if stage.epochs]
-        views = {self._of("view", stage)() for stage in training}
         every = getattr(self.trainer, "reload_dataloaders_every_n_epochs")  # noqa: B009  (untyped)
-        if len(views) > 1 and every != 1:
+        if len(training) > 1 and every != 1:
             raise ConfigError(
                 f"trainer.reload_dataloaders_every_n_epochs={every}: "
                 f"{type(self).__name__} reads other images in later stages; set it to 1."
