@@ -1,6 +1,7 @@
 """A copy of a network in training, on which its inputs are attacked."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -11,6 +12,21 @@ from bdclean.backbones.fold import AttackCopy, attack_copy
 from bdclean.backbones.split import SplitModel
 
 BatchNormMode = Literal["eval", "train"]
+
+
+@contextmanager
+def attack_precision(device_type: str) -> Iterator[torch.dtype | None]:
+    """Autocast for attack loops: to bfloat16 where it is on already, else off.
+
+    float16 would lose small gradients of the input, bfloat16 keeps their range.
+
+    Yields:
+        The `dtype` for an `Attacker`.
+    """
+    half = torch.is_autocast_enabled(device_type)
+    half = half and torch.get_autocast_dtype(device_type) == torch.bfloat16
+    with torch.autocast(device_type, torch.bfloat16, enabled=half):
+        yield torch.bfloat16 if half else None
 
 
 class Attacker:

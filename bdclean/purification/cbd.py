@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bdclean.backbones import SplitModel
-from bdclean.backbones.attacker import Attacker, BatchNormMode
+from bdclean.backbones.attacker import Attacker, BatchNormMode, attack_precision
 from bdclean.backbones.batchnorm import momentum_of, reestimate_
 from bdclean.backbones.head import ProbeHead, cache_features
 from bdclean.backbones.source import WeightsSource
@@ -199,12 +199,8 @@ class CBD(StagedPurifier):
 
     def attack(self, images: Tensor, reference: Tensor) -> Tensor:
         """Eq. (1): adversarial versions of `images` (N, 3, H, W), detached."""
-        kind = images.device.type
-        # float16 would lose small input gradients, bfloat16 keeps their range.
-        half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
-        with torch.autocast(kind, torch.bfloat16, enabled=half):
+        with attack_precision(images.device.type) as dtype:
             if self._attacker is None:
-                dtype = torch.bfloat16 if half else None
                 self._attacker = Attacker(self.model, self.attack_bn, dtype)
             attacker = self._attacker
             attacker.refresh_(self.model)

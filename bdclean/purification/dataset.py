@@ -146,7 +146,7 @@ class DatasetDefense(StagedPurifier, ABC):
         """(N, K), float32; the model in evaluation mode, and in its mode again afterwards."""
         training = self.model.training
         self.model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             logits = self.of_each(lambda batch: self.model(batch["image"]).float(), labels=False)
         self.model.train(training)
         return logits

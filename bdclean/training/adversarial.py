@@ -14,7 +14,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.nn import functional as F
 
-from bdclean.backbones.attacker import Attacker, BatchNormMode
+from bdclean.backbones.attacker import Attacker, BatchNormMode, attack_precision
 from bdclean.backbones.split import Stem
 from bdclean.errors import ConfigError
 from bdclean.functional.perturbation import PGD, pgd
@@ -114,12 +114,8 @@ class AdversarialTraining(Supervised):
 
     def attack(self, images: Tensor, labels: Tensor) -> Tensor:
         """Adversarial versions of `images` (B, 3, H, W) in [0, 1], detached."""
-        kind = images.device.type
-        # float16 would lose small input gradients, bfloat16 keeps their range.
-        half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
-        with torch.autocast(kind, torch.bfloat16, enabled=half):
+        with attack_precision(images.device.type) as dtype:
             if self._attacker is None:
-                dtype = torch.bfloat16 if half else None
                 self._attacker = Attacker(self.model, self.attack_bn, dtype)
             attacker, head = self._attacker, self.model.head
             assert head is not None  # noqa: S101  (every classifier that is trained has one)

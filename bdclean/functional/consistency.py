@@ -1,0 +1,94 @@
+"""How much a prediction changes under an adversarial patch (AdvrBD, algorithm 1).
+
+The authors' formulas are lost; docs/methods/advrbd.md tells what is reconstructed.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bdclean.functional.perturbation import PGD, pgd
+
+PatchShape = Literal["square", "disc"]
+Inner = Literal["kl", "ce"]
+
+
+def patch_mask(centres: Tensor, radius: int, size: int, shape: PatchShape = "square") -> Tensor:
+    """Which pixels may be changed: one patch for each image, cut off at the border.
+
+    Args:
+        centres: Row and column of each patch, (B, 2), integers in [0, size).
+        radius: r; a square covers 2 r + 1 rows and columns.
+        size: Side of the images.
+        shape: `square` (largest of both distances at most r) or `disc` (Euclidean distance).
+
+    Returns:
+        (B, 1, size, size), bool.
+    """
+    line = torch.arange(size, device=centres.device)
+    rows = (line - centres[:, :1]).abs()[:, :, None]  # (B, size, 1)
+    columns = (line - centres[:, 1:]).abs()[:, None, :]  # (B, 1, size)
+    if shape == "square":
+        inside = torch.maximum(rows, columns) <= radius
+    else:
+        inside = rows**2 + columns**2 <= radius**2
+    return inside[:, None]
+
+
+def prediction_change(before: Tensor, after: Tensor) -> Tensor:
+    """D_KL(P || Q) of each sample, for P and Q the softmax of logits (B, K); (B,), in nats."""
+    p, q = before.float().log_softmax(1), after.float().log_softmax(1)
+    return F.kl_div(q, p, reduction="none", log_target=True).sum(1)
+
+
+def adversarial_patch(
+    images: Tensor,
+    mask: Tensor,
+    predict: Callable[[Tensor], Tensor],
+    config: PGD,
+    inner: Inner = "kl",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Images whose pixels under the mask were moved so that the prediction changes most.
+
+    The gradient of the KL divergence is exactly zero at the image itself, so with `kl` the
+    ascent needs the random start of `config`.
+
+    Args:
+        images: x, (B, 3, H, W), in [0, 1].
+        mask: m, (B, 1, H, W), bool.
+        predict: Maps images to logits (B, K).
+        config: Ball and steps.
+        inner: What is maximised: `kl` the divergence from the prediction at x, `ce` the
+            cross-entropy of the class predicted at x.
+        generator: Of the random start, on the device of the images.
+
+    Returns:
+        clip(x + m * delta), (B, 3, H, W), detached.
+    """
+    with torch.no_grad():
+        clean = predict(images).float()
+
+    def loss(moved: Tensor) -> Tensor:
+        logits = predict(torch.where(mask, moved, images))
+        if inner == "kl":
+            return prediction_change(clean, logits).sum()
+        return F.cross_entropy(logits.float(), clean.argmax(1), reduction="sum")
+
+    return torch.where(mask, pgd(images, loss, config, generator), images)
+
+
+def capped_cross_entropy(logits: Tensor, labels: Tensor, cap: float) -> Tensor:
+    """Mean over the batch of min(CE, cap), in float32.
+
+    Gradient ascent on it leaves samples alone that are wrong enough.
+
+    Args:
+        logits: (B, K).
+        labels: (B,).
+        cap: In nats.
+    """
+    return F.cross_entropy(logits.float(), labels, reduction="none").clamp_max(cap).mean()

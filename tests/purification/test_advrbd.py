@@ -1,0 +1,289 @@
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bdclean.attacks import BadNets
+from bdclean.backbones.attacker import Attacker
+from bdclean.data import ImageSet, Splits
+from bdclean.errors import ConfigError
+from bdclean.functional.seeds import derive_seed
+from bdclean.purification import AdvrBD, Recipe
+from bdclean.purification.dataset import chosen
+
+SMALL = Recipe(epochs=2, lr=0.05, batch_size=16, augmentation="crop")
+
+
+@pytest.fixture
+def make(facts):
+    def make(**arguments):
+        torch.manual_seed(2)
+        few = {"width": 4, "recipe": SMALL, "rounds": 2, "pgd_steps": 2, "finetune_epochs": 1}
+        return AdvrBD(**facts, **(few | {"partition_rate": 0.2} | arguments))
+
+    return make
+
+
+@pytest.fixture
+def make_poisoned(make_data):
+    """Sixty-four training images, an eighth of them with a patch and the label 1."""
+
+    def make():
+        data = make_data()
+        data.splits = Splits()
+        data.attack = BadNets(target=1, rate=0.125, patch_size=3)
+        return data
+
+    return make
+
+
+def run(module, data, make_trainer, *callbacks, **arguments):
+    torch.manual_seed(0)
+    make_trainer(*callbacks, **arguments).fit(module, data)
+    return module
+
+
+def outcome(module):
+    return {**module.model.state_dict(), **module.results}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_the_outline(make):
+    names = [(stage.name, stage.epochs) for stage in make().plan()]
+    one_round = [("partition", 0), ("unlearn", 1), ("relearn", 1)]
+    first = [("train", 2), *one_round * 2, ("identify", 0), ("retrain", 2)]
+    assert names == [*first, ("relabel", 0), ("finetune", 1)]
+    assert [(s.name, s.epochs) for s in make(relabel=False).plan()] == first
+
+
+def test_findings_follow_from_the_networks(make, make_poisoned, make_trainer):
+    data = make_poisoned()
+    module = run(make(), data, make_trainer)
+    found = module.findings()
+    assert found.score.shape == found.flagged.shape == found.proposed.shape == (64,)
+    assert found.rounds.shape == (3, 64)
+    assert found.further.keys() == {"consistency"}
+    assert (found.further["consistency"] <= 0).all()
+    assert module.results["clean_part"].sum() == 2 * int(0.2 * 64)
+    # what is flagged has the label that the enhanced network gives
+    images = data.training_images(torch.arange(64)).float() / 255
+    labels = data.training_set().labels
+    net = module.model.copy().eval()
+    kept = {k.removeprefix("enhanced/"): v for k, v in module.results.items() if "enhanced" in k}
+    net.load_state_dict(kept)
+    with torch.no_grad():
+        logits = net(images)
+    assert torch.equal(found.flagged, logits.argmax(1) == labels)
+    losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    torch.testing.assert_close(found.score, -losses, atol=1e-4, rtol=1e-4)
+    assert torch.equal(found.proposed >= 0, found.flagged)
+    wanted = torch.where(found.flagged, found.proposed, labels)
+    assert torch.equal(module.results["labels"], wanted)
+
+
+def test_the_clean_part_is_what_scores_highest(make, make_poisoned, make_trainer):
+    module = make(rounds=1)
+    scores = []
+
+    def watched(score=module.inconsistency):
+        scores.append(score())
+        return scores[-1]
+
+    module.inconsistency = watched
+    run(module, make_poisoned(), make_trainer)
+    (score,) = scores
+    chosen_rows = module.results["clean_part"]
+    assert chosen_rows.sum() == 12
+    assert score[chosen_rows].min() >= score[~chosen_rows].max()
+
+
+def test_the_clean_part_grows_no_further_than_told(make, make_poisoned, make_trainer):
+    module = run(make(rounds=3, max_clean_fraction=0.3), make_poisoned(), make_trainer)
+    assert module.results["clean_part"].sum() == int(0.3 * 64)
+
+
+def test_the_score_is_a_literal_transcription(make, make_poisoned, make_trainer):
+    """Every step of algorithm 1, written out, with the same draws."""
+    module = run(make(rounds=1, num_masks=2, patch_radius=1), make_poisoned(), make_trainer)
+    net = module.model.eval().double()
+    images, radius = torch.rand(6, 3, 8, 8).double(), 8 / 255
+    module._stage = 1  # the first partition
+    module._attacker = Attacker(net)
+    score = module._score({"image": images, "index": torch.arange(12, 18)})
+    draw = torch.Generator().manual_seed(derive_seed("patches", 0, 0, 12))
+    wanted = torch.zeros(6)
+    for _ in range(2):
+        mask = torch.zeros(6, 1, 8, 8)
+        for i, (c1, c2) in enumerate(torch.randint(8, (6, 2), generator=draw).tolist()):
+            mask[i, :, max(0, c1 - 1) : c1 + 2, max(0, c2 - 1) : c2 + 2] = 1
+        delta = torch.empty(6, 3, 8, 8).double().uniform_(-radius, radius, generator=draw)
+        delta = (images + delta).clamp(0, 1) - images
+        with torch.no_grad():
+            p = net(images).log_softmax(1)
+        for _ in range(2):
+            delta.requires_grad_()
+            q = net(images + mask * delta).log_softmax(1)
+            ((p.exp() * (p - q)).sum()).backward()
+            step = delta.grad.sign() * radius * 0.25
+            delta = (delta.detach() + step).clamp(-radius, radius)
+            delta = (images + delta).clamp(0, 1) - images
+        with torch.no_grad():
+            q = net(images + mask * delta).log_softmax(1)
+        wanted += (p.exp() * (p - q)).sum(1) / 2
+    torch.testing.assert_close(score, wanted, atol=1e-7, rtol=1e-3)
+    assert score.min() > 0
+
+
+def test_scores_do_not_depend_on_labels(make, make_poisoned, make_trainer):
+    keys = []
+    module = make()
+
+    def watched(batch, score=module._score):
+        keys.append(frozenset(batch))
+        return score(batch)
+
+    module._score = watched
+    run(module, make_poisoned(), make_trainer)
+    assert set(keys) == {frozenset({"image", "index"})}
+
+
+def test_nothing_depends_on_the_truth(make, make_poisoned, make_data, make_trainer):
+    """The poisoned set handed over as if it were clean gives the same bits."""
+    poisoned = make_poisoned()
+    first = run(make(), poisoned, make_trainer)
+    frozen = make_data()
+    frozen.splits = Splits()
+    images = poisoned.training_images(torch.arange(64))
+    frozen.read_train = lambda: ImageSet(images, poisoned.training_set().labels)
+    second = run(make(), frozen, make_trainer, name="frozen")
+    assert second.trainer.datamodule.training_set().poisoned is None
+    assert same(outcome(first), outcome(second))
+
+
+def test_resume_from_any_epoch(make, make_poisoned, make_trainer, every_epoch):
+    whole = run(make(), make_poisoned(), make_trainer, every_epoch)
+    for epoch in range(9):
+        path = f"{every_epoch.dirpath}/epoch={epoch}.ckpt"
+        torch.load(path, weights_only=True)
+        resumed = make()
+        make_trainer(name="resumed").fit(resumed, make_poisoned(), ckpt_path=path)
+        assert same(outcome(resumed), outcome(whole)), epoch
+
+
+def test_retraining_starts_from_new_weights_each_seed(make, make_poisoned, make_trainer):
+    a, b = (
+        run(make(seed=seed, relabel=False), make_poisoned(), make_trainer, name=str(seed))
+        for seed in (0, 1)
+    )
+    names = [n for n in a.model.state_dict() if n.endswith("conv1.weight")]
+    assert not torch.equal(a.model.state_dict()[names[0]], b.model.state_dict()[names[0]])
+
+
+def test_networks_on_the_way_are_written(make, make_poisoned, make_trainer, tmp_path):
+    module = run(make(), make_poisoned(), make_trainer)
+    module.save_artifacts(tmp_path)
+    networks = {p.stem: load_file(p) for p in tmp_path.glob("*.safetensors")}
+    assert networks.keys() == {"enhanced", "before_relabelling"}
+    head = next(key for key in networks["enhanced"] if key.endswith("head.weight"))
+    assert not torch.equal(networks["enhanced"][head], networks["before_relabelling"][head])
+    assert json.loads(json.dumps(module.protocol()))["labels"] == "untrusted"
+
+
+def test_the_ascent_raises_the_loss_as_far_as_the_cap(make, make_poisoned, make_trainer):
+    module = make()
+    assert module.cap == pytest.approx(2 * math.log(4))
+    run(module, make_poisoned(), make_trainer)
+    batch = {"image": torch.rand(8, 3, 8, 8), "index": torch.arange(8)}
+    batch["label"] = torch.zeros(8, dtype=torch.long)
+    module.log_terms = lambda **terms: None
+    loss = module.unlearn_step(batch)
+    assert -module.cap <= loss.item() < 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"partition_rate": 0.0}, r"partition_rate=0.0: .* above 0 and at most 1"),
+        ({"max_clean_fraction": 1.5}, r"max_clean_fraction=1.5"),
+        ({"rounds": 0}, r"rounds=0"),
+        ({"inner": "mse"}, r"inner='mse': it must be one of kl, ce"),
+        ({"patch_shape": "star"}, r"patch_shape='star'"),
+        ({"ascent_cap": 0.0}, r"ascent_cap=0.0"),
+    ],
+)
+def test_wrong_settings(make, wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        make(**wrong)
+
+
+def test_a_recipe_has_an_epoch():
+    with pytest.raises(ConfigError, match=r"recipe.epochs=0"):
+        Recipe(epochs=0)
+
+
+def test_an_empty_part_is_told():
+    with pytest.raises(ConfigError, match="no sample left to train on"):
+        chosen(torch.zeros(4, dtype=torch.bool))
+
+
+DDP = """
+import sys
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from bdclean.attacks import BadNets
+from bdclean.backbones.attacker import Attacker
+from bdclean.data import Digits
+from bdclean.purification import AdvrBD, Recipe
+
+seed_everything(0)
+data = Digits(attack=BadNets(target=0, rate=0.1))
+module = AdvrBD(10, 32, data.mean, data.std, width=4, recipe=Recipe(epochs=1, lr=0.0001),
+                rounds=1, pgd_steps=2, relabel=False, scoring_batch_size=100)
+devices = int(sys.argv[1])
+strategy = "ddp" if devices > 1 else "auto"
+seen = {}
+def watched(score=module.inconsistency):
+    module.model.load_state_dict(torch.load(sys.argv[2], weights_only=True))
+    seen["score"] = score()
+    return seen["score"]
+module.inconsistency = watched
+if devices == 1:
+    torch.save(module.source.load().state_dict(), sys.argv[2])
+Trainer(accelerator="cpu", devices=devices, strategy=strategy, max_epochs=-1, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, limit_val_batches=0,
+        enable_model_summary=False, limit_train_batches=2,
+        reload_dataloaders_every_n_epochs=1).fit(module, data)
+if module.trainer.is_global_zero:
+    torch.save(seen["score"], sys.argv[3])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+def test_two_processes_score_as_one(tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(DDP)
+    scores = []
+    for devices in (1, 2):
+        out = tmp_path / f"scores{devices}.pt"
+        done = subprocess.run(
+            [sys.executable, str(script), str(devices), str(tmp_path / "net.pt"), str(out)],
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+            env=os.environ | {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        scores.append(torch.load(out, weights_only=True))
+    assert len(scores[0]) == 1400
+    assert scores[0].any()
+    assert torch.equal(*scores)
