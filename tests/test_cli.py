@@ -26,6 +26,10 @@ QUICK = {
     "train/linear_probe": ["--model.probe", "lbfgs"],
     "purify/cbd": ["--model.epochs", "1", "--model.pgd_steps", "2", "--model.probe", "lbfgs"],
     "purify/bcu": ["--model.epochs", "1"],
+    "purify/advrbd_fast": [
+        *("--model.width", "4", "--model.recipe.epochs", "1", "--model.rounds", "1"),
+        *("--model.pgd_steps", "1", "--model.finetune_epochs", "1"),
+    ],
 }
 
 
@@ -93,6 +97,18 @@ def test_every_method_fits_tests_reloads_and_predicts(tmp_path, victim, method):
     assert clean["index"].tolist() == list(range(397))
     asr = (triggered["logits"].argmax(1) == 6).float().mean().item() * 100
     assert asr == pytest.approx(record["metrics"]["asr"], abs=1e-3)
+
+
+@pytest.mark.parametrize("method", ["purify/advrbd_fast"])
+def test_every_defence_of_a_data_set_fits_tests_and_reloads(tmp_path, method):
+    run = tmp_path / "run"
+    record = fit(run, method)
+    assert record["protocol"]["labels"].startswith("untrusted")
+    assert load_model(run / "model.safetensors")(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    torch.load(checkpoint, weights_only=True)
+    main(["test", "-c", str(run / "config.yaml"), "--ckpt_path", str(checkpoint)])
+    assert json.loads((run / "test.json").read_text())["metrics"] == record["metrics"]
 
 
 def test_validate_reads_held_out_training_images(tmp_path, victim):

@@ -4,6 +4,7 @@ The authors' formulas are lost; docs/methods/advrbd.md tells what is reconstruct
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -79,6 +80,53 @@ def adversarial_patch(
         return F.cross_entropy(logits.float(), clean.argmax(1), reduction="sum")
 
     return torch.where(mask, pgd(images, loss, config, generator), images)
+
+
+@dataclass(frozen=True)
+class PatchScore:
+    """s_i: how far the prediction for an image moves under adversarial patches.
+
+    Attributes:
+        shape: Of the patches.
+        radius: r in pixels.
+        pgd: Ball and steps.
+        inner: See `adversarial_patch`.
+        num_masks: Patches tried for each image; the score is their mean.
+    """
+
+    shape: PatchShape
+    radius: int
+    pgd: PGD
+    inner: Inner
+    num_masks: int
+
+    def __call__(
+        self,
+        images: Tensor,
+        predict: Callable[[Tensor], Tensor],
+        predict_exactly: Callable[[Tensor], Tensor],
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Scores of a batch.
+
+        Args:
+            images: (B, 3, H, W), in [0, 1].
+            predict: Maps images to logits (B, K), differentiably.
+            predict_exactly: The same in float32, in which the scores are computed.
+            generator: Of places and starts, on the device of the images.
+
+        Returns:
+            (B,), in nats.
+        """
+        size = images.shape[-1]
+        before, change = predict_exactly(images), torch.zeros(len(images), device=images.device)
+        for _ in range(self.num_masks):
+            places = (len(images), 2)
+            centres = torch.randint(size, places, generator=generator, device=images.device)
+            mask = patch_mask(centres, self.radius, size, self.shape)
+            moved = adversarial_patch(images, mask, predict, self.pgd, self.inner, generator)
+            change += prediction_change(before, predict_exactly(moved))
+        return change / self.num_masks
 
 
 def capped_cross_entropy(logits: Tensor, labels: Tensor, cap: float) -> Tensor:

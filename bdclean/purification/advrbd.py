@@ -21,7 +21,7 @@ reconstructed, and what was measured to choose the rest.
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -29,21 +29,15 @@ from torch.nn import functional as F
 
 from bdclean.backbones.attacker import Attacker, attack_precision
 from bdclean.backbones.split import Stem
-from bdclean.errors import ConfigError
-from bdclean.functional.consistency import (
-    Inner,
-    PatchShape,
-    adversarial_patch,
-    capped_cross_entropy,
-    patch_mask,
-    prediction_change,
-)
+from bdclean.functional.consistency import Inner, PatchScore, PatchShape, capped_cross_entropy
 from bdclean.functional.perturbation import PGD
 from bdclean.functional.seeds import derive_seed
-from bdclean.purification.base import check_choice, check_positive
+from bdclean.purification.base import check_choice, check_positive, check_share
 from bdclean.purification.dataset import DatasetDefense, Recipe, chosen
 from bdclean.purification.staged import Stage, StageOptimizer
 from bdclean.types import AugmentationName, Batch, Subset, View
+
+Until = Literal["score", "identify", "retrain", "relabel"]
 
 
 class AdvrBD(DatasetDefense):
@@ -74,7 +68,8 @@ class AdvrBD(DatasetDefense):
         ascent_cap: A sample is left alone once its cross-entropy exceeds this many ln K.
         relearn_lr: Of SGD.
         relearn_epochs: Passes over the rest per round.
-        relabel: Whether to relabel and fine-tune; without, the new network is the result.
+        until: The last thing to be done: `score`, `identify`, `retrain` (the paper's main tables)
+            or `relabel`, which includes fine-tuning.
         finetune_epochs: Of the last stage.
         finetune_lr: Of the last stage, cosine.
         scoring_batch_size: Per device, while scoring.
@@ -109,7 +104,7 @@ class AdvrBD(DatasetDefense):
         ascent_cap: float = 2.0,
         relearn_lr: float = 0.01,
         relearn_epochs: int = 1,
-        relabel: bool = True,
+        until: Until = "relabel",
         finetune_epochs: int = 10,
         finetune_lr: float = 0.01,
         scoring_batch_size: int = 256,
@@ -117,20 +112,22 @@ class AdvrBD(DatasetDefense):
     ) -> None:
         super().__init__(num_classes, input_size, mean, std, arch, width, stem, recipe)
         self.save_hyperparameters(ignore=["recipe"])
-        self.patch_shape: PatchShape = check_choice("patch_shape", patch_shape, PatchShape)
-        self.patch_radius = input_size // 8 if patch_radius is None else patch_radius
-        self.pgd = PGD(epsilon, pgd_steps, step_size, "relative", "linf", random_start=True)
-        self.inner: Inner = check_choice("inner", inner, Inner)
-        self.num_masks = check_positive("num_masks", num_masks)
-        self.partition_rate = _share("partition_rate", partition_rate)
-        self.max_clean_fraction = _share("max_clean_fraction", max_clean_fraction)
+        self.patch_score = PatchScore(
+            shape=check_choice("patch_shape", patch_shape, PatchShape),
+            radius=input_size // 8 if patch_radius is None else patch_radius,
+            pgd=PGD(epsilon, pgd_steps, step_size, "relative", "linf", random_start=True),
+            inner=check_choice("inner", inner, Inner),
+            num_masks=check_positive("num_masks", num_masks),
+        )
+        self.partition_rate = check_share("partition_rate", partition_rate)
+        self.max_clean_fraction = check_share("max_clean_fraction", max_clean_fraction)
         self.rounds = check_positive("rounds", rounds)
         self.unlearn_lr, self.relearn_lr = unlearn_lr, relearn_lr
         self.unlearn_epochs = check_positive("unlearn_epochs", unlearn_epochs)
         self.relearn_epochs = check_positive("relearn_epochs", relearn_epochs)
         self.unlearn_augmentation = unlearn_augmentation
         self.cap = check_positive("ascent_cap", ascent_cap) * math.log(num_classes)
-        self.relabel = relabel
+        self.until: Until = check_choice("until", until, Until)
         self.last = replace(
             recipe, epochs=finetune_epochs, lr=finetune_lr, nesterov=False, schedule="cosine"
         )
@@ -144,14 +141,14 @@ class AdvrBD(DatasetDefense):
             Stage("unlearn", self.unlearn_epochs),
             Stage("relearn", self.relearn_epochs),
         )
-        after = (Stage("relabel", 0), Stage("finetune", self.last.epochs)) if self.relabel else ()
-        return (
-            Stage("train", self.recipe.epochs),
-            *one_round * self.rounds,
-            Stage("identify", 0),
-            Stage("retrain", self.recipe.epochs),
-            *after,
-        )
+        parts: dict[Until, tuple[Stage, ...]] = {
+            "score": (Stage("train", self.recipe.epochs), Stage("score", 0)),
+            "identify": (*one_round * self.rounds, Stage("identify", 0)),
+            "retrain": (Stage("retrain", self.recipe.epochs),),
+            "relabel": (Stage("relabel", 0), Stage("finetune", self.last.epochs)),
+        }
+        wanted = list(parts)[: list(parts).index(self.until) + 1]
+        return tuple(stage for name in wanted for stage in parts[name])
 
     # ------------------------------------------------------------------ train
 
@@ -169,13 +166,16 @@ class AdvrBD(DatasetDefense):
 
     # ------------------------------------------------------------------ algorithm 1
 
+    def begin_score(self) -> None:
+        """The first scores; nothing is flagged yet."""
+        self.results["consistency"] = self.results["score"] = -self.inconsistency()
+        self.results["flagged"] = torch.zeros(len(self.results["score"]), dtype=torch.bool)
+
     def begin_partition(self) -> None:
         """Adds the samples with the largest scores to D_c; what it flags so far is logged."""
-        self._look("round")
-        score = self.inconsistency()
+        self._look()
+        score = self.inconsistency() if self.round else -self.results["consistency"]
         clean = self.results.get("clean_part", torch.zeros(len(score), dtype=torch.bool))
-        if self.round == 0:
-            self.results["consistency"] = -score
         room = int(self.max_clean_fraction * len(score)) - int(clean.sum())
         wanted = min(int(self.partition_rate * len(score)), room)
         ranked = score.masked_fill(clean, -math.inf).sort(descending=True, stable=True).indices
@@ -195,17 +195,9 @@ class AdvrBD(DatasetDefense):
 
     def _score(self, batch: Batch) -> Tensor:
         images = batch["image"]
-        parts = (self.seed, self.round, int(batch["index"][0]))
-        generator = torch.Generator(images.device).manual_seed(derive_seed("patches", *parts))
-        before, change = self._exact(images), torch.zeros(len(images), device=images.device)
-        for _ in range(self.num_masks):
-            centres = torch.randint(
-                images.shape[-1], (len(images), 2), generator=generator, device=images.device
-            )
-            mask = patch_mask(centres, self.patch_radius, images.shape[-1], self.patch_shape)
-            moved = adversarial_patch(images, mask, self._attacked, self.pgd, self.inner, generator)
-            change += prediction_change(before, self._exact(moved))
-        return change / self.num_masks
+        place = derive_seed("patches", self.seed, self.round, int(batch["index"][0]))
+        generator = torch.Generator(images.device).manual_seed(place)
+        return self.patch_score(images, self._attacked, self._exact, generator)
 
     def _attacked(self, images: Tensor) -> Tensor:
         assert self._attacker is not None and self.model.head is not None  # noqa: S101, PT018
@@ -216,8 +208,7 @@ class AdvrBD(DatasetDefense):
     def _exact(self, images: Tensor) -> Tensor:
         """Logits in float32: the divergence of a stable prediction drowns in a coarser format."""
         with torch.autocast(images.device.type, enabled=False):
-            logits: Tensor = self.model(images)
-        return logits
+            return self(images)
 
     # ------------------------------------------------------------------ algorithm 2
 
@@ -251,22 +242,22 @@ class AdvrBD(DatasetDefense):
 
     def begin_identify(self) -> None:
         """Flags the samples whose label the enhanced network still knows."""
-        self.results["score"] = -self._look("round")
+        self.results["score"] = -self._look()
         self.results["flagged"] = self.results["rounds"][-1]
         self.keep("enhanced")
 
-    def _look(self, prefix: str) -> Tensor:
+    def _look(self) -> Tensor:
         """Logs and keeps what the present network would flag; returns CE of each sample (N,)."""
         logits, labels = self.logits_of_each(), self.labels_of_each()
         loss = F.cross_entropy(logits, labels, reduction="none")
         flagged = logits.argmax(1) == labels
         self.close_round(flagged)
-        self.log(f"{prefix}/flagged", flagged.float().mean())
+        self.log("round/flagged", flagged.float().mean())
         clean = self.results.get("clean_part")
         if clean is not None:
-            self.log(f"{prefix}/clean_part", clean.float().mean())
-            self.log(f"{prefix}/loss_clean_part", loss[clean].mean())
-            self.log(f"{prefix}/loss_rest", loss[~clean].mean())
+            self.log("round/clean_part", clean.float().mean())
+            self.log("round/loss_clean_part", loss[clean].mean())
+            self.log("round/loss_rest", loss[~clean].mean())
         return loss
 
     # ------------------------------------------------------------------ a clean network
@@ -283,9 +274,7 @@ class AdvrBD(DatasetDefense):
         """Cross-entropy."""
         return self.cross_entropy(batch, "retrain_loss")
 
-    def retrain_optimizer(self) -> StageOptimizer:
-        """The recipe's."""
-        return self.sgd(self.recipe)
+    retrain_optimizer = train_optimizer
 
     def begin_relabel(self) -> None:
         """The new network names the flagged samples, triggers and all."""
@@ -309,10 +298,4 @@ class AdvrBD(DatasetDefense):
 
     def protocol(self) -> dict[str, Any]:
         """Adds the method."""
-        return super().protocol() | {"method": "advrbd", "relabelled": self.relabel}
-
-
-def _share(key: str, value: float) -> float:
-    if not 0 < value <= 1:
-        raise ConfigError(f"{key}={value}: it must be above 0 and at most 1.")
-    return value
+        return super().protocol() | {"method": "advrbd", "until": self.until}

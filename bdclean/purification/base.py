@@ -181,6 +181,17 @@ def check_positive(key: str, value: Number) -> Number:
     return value
 
 
+def check_share(key: str, value: float) -> float:
+    """Returns `value` if it is above 0 and at most 1.
+
+    Raises:
+        ConfigError: If it is not.
+    """
+    if not 0 < value <= 1:
+        raise ConfigError(f"{key}={value}: it must be above 0 and at most 1.")
+    return value
+
+
 def _channels_last(model: SplitModel) -> SplitModel:
     model.to(memory_format=torch.channels_last)
     return model

@@ -59,9 +59,10 @@ def same(a, b):
 def test_the_outline(make):
     names = [(stage.name, stage.epochs) for stage in make().plan()]
     one_round = [("partition", 0), ("unlearn", 1), ("relearn", 1)]
-    first = [("train", 2), *one_round * 2, ("identify", 0), ("retrain", 2)]
+    first = [("train", 2), ("score", 0), *one_round * 2, ("identify", 0), ("retrain", 2)]
     assert names == [*first, ("relabel", 0), ("finetune", 1)]
-    assert [(s.name, s.epochs) for s in make(relabel=False).plan()] == first
+    assert [(s.name, s.epochs) for s in make(until="retrain").plan()] == first
+    assert [s.name for s in make(until="score").plan()] == ["train", "score"]
 
 
 def test_findings_follow_from_the_networks(make, make_poisoned, make_trainer):
@@ -105,6 +106,12 @@ def test_the_clean_part_is_what_scores_highest(make, make_poisoned, make_trainer
     assert score[chosen_rows].min() >= score[~chosen_rows].max()
 
 
+def test_scores_alone(make, make_poisoned, make_trainer):
+    found = run(make(until="score"), make_poisoned(), make_trainer).findings()
+    assert torch.equal(found.score, found.further["consistency"])
+    assert not found.flagged.any()
+
+
 def test_the_clean_part_grows_no_further_than_told(make, make_poisoned, make_trainer):
     module = run(make(rounds=3, max_clean_fraction=0.3), make_poisoned(), make_trainer)
     assert module.results["clean_part"].sum() == int(0.3 * 64)
@@ -115,7 +122,7 @@ def test_the_score_is_a_literal_transcription(make, make_poisoned, make_trainer)
     module = run(make(rounds=1, num_masks=2, patch_radius=1), make_poisoned(), make_trainer)
     net = module.model.eval().double()
     images, radius = torch.rand(6, 3, 8, 8).double(), 8 / 255
-    module._stage = 1  # the first partition
+    module._stage = 1  # the first scores
     module._attacker = Attacker(net)
     score = module._score({"image": images, "index": torch.arange(12, 18)})
     draw = torch.Generator().manual_seed(derive_seed("patches", 0, 0, 12))
@@ -180,7 +187,7 @@ def test_resume_from_any_epoch(make, make_poisoned, make_trainer, every_epoch):
 
 def test_retraining_starts_from_new_weights_each_seed(make, make_poisoned, make_trainer):
     a, b = (
-        run(make(seed=seed, relabel=False), make_poisoned(), make_trainer, name=str(seed))
+        run(make(seed=seed, until="retrain"), make_poisoned(), make_trainer, name=str(seed))
         for seed in (0, 1)
     )
     names = [n for n in a.model.state_dict() if n.endswith("conv1.weight")]
@@ -215,6 +222,7 @@ def test_the_ascent_raises_the_loss_as_far_as_the_cap(make, make_poisoned, make_
         ({"max_clean_fraction": 1.5}, r"max_clean_fraction=1.5"),
         ({"rounds": 0}, r"rounds=0"),
         ({"inner": "mse"}, r"inner='mse': it must be one of kl, ce"),
+        ({"until": "sift"}, r"until='sift': it must be one of score"),
         ({"patch_shape": "star"}, r"patch_shape='star'"),
         ({"ascent_cap": 0.0}, r"ascent_cap=0.0"),
     ],
@@ -246,7 +254,7 @@ from bdclean.purification import AdvrBD, Recipe
 seed_everything(0)
 data = Digits(attack=BadNets(target=0, rate=0.1))
 module = AdvrBD(10, 32, data.mean, data.std, width=4, recipe=Recipe(epochs=1, lr=0.0001),
-                rounds=1, pgd_steps=2, relabel=False, scoring_batch_size=100)
+                rounds=1, pgd_steps=2, until="retrain", scoring_batch_size=100)
 devices = int(sys.argv[1])
 strategy = "ddp" if devices > 1 else "auto"
 seen = {}
