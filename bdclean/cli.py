@@ -1,4 +1,4 @@
-"""The command line: `bdclean fit | validate | test | predict | attack | demo`.
+"""The command line: `bdclean fit | validate | test | predict | attack | sift | demo`.
 
 LightningCLI does the work. Added are the links from data to model, the run folder, exact
 resume, the run record, and one clear message with exit status 2 for wrong use.
@@ -32,6 +32,7 @@ from bdclean.callbacks.run_record import is_trial
 from bdclean.errors import BdcleanError
 from bdclean.experiments.attack import run_attack
 from bdclean.experiments.demo import run_demo
+from bdclean.experiments.sift import run_sift
 from bdclean.metrics.evaluation import BackdoorModule
 
 LINKED = ("num_classes", "input_size", "mean", "std")
@@ -138,23 +139,34 @@ def main(args: Sequence[str] | None = None) -> None:
             run_attack(words[1:])
         elif words[:1] == ["--version"]:
             print(f"bdclean {bdclean.__version__}")
+        elif words[:1] == ["sift"]:
+            run_sift(words[1:], _fit)
         else:
-            BdcleanCLI(
-                LightningModule,
-                LightningDataModule,
-                subclass_mode_model=True,
-                subclass_mode_data=True,
-                seed_everything_default=0,
-                auto_configure_optimizers=False,
-                save_config_callback=SaveRunConfig,
-                args=words,
-            )
+            _run(words)
     except Exception as error:
         wrong_use = _wrong_use(error)
         if wrong_use is None:
             raise
         print(f"bdclean: {wrong_use}", file=sys.stderr)
         sys.exit(2)
+
+
+def _run(words: list[str]) -> BdcleanCLI:
+    return BdcleanCLI(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        save_config_callback=SaveRunConfig,
+        args=words,
+    )
+
+
+def _fit(words: list[str]) -> tuple[Any, Any]:
+    cli = _run(words)
+    return cli.model, cli.datamodule
 
 
 def _wrong_use(error: BaseException | None) -> BdcleanError | None:

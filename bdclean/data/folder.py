@@ -14,12 +14,15 @@ from bdclean.types import View
 class ImageFolder(ImageDataModule):
     """Images as `root/train/CLASS/*.jpg` and `root/test/CLASS/*.jpg`, read into memory.
 
+    Without a folder `train`, the class folders of training images are those of `root` itself,
+    and there are no test images.
+
     Images of another size are cropped to their centre square and resized. Decoded images
     are kept in the user's cache folder, under a key that changes when a file does.
 
     Args:
-        root: The folder above `train` and `test`. None when there are only a defender's
-            images (`defense_root`), which then need `num_classes`.
+        root: The folder above `train` and `test`, or above the classes. None when there are
+            only a defender's images (`defense_root`), which then need `num_classes`.
         num_classes: K, when there is no `root` to count the class folders of.
         input_size: Side of the images in pixels.
         mean: Per channel, of pixels in [0, 1]; the default is ImageNet's.
@@ -80,10 +83,10 @@ class ImageFolder(ImageDataModule):
                     "data.init_args.defense_root and data.init_args.num_classes."
                 )
             return given
-        found = len(class_folders(Path(self.root) / "train"))
+        found = len(class_folders(self._folder("train")))
         if given is not None and given != found:
             raise ConfigError(
-                f"data.init_args.num_classes is {given}, but {self.root}/train has {found} "
+                f"data.init_args.num_classes is {given}, but {self._folder('train')} has {found} "
                 "class folders; leave num_classes out or correct root."
             )
         return found
@@ -105,7 +108,7 @@ class ImageFolder(ImageDataModule):
     def read_test(self) -> ImageSet:
         """The images below `root/test`, with the classes of `root/train`."""
         if self.root is not None:
-            train, test = (class_folders(Path(self.root) / part) for part in ("train", "test"))
+            train, test = (class_folders(self._folder(part)) for part in ("train", "test"))
             if train != test:
                 odd = sorted(set(train) ^ set(test))
                 raise DataError(
@@ -114,10 +117,22 @@ class ImageFolder(ImageDataModule):
                 )
         return self._read("test")
 
+    def _folder(self, part: str) -> Path:
+        root = Path(str(self.root))
+        if (root / "train").is_dir() or not root.is_dir():
+            return root / part
+        if part == "train":
+            return root
+        raise DataError(
+            f"There are no test images, because {root} has no folder train and is taken to hold "
+            "the training images; put them into train/ and test/, or turn off what needs a test "
+            "set (--test_after_fit false)."
+        )
+
     def _read(self, part: str) -> ImageSet:
         if self.root is None:
             raise DataError(
                 f"There are no {part} images, because data.init_args.root is not set; set it, "
                 "or turn off what needs them (--test_after_fit false, --model.probe none)."
             )
-        return read_class_folder(Path(self.root) / part, self.input_size, cache=self.cache)
+        return read_class_folder(self._folder(part), self.input_size, cache=self.cache)

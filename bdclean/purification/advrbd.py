@@ -208,7 +208,7 @@ class AdvrBD(DatasetDefense):
     def _exact(self, images: Tensor) -> Tensor:
         """Logits in float32: the divergence of a stable prediction drowns in a coarser format."""
         with torch.autocast(images.device.type, enabled=False):
-            return self(images)
+            return self.forward(images)
 
     # ------------------------------------------------------------------ algorithm 2
 
