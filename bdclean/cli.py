@@ -27,6 +27,7 @@ from bdclean.callbacks import (
     ProgressLines,
     RunRecord,
     SaveRunConfig,
+    Suspects,
 )
 from bdclean.callbacks.run_record import is_trial
 from bdclean.errors import BdcleanError
@@ -78,6 +79,7 @@ class BdcleanCLI(LightningCLI):
             *(config.get("callbacks") or []),
             ExactResume(),
             RunRecord(),
+            Suspects(),
             PredictionFiles(),
         ]
         if not sys.stderr.isatty() and config.get("enable_progress_bar") is None:

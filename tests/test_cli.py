@@ -69,6 +69,8 @@ def test_a_run_folder_is_complete(victim):
     assert record["data"]["plan_hash"] == json.loads((victim / "plan.json").read_text())["hash"]
     assert record["protocol"]["head"] == "original"
     assert record["cost"]["train_seconds"] > 0
+    assert "identification" not in record  # this method does not judge samples
+    assert not names & {"suspects.csv", "suspects.png", "scores.png", "rounds.png"}
     assert str(victim) not in (victim / "result.json").read_text()
 
 

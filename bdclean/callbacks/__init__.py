@@ -1,10 +1,11 @@
-"""Callbacks: saved config, run record, exact resume, progress and prediction files."""
+"""Callbacks: saved config, run record, suspects, exact resume, progress and prediction files."""
 
 from bdclean.callbacks.predictions import PredictionFiles
 from bdclean.callbacks.progress import ProgressLines
 from bdclean.callbacks.resume import AtomicCheckpointIO, ExactResume
 from bdclean.callbacks.run_record import RunRecord
 from bdclean.callbacks.save_config import SaveRunConfig
+from bdclean.callbacks.suspects import Suspects
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -13,4 +14,5 @@ __all__ = [
     "ProgressLines",
     "RunRecord",
     "SaveRunConfig",
+    "Suspects",
 ]

@@ -15,7 +15,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from bdclean.backbones import save_model
 from bdclean.metrics.evaluation import BackdoorModule
-from bdclean.types import RecordedData
+from bdclean.metrics.identification import identification
+from bdclean.types import RecordedData, ReportableData
 
 METRIC_DEFINITIONS = {
     "acc": "percent of clean test images classified as their true class, micro-averaged",
@@ -28,8 +29,9 @@ _LIBRARIES = ("bdclean", "torch", "torchvision", "lightning", "torchmetrics", "t
 class RunRecord(Callback):
     """Writes `model.safetensors`, plan, trigger and `result.json` into the run folder.
 
-    A fit writes the weights and `result.json`; a test that follows in the same process adds
-    its metrics to it. A test alone writes `test.json`. Only the first process writes.
+    A fit writes the weights and `result.json`, with `identification` where the method judges the
+    samples of its training set; a test that follows in the same process adds its metrics to it.
+    A test alone writes `test.json`. Only the first process writes.
 
     Args:
         folder: The run folder; None takes the logger's.
@@ -74,6 +76,10 @@ class RunRecord(Callback):
             data.save_artifacts(folder)
         if isinstance(pl_module, BackdoorModule):
             pl_module.save_artifacts(folder)
+            findings = pl_module.findings()
+            if findings is not None:
+                truth = data.training_set() if isinstance(data, ReportableData) else None
+                self.record["identification"] = identification(findings, truth)
         self._write(folder / "result.json")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

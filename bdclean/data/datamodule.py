@@ -376,7 +376,9 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def training_set(self) -> TrainingSet:
         """The samples of the train role; an attack of ours knows which of them it poisoned."""
-        return training_set(self.base, self.base_labels, self.rows.train, self.plan)
+        fixed = self.attack is not None and not self.attack.dynamic
+        plan = self.plan if fixed else None
+        return training_set(self.base, self.base_labels, self.rows.train, plan)
 
     def training_images(self, rows: Tensor) -> Tensor:
         """The samples `rows` (M,) as they are trained on, (M, 3, H, W), uint8."""

@@ -36,7 +36,7 @@ def training_set(
         labels: True labels of all images, (M,).
         rows: Those of the role, (N,).
         plan: What an attack of ours did to them; None where no such attack is at work, which
-            does not mean that the images are clean.
+            does not mean that the images are clean, or one that poisons every batch anew.
     """
     poisoned = covers = None
     if plan is not None:

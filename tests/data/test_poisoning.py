@@ -131,6 +131,17 @@ def test_a_dynamic_attack_changes_batches_before_augmentation_and_no_row():
     assert torch.equal(scanned["image"], data.base.images[data.rows.train])
 
 
+def test_only_a_fixed_attack_knows_which_samples_are_poisoned():
+    for attack in (None, Marked(dynamic=True)):
+        known = Digits(attack=attack).training_set()
+        assert known.poisoned is known.covers is None
+    data = Digits(attack=Marked())
+    known = data.training_set()
+    assert torch.equal(known.poisoned.nonzero().flatten(), data.plan.poison_index)
+    assert torch.equal(known.covers.nonzero().flatten(), data.plan.cover_index)
+    assert torch.equal(known.labels, data.plan.labels_seen)
+
+
 def test_as_stored_is_what_poison_stores():
     attack = BadNets()
     trigger = attack.make_trigger(8)

@@ -1,0 +1,167 @@
+"""What a defence found in a training set, as files for a person to look at."""
+
+import csv
+import os
+from io import BytesIO, StringIO
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from bdclean.callbacks.run_record import is_trial
+from bdclean.callbacks.suspect_figures import draw_courses, draw_scores, draw_sheet
+from bdclean.metrics.evaluation import BackdoorModule
+from bdclean.metrics.identification import false_positive_rate, true_positive_rate
+from bdclean.types import Findings, ReportableData, TrainingSet
+
+COLUMNS = ("index", "file", "label", "score", "flagged", "proposed")
+NUM_PICTURES = 100
+_EVALUATED = ("val/acc", "val/asr")
+_Courses = dict[str, dict[int, float]]
+
+
+class Suspects(Callback):
+    """Writes `suspects.csv`, `suspects.png`, `scores.png` and `rounds.png` at the end of a fit.
+
+    It does nothing if the module has no findings, or the data module is no
+    `bdclean.types.ReportableData`. Only the first process writes. The truth, where it is known,
+    shows in `scores.png` and `rounds.png` alone.
+
+    Args:
+        folder: The run folder; None takes the logger's.
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
+        self.folder = folder
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the files; each is whole or absent."""
+        folder = self.folder or trainer.log_dir  # all processes ask: Lightning broadcasts it
+        findings = pl_module.findings() if isinstance(pl_module, BackdoorModule) else None
+        data = getattr(trainer, "datamodule", None)
+        if findings is None or folder is None or not isinstance(data, ReportableData):
+            return
+        if not trainer.is_global_zero or is_trial(trainer):
+            return
+        for logger in trainer.loggers:
+            logger.save()  # else metrics.csv lacks its last lines
+        _write_files(Path(folder), _on_cpu(findings), data)
+
+
+def ranking(score: Tensor) -> Tensor:
+    """The rows (N,), most suspicious first; ties in the order of the rows, NaN at the end.
+
+    Args:
+        score: (N,); higher is more suspicious.
+    """
+    lowest = torch.where(score.isnan(), -torch.inf, score)
+    return lowest.argsort(descending=True, stable=True)
+
+
+def table(findings: Findings, data: TrainingSet) -> str:
+    """`suspects.csv`: a line per sample, in the order of `ranking`, under `COLUMNS`."""
+    text = StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    labels, proposed = data.labels.tolist(), findings.proposed.tolist()
+    score, flagged = findings.score.tolist(), findings.flagged.tolist()
+    for row in ranking(findings.score).tolist():
+        file = data.files[row] if data.files else ""
+        other = proposed[row] if proposed[row] >= 0 else ""
+        # Nine digits tell any two numbers of 32 bits apart.
+        writer.writerow((row, file, labels[row], f"{score[row]:.9g}", int(flagged[row]), other))
+    return text.getvalue()
+
+
+def evaluations(folder: Path) -> _Courses:
+    """`val/acc` and `val/asr` by epoch, as far as the run has logged them to CSV files.
+
+    A start of the run moves the metrics of earlier ones aside; where epochs overlap, the last
+    start counts.
+
+    Args:
+        folder: The run folder.
+    """
+    aside = [path for path in folder.glob("metrics.*.csv") if path.stem[8:].isdigit()]
+    files = sorted(aside, key=lambda path: int(path.stem[8:]))
+    last = folder / "metrics.csv"
+    courses: _Courses = {}
+    for path in [*files, last] if last.is_file() else files:
+        with path.open(encoding="utf-8", newline="") as lines:
+            for line in csv.DictReader(lines):
+                for key in _EVALUATED:
+                    if line.get(key):
+                        courses.setdefault(key, {})[int(line["epoch"])] = float(line[key])
+    return courses
+
+
+def _write_files(folder: Path, findings: Findings, data: ReportableData) -> None:
+    known = data.training_set()
+    folder.mkdir(parents=True, exist_ok=True)
+    # File names need not be UTF-8; they are written as they are.
+    _write(folder / "suspects.csv", table(findings, known).encode("utf-8", "surrogateescape"))
+
+    shown = ranking(findings.score)[:NUM_PICTURES]
+    captions = [_caption(known, findings, row) for row in shown.tolist()]
+    heading = f"The {len(shown)} most suspicious of {len(known.labels):,} samples"
+    sheet = draw_sheet(data.training_images(shown), captions, findings.flagged[shown], heading)
+    _write_figure(folder / "suspects.png", sheet)
+
+    scores = {"score": findings.score, **findings.further}
+    _write_figure(folder / "scores.png", draw_scores(scores, _groups(findings, known)))
+
+    courses = {"round": _rounds(findings, known), "epoch": evaluations(folder)}
+    courses = {unit: lines for unit, lines in courses.items() if lines}
+    if courses:
+        _write_figure(folder / "rounds.png", draw_courses(courses))
+
+
+def _caption(known: TrainingSet, findings: Findings, row: int) -> str:
+    label, proposed = int(known.labels[row]), int(findings.proposed[row])
+    return f"{label} → {proposed}" if proposed >= 0 else f"{label}"
+
+
+def _groups(findings: Findings, known: TrainingSet) -> dict[str, Tensor]:
+    """Masks (N,) of the samples by truth or, where it is not known, by what is flagged."""
+    if known.poisoned is None:
+        return {"not flagged": ~findings.flagged, "flagged": findings.flagged}
+    none = torch.zeros_like(known.poisoned)
+    covers = none if known.covers is None else known.covers
+    groups = {"clean": ~(known.poisoned | covers), "cover": covers, "poisoned": known.poisoned}
+    return {name: mask for name, mask in groups.items() if mask.any()}
+
+
+def _rounds(findings: Findings, known: TrainingSet) -> _Courses:
+    rounds = {number + 1: flagged for number, flagged in enumerate(findings.rounds)}
+    if not rounds:
+        return {}
+    courses = {"flagged": {k: 100 * float(mask.float().mean()) for k, mask in rounds.items()}}
+    truth = known.poisoned
+    if truth is not None:
+        courses["TPR"] = {k: true_positive_rate(mask, truth) for k, mask in rounds.items()}
+        courses["FPR"] = {k: false_positive_rate(mask, truth) for k, mask in rounds.items()}
+    return courses
+
+
+def _on_cpu(findings: Findings) -> Findings:
+    return Findings(
+        score=findings.score.cpu(),
+        flagged=findings.flagged.cpu(),
+        proposed=findings.proposed.cpu(),
+        further={name: score.cpu() for name, score in findings.further.items()},
+        rounds=findings.rounds.cpu(),
+    )
+
+
+def _write_figure(path: Path, figure: Figure) -> None:
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    _write(path, buffer.getvalue())
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    temporary.replace(path)

@@ -1,0 +1,395 @@
+"""The files about suspicious samples, of real fits of a small defence on poisoned digits."""
+
+import csv
+import dataclasses
+import json
+import math
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from lightning import LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import CSVLogger
+from PIL import Image
+from torch.nn import functional as F
+
+from bdclean.attacks import BadNets
+from bdclean.callbacks import RunRecord, Suspects, suspects
+from bdclean.cli import main
+from bdclean.data import Digits, Splits
+from bdclean.metrics import BackdoorModule
+from bdclean.metrics.identification import identification
+from bdclean.purification.dataset import DatasetDefense, Recipe
+from bdclean.purification.staged import Stage
+from bdclean.types import Findings, TrainingSet
+
+FILES = {"suspects.csv", "suspects.png", "scores.png", "rounds.png"}
+CONFIGS = Path(__file__).parents[2] / "configs"
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+RGB = tuple[float, float, float]
+
+
+class Toy(DatasetDefense):
+    """Trains for an epoch, twice, and flags the fifth of the samples whose loss is lowest."""
+
+    def __init__(self, num_classes: int, input_size: int, mean: RGB, std: RGB, width: int = 4):
+        recipe = Recipe(epochs=1, lr=0.05, batch_size=40, augmentation="none")
+        super().__init__(num_classes, input_size, mean, std, "resnet18", width, "auto", recipe)
+
+    @property
+    def further_scores(self):
+        return ("consistency",)
+
+    def plan(self):
+        return Stage("fit", 1), Stage("judge", 0), Stage("fit", 1), Stage("judge", 0)
+
+    def fit_view(self):
+        return self.labelled()
+
+    def fit_optimizer(self):
+        return self.sgd(self.recipe)
+
+    def fit_step(self, batch):
+        return self.cross_entropy(batch, "loss")
+
+    def begin_judge(self):
+        logits, labels = self.logits_of_each(), self.labels_of_each()
+        loss = F.cross_entropy(logits, labels, reduction="none")
+        # few levels, so that there are ties
+        self.results["score"] = -(4 * loss).round() / 4
+        self.results["consistency"] = logits.softmax(1).amax(1)
+        flagged = torch.zeros(len(labels), dtype=torch.bool)
+        flagged[loss.argsort()[: len(labels) // 5]] = True
+        best = logits.argmax(1)
+        self.results["proposed"] = torch.where(flagged & (best != labels), best, -1)
+        self.results["flagged"] = flagged
+        self.close_round(flagged)
+
+
+class Few(Digits):
+    """160 digits of 16 pixels, whose truth may be told in another way or not at all."""
+
+    input_size = 16
+
+    def __init__(self, truth="told", **arguments):
+        attack = BadNets(target=6, rate=0.1)
+        splits = Splits(val=20)
+        super().__init__(attack, splits, shuffle_seed=1, validate_in_fit=True, **arguments)
+        self.truth = truth
+        if truth == "shuffled":
+            _ = self.train_overlay  # images and labels stay as the plan has made them
+            plan = self.plan
+            generator = torch.Generator().manual_seed(5)
+            others = torch.randperm(plan.num_samples, generator=generator)
+            others = others[: len(plan.poison_index)].sort().values
+            assert not torch.equal(others, plan.poison_index)
+            self.__dict__["plan"] = dataclasses.replace(plan, poison_index=others)
+
+    def read_train(self):
+        whole = super().read_train()
+        return dataclasses.replace(
+            whole,
+            images=whole.images[:180, :, ::2, ::2].contiguous(),
+            labels=whole.labels[:180],
+            files=tuple(f'{k}, "{k % 7}"/ä.png' for k in range(180)),
+        )
+
+    def read_test(self):
+        whole = super().read_test()
+        images = whole.images[:20, :, ::2, ::2].contiguous()
+        return dataclasses.replace(whole, images=images, labels=whole.labels[:20])
+
+    def training_set(self):
+        known = super().training_set()
+        if self.truth == "absent":
+            return dataclasses.replace(known, poisoned=None, covers=None)
+        return known
+
+
+@dataclasses.dataclass
+class Run:
+    folder: Path
+    data: Few
+    module: BackdoorModule
+
+    @property
+    def record(self):
+        return json.loads((self.folder / "result.json").read_text())
+
+    @property
+    def lines(self):
+        with (self.folder / "suspects.csv").open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+    def bytes(self, name):
+        return (self.folder / name).read_bytes()
+
+
+def fit(folder, data=None, **arguments):
+    seed_everything(0, verbose=False)
+    data = Few() if data is None else data
+    facts = {name: getattr(data, name) for name in ("num_classes", "input_size", "mean", "std")}
+    module = Toy(**facts)
+    settings = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_epochs": -1,
+        "logger": CSVLogger(folder, name="", version=""),
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "num_sanity_val_steps": 0,
+        "reload_dataloaders_every_n_epochs": 1,
+        "callbacks": [RunRecord(), Suspects()],
+    }
+    Trainer(**(settings | arguments)).fit(module, data)
+    return Run(Path(folder), data, module)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    names = ("told", "shuffled", "absent")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PL_GLOBAL_SEED", raising=False)
+        return {name: fit(folder / name, Few(name)) for name in names}
+
+
+@pytest.fixture(scope="module")
+def run(runs):
+    return runs["told"]
+
+
+# ---------------------------------------------------------------------- the fit
+
+
+def test_a_fit_leaves_all_files_and_no_other(run):
+    present = {path.name for path in run.folder.iterdir()}
+    assert present >= FILES | {"result.json", "model.safetensors", "metrics.csv"}
+    assert not [name for name in present if name.startswith(".")]
+    for name in FILES - {"suspects.csv"}:
+        assert Image.open(run.folder / name).width > 500
+
+
+def test_each_line_tells_what_was_found_of_one_sample(run):
+    found, known = run.module.findings(), run.data.training_set()
+    assert len(run.lines) == 160
+    assert sorted(int(line["index"]) for line in run.lines) == list(range(160))
+    for line in run.lines:
+        row = int(line["index"])
+        assert line["file"] == known.files[row]
+        assert int(line["label"]) == known.labels[row]
+        assert np.float32(line["score"]) == found.score[row].numpy()
+        assert line["flagged"] == str(int(found.flagged[row]))
+        other = int(found.proposed[row])
+        assert line["proposed"] == ("" if other < 0 else str(other))
+    assert 0 < sum(line["proposed"] != "" for line in run.lines) < 160
+    assert sum(line["flagged"] == "1" for line in run.lines) == 32
+
+
+def test_lines_are_in_order_of_suspicion_and_ties_in_that_of_rows(run):
+    keys = [(-float(line["score"]), int(line["index"])) for line in run.lines]
+    assert keys == sorted(keys)
+    assert len({score for score, _ in keys}) < 100  # there are ties
+
+
+def test_the_record_says_how_well_the_poison_was_found(run):
+    record = run.record["identification"]
+    assert record == identification(run.module.findings(), run.data.training_set())
+    assert (record["n"], record["n_poisoned"], record["n_flagged"]) == (160, 16, 32)
+    assert len(record["rounds"]) == 2
+    assert set(record["further"]) == {"consistency"}
+
+
+def test_the_record_counts_only_where_the_truth_is_unknown(runs):
+    assert runs["absent"].record["identification"] == {"n": 160, "n_flagged": 32}
+
+
+def test_nothing_but_what_shows_the_truth_depends_on_it(runs):
+    told = runs["told"]
+    for name in ("shuffled", "absent"):
+        other = runs[name]
+        for file in ("suspects.csv", "suspects.png", "metrics.csv"):
+            assert other.bytes(file) == told.bytes(file), (name, file)
+        assert other.record["hashes"]["weights"] == told.record["hashes"]["weights"]
+        # these are the parts that show it
+        assert other.bytes("scores.png") != told.bytes("scores.png")
+        assert other.bytes("rounds.png") != told.bytes("rounds.png")
+        assert other.record["identification"] != told.record["identification"]
+
+
+def test_writing_again_gives_the_same_bytes(run, tmp_path):
+    (tmp_path / "metrics.csv").write_bytes(run.bytes("metrics.csv"))  # complete by now
+    suspects._write_files(tmp_path, run.module.findings(), run.data)
+    for name in FILES:
+        assert (tmp_path / name).read_bytes() == run.bytes(name)
+
+
+def test_validation_is_read_from_all_starts_of_the_run(run, tmp_path):
+    read = suspects.evaluations(run.folder)
+    assert {key: sorted(course) for key, course in read.items()} == {
+        "val/acc": [0, 1],
+        "val/asr": [0, 1],
+    }
+    (tmp_path / "metrics.2.csv").write_text("epoch,val/acc\n1,21\n2,22\n")
+    (tmp_path / "metrics.10.csv").write_text("epoch,train/loss,val/acc\n2,0.5,\n2,,102\n")
+    (tmp_path / "metrics.old.csv").write_text("epoch,val/acc\n0,7\n")
+    assert suspects.evaluations(tmp_path) == {"val/acc": {1: 21.0, 2: 102.0}}
+    (tmp_path / "metrics.csv").write_text("epoch,val/acc,val/asr\n2,5,50\n3,,\n")
+    assert suspects.evaluations(tmp_path) == {
+        "val/acc": {1: 21.0, 2: 5.0},
+        "val/asr": {2: 50.0},
+    }
+
+
+# ---------------------------------------------------------------------- what leaves no file
+
+
+class Judged(BackdoorModule):
+    def findings(self):
+        return made([3.0, 2.0, 1.0])
+
+
+def stub(**changes):
+    """What the callback asks of a Trainer."""
+    facts = {"log_dir": None, "loggers": [], "datamodule": Plain(), "is_global_zero": True}
+    return SimpleNamespace(**(facts | {"fast_dev_run": 0} | changes))
+
+
+@pytest.mark.parametrize(
+    ("change", "module", "works"),
+    [
+        ({}, Judged(), True),
+        ({}, BackdoorModule(), False),
+        ({}, LightningModule(), False),
+        ({"is_global_zero": False}, Judged(), False),
+        ({"fast_dev_run": 1}, Judged(), False),
+        ({"datamodule": object()}, Judged(), False),
+        ({"datamodule": None}, Judged(), False),
+    ],
+)
+def test_it_works_or_does_nothing(tmp_path, change, module, works):
+    Suspects(str(tmp_path / "run")).on_fit_end(stub(**change), module)
+    assert (tmp_path / "run").exists() == works
+
+
+def test_without_a_folder_it_does_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Suspects().on_fit_end(stub(), Judged())
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_development_run_leaves_nothing(tmp_path):
+    callbacks = [RunRecord(str(tmp_path)), Suspects(str(tmp_path))]
+    run = fit(tmp_path, max_epochs=None, fast_dev_run=True, callbacks=callbacks)
+    assert run.module.findings() is not None
+    assert not any(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------------- parts
+
+
+def made(score, flagged=None, proposed=None, rounds=0):
+    size = len(score)
+    flagged = torch.zeros(size, dtype=torch.bool) if flagged is None else torch.tensor(flagged)
+    proposed = torch.full((size,), -1) if proposed is None else torch.tensor(proposed)
+    empty = torch.zeros(rounds, size, dtype=torch.bool)
+    return Findings(torch.tensor(score), flagged, proposed, {}, empty)
+
+
+def test_ranking_has_ties_in_order_and_nan_at_the_end():
+    score = torch.tensor([0.0, math.nan, 2.0, -math.inf, -0.0, 2.0, math.inf])
+    assert suspects.ranking(score).tolist() == [6, 2, 5, 0, 4, 1, 3]
+
+
+def test_the_table_quotes_and_leaves_empty_what_is_not_there():
+    files = ("a.png", 'x, "y"\n.png', "\udce9.png")
+    found = made([0.1, 1 / 3, -2.0], [False, True, False], [-1, 0, -1])
+    text = suspects.table(found, TrainingSet(torch.tensor([4, 5, 6]), files, None, None))
+    header, *lines = csv.reader(StringIO(text))
+    assert tuple(header) == ("index", "file", "label", "score", "flagged", "proposed")
+    assert lines == [
+        ["1", 'x, "y"\n.png', "5", "0.333333343", "1", "0"],
+        ["0", "a.png", "4", "0.100000001", "0", ""],
+        ["2", "\udce9.png", "6", "-2", "0", ""],
+    ]
+    text = suspects.table(found, TrainingSet(torch.tensor([4, 5, 6]), (), None, None))
+    assert text.splitlines()[2] == "0,,4,0.100000001,0,"
+
+
+class Plain:
+    """Three samples of which nothing is known, with a file name that is not UTF-8."""
+
+    def training_set(self):
+        return TrainingSet(torch.arange(3), ("a", "\udce9", "c"), None, None)
+
+    def training_images(self, rows):
+        return torch.zeros(len(rows), 3, 8, 8, dtype=torch.uint8)
+
+
+def test_without_rounds_and_evaluations_there_is_no_picture_of_them(tmp_path):
+    suspects._write_files(tmp_path, made([1.0, 2.0, 3.0]), Plain())
+    assert {path.name for path in tmp_path.iterdir()} == FILES - {"rounds.png"}
+    assert b"\n1,\xe9,1,2,0,\n" in (tmp_path / "suspects.csv").read_bytes()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "score", [[math.nan] * 3, [1.0] * 3, [math.inf, -math.inf, 0.0], [3e38, -3e38, 0.0]]
+)
+def test_odd_scores_are_drawn(tmp_path, score):
+    suspects._write_files(tmp_path, made(score, rounds=1), Plain())
+    assert {path.name for path in tmp_path.iterdir()} == FILES
+
+
+def test_samples_are_grouped_by_truth_or_else_by_flags():
+    found = made([1.0, 2.0, 3.0], [False, True, True])
+    labels = torch.zeros(3).long()
+    poisoned, covers = torch.tensor([False, False, True]), torch.tensor([True, False, False])
+
+    def names(truth, covers):
+        groups = suspects._groups(found, TrainingSet(labels, (), truth, covers))
+        return {name: mask.tolist() for name, mask in groups.items()}
+
+    assert names(None, None) == {"not flagged": [1, 0, 0], "flagged": [0, 1, 1]}
+    assert names(poisoned, covers) == {
+        "clean": [0, 1, 0],
+        "cover": [1, 0, 0],
+        "poisoned": [0, 0, 1],
+    }
+    assert names(poisoned, None) == {"clean": [1, 1, 0], "poisoned": [0, 0, 1]}
+
+
+def test_rounds_show_rates_only_where_the_truth_is_known():
+    found = dataclasses.replace(
+        made([1.0] * 4), rounds=torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]]).bool()
+    )
+    labels, truth = torch.zeros(4).long(), torch.tensor([True, False, False, False])
+    told = suspects._rounds(found, TrainingSet(labels, (), truth, None))
+    assert told == {
+        "flagged": {1: 75, 2: 25},
+        "TPR": {1: 100, 2: 100},
+        "FPR": {1: pytest.approx(200 / 3), 2: 0},
+    }
+    untold = suspects._rounds(found, TrainingSet(labels, (), None, None))
+    assert untold == {"flagged": told["flagged"]}
+
+
+# ---------------------------------------------------------------------- the command line
+
+
+def test_the_command_line_writes_them(tmp_path):
+    files = ("trainer/cpu", "data/digits", "attack/badnets")
+    words = [word for name in files for word in ("-c", str(CONFIGS / f"{name}.yaml"))]
+    words += ["--model", f"{__name__}.Toy", "--run", str(tmp_path / "run")]
+    words += ["--data.splits.defense", "1000", "--trainer.reload_dataloaders_every_n_epochs", "1"]
+    main(["fit", *words])
+    assert {path.name for path in (tmp_path / "run").iterdir()} >= FILES
+    record = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert record["identification"]["n"] == record["data"]["sizes"]["train"] == 300
+    assert record["metrics"]["n_clean"] == 397
