@@ -17,7 +17,9 @@ def generator(seed=0):
 
 def test_consistency_is_the_mean_squared_difference():
     a, b = torch.randn(5, 7, generator=generator(1)), torch.randn(5, 7, generator=generator(2))
-    expected = [sum((x - y) ** 2 for x, y in zip(*pair, strict=True)) / 7 for pair in zip(a, b)]
+    expected = [
+        sum((x - y) ** 2 for x, y in zip(*pair, strict=True)) / 7 for pair in zip(a, b, strict=True)
+    ]
     torch.testing.assert_close(feature_consistency(a, b), torch.stack(expected))
     assert feature_consistency(a, a).tolist() == [0] * 5
 
