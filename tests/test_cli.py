@@ -26,7 +26,16 @@ QUICK = {
     "train/linear_probe": ["--model.probe", "lbfgs"],
     "purify/cbd": ["--model.epochs", "1", "--model.pgd_steps", "2", "--model.probe", "lbfgs"],
     "purify/bcu": ["--model.epochs", "1"],
+    "purify/abl_fast": [
+        *("--model.width", "4", "--model.isolation.epochs", "1"),
+        *("--model.recipe.epochs", "1", "--model.unlearning.epochs", "1"),
+    ],
+    "purify/dbr_fast": [
+        *("--model.width", "4", "--model.warm.epochs", "1", "--model.separate.epochs", "1"),
+        *("--model.recipe.epochs", "1", "--model.removal.epochs", "1"),
+    ],
 }
+FROM_DATA = {"purify/abl_fast", "purify/dbr_fast"}  # they start without a weights file
 
 
 def fit(run, method, *extra):
@@ -68,11 +77,11 @@ def test_a_run_folder_is_complete(victim):
     assert str(victim) not in (victim / "result.json").read_text()
 
 
-@pytest.mark.parametrize("method", ["train/linear_probe", "purify/cbd", "purify/bcu"])
+@pytest.mark.parametrize("method", [name for name in QUICK if name != "train/supervised_fast"])
 def test_every_method_fits_tests_reloads_and_predicts(tmp_path, victim, method):
     run = tmp_path / "run"
-    weights = str(victim / "model.safetensors")
-    record = fit(run, method, "--model.weights", weights)
+    weights = ["--model.weights", str(victim / "model.safetensors")]
+    record = fit(run, method, *([] if method in FROM_DATA else weights))
     assert set(record["metrics"]) == {"acc", "asr", "pa", "n_clean", "n_triggered"}
     # our own file describes itself
     model = load_model(run / "model.safetensors")
@@ -161,6 +170,10 @@ WRONG = {
             "nowhere",
         ],
         "cifar-10-batches-py",
+    ),
+    "a data set defence that isolates nothing": (
+        ["fit", *BASE, *stack("purify/abl_fast"), "--model.isolated", "0"],
+        "isolated",
     ),
     "an unknown architecture": (
         ["fit", *BASE, *stack("train/supervised_fast"), "--model.arch", "resnet1"],
