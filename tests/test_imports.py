@@ -31,7 +31,7 @@ EXCEPTIONS = {
     # learns a trigger together with the model
     "training/input_aware.py": {"attacks"},
 }
-METHODS = {"cbd", "bcu"}
+METHODS = {"abl", "bcu", "cbd", "dbr"}
 
 
 def rooms_imported(source: str) -> set[str]:

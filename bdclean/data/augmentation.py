@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from bdclean.data.physical import physical
-from bdclean.data.rotation import rotate
 from bdclean.errors import ConfigError, DataError
+from bdclean.functional.rotation import rotate
 from bdclean.types import AugmentationName
 
 PADDING = 4  # pixels on each side, before "crop" and "weak" cut

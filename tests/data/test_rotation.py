@@ -6,7 +6,7 @@ import torchvision.transforms.functional as tv
 from torch import Tensor
 
 from bdclean.data.augmentation import augment
-from bdclean.data.rotation import rotate
+from bdclean.functional.rotation import rotate
 
 
 def _generator(seed: int = 0) -> torch.Generator:

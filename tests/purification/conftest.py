@@ -7,6 +7,7 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from bdclean.attacks import BadNets
 from bdclean.backbones import ModelInfo, build, save_model
 from bdclean.callbacks.resume import ExactResume
 from bdclean.data.datamodule import ImageDataModule
@@ -78,6 +79,29 @@ def facts():
 @pytest.fixture
 def make_data():
     return TinyData
+
+
+@pytest.fixture
+def make_poisoned(make_data):
+    """Poisoned data; `told=False` gives the same images and labels, and no truth about them."""
+
+    def make(told=True):
+        poisoned = make_data()
+        poisoned.attack = BadNets(target=1, rate=0.25)
+        if told:
+            return poisoned
+        shown, rows = make_data(), poisoned.rows.train
+        base = poisoned.base
+        images, labels = base.images.clone(), base.labels.clone()
+        images[rows] = poisoned.training_images(torch.arange(len(rows)))
+        labels[rows] = poisoned.training_set().labels
+        assert not torch.equal(images, base.images)
+        assert not torch.equal(labels, base.labels)
+        shown.base, shown.rows = ImageSet(images, labels), poisoned.rows
+        assert shown.training_set().poisoned is None
+        return shown
+
+    return make
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer, seed_everything
 from torch import distributed
 from bdclean.backbones import ModelInfo, build, save_model
 from bdclean.data import Digits, Splits
-from bdclean.purification import BCU, CBD
+from bdclean.purification import ABL, BCU, CBD, DBR, Recipe
 
 seed_everything(0)
 data = Digits(splits=Splits(defense=128, probe=100))
@@ -21,10 +21,13 @@ facts = {"num_classes": 10, "input_size": 32, "mean": data.mean, "std": data.std
 path = sys.argv[1] + f"/{sys.argv[2]}.safetensors"
 save_model(build(ModelInfo("resnet18", 10, 32, data.mean, data.std, width=4)), path)
 small = {"weights": path, "epochs": 1, "batch_size": 32}
+one = Recipe(epochs=1, schedule="constant")
 module = {
     "sgd": lambda: CBD(**facts, **small, pgd_steps=1, probe_epochs=1),
     "lbfgs": lambda: CBD(**facts, **small, pgd_steps=1, probe="lbfgs", reestimate_bn=True),
     "bcu": lambda: BCU(**facts, **small),
+    "abl": lambda: ABL(**facts, width=4, isolation=one, recipe=one, unlearning=one),
+    "dbr": lambda: DBR(**facts, width=4, warm=one, separate=one, recipe=one, removal=one),
 }[sys.argv[2]]()
 Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=-1, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, limit_val_batches=0,
@@ -33,6 +36,10 @@ state = {name: value.tolist() for name, value in module.model.state_dict().items
 states = [None, None]
 distributed.all_gather_object(states, state)
 assert states[0] == states[1]
+found = {name: value.tolist() for name, value in getattr(module, "results", {}).items()}
+results = [None, None]
+distributed.all_gather_object(results, found)
+assert results[0] == results[1]
 if module.trainer.is_global_zero:
     print("equal")
 """
@@ -40,7 +47,7 @@ if module.trainer.is_global_zero:
 
 @pytest.mark.slow
 @pytest.mark.ddp
-@pytest.mark.parametrize("case", ["sgd", "lbfgs", "bcu"])
+@pytest.mark.parametrize("case", ["sgd", "lbfgs", "bcu", "abl", "dbr"])
 def test_both_processes_end_with_the_same_model(case, tmp_path):
     script = tmp_path / "run.py"
     script.write_text(SCRIPT)

@@ -1,0 +1,49 @@
+"""Samples chosen by their rank: so many of all, whatever the scores are."""
+
+import torch
+from torch import Tensor
+
+from bdclean.errors import ConfigError
+
+
+def share_of(size: int, fraction: float) -> int:
+    """Returns floor(fraction * size); 0.29 of 100 is 29, although 0.29 * 100 < 29 in floats."""
+    return int(round(fraction * size, 6))
+
+
+def lowest(scores: Tensor, fraction: float) -> Tensor:
+    """Marks the floor(fraction * N) lowest scores; of equal ones the first count as lower.
+
+    Args:
+        scores: (N,).
+        fraction: In [0, 1].
+
+    Returns:
+        (N,), bool. With `highest` and fractions that add up to at most 1, nothing is in both.
+
+    Raises:
+        ConfigError: If a score is not a number.
+    """
+    order = _ascending(scores)
+    return _mask(order[: share_of(len(scores), fraction)], len(scores))
+
+
+def highest(scores: Tensor, fraction: float) -> Tensor:
+    """Marks the floor(fraction * N) highest scores; see `lowest`."""
+    order = _ascending(scores)
+    return _mask(order[len(scores) - share_of(len(scores), fraction) :], len(scores))
+
+
+def _ascending(scores: Tensor) -> Tensor:
+    if scores.isnan().any():
+        raise ConfigError(
+            "The scores of some samples are not numbers, because the training diverged; lower its "
+            "learning rate."
+        )
+    return scores.argsort(stable=True)
+
+
+def _mask(rows: Tensor, size: int) -> Tensor:
+    mask = torch.zeros(size, dtype=torch.bool, device=rows.device)
+    mask[rows] = True
+    return mask

@@ -1,0 +1,250 @@
+"""Distinguishment and backdoor removal (D-BR).
+
+Chen, Wu, Wang: Effective Backdoor Defense by Exploiting Sensitivity of Poisoned Samples. NeurIPS
+2022; the authors' code is github.com/SCLBD/Effective_backdoor_defense. Sample distinguishment (SD)
+with features h of a network of its own:
+
+    warm:     min E[cross-entropy], without augmentation
+    separate: min similarity of the class means of h
+    score:    FCT(x) = mean((h(x) - h(T(x)))^2), T a random rotation, then a random shift
+              D_c = the floor(alpha_c N) lowest, D_p = the floor(alpha_p N) highest
+
+Backdoor removal (BR) with a second network:
+
+    train:   min E[cross-entropy], the ordinary recipe; this network has the backdoor
+    unlearn, relearn, in turns: max E[cross-entropy] over D_p, min E[cross-entropy] over D_c
+
+docs/methods/dbr.md lists every default with its source.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD
+
+from bdclean.backbones.split import Stem
+from bdclean.errors import ConfigError
+from bdclean.functional.feature_consistency import (
+    draw_transforms,
+    feature_consistency,
+    intra_class_loss,
+    rotate_and_shift,
+)
+from bdclean.functional.ranking import highest, lowest
+from bdclean.functional.seeds import derive_seed
+from bdclean.metrics.fitting import num_rows
+from bdclean.purification.dataset import DatasetDefense, Recipe, chosen
+from bdclean.purification.staged import Stage, StageOptimizer
+from bdclean.types import Batch, View
+
+WARM = Recipe(epochs=2, lr=0.01, schedule="constant", augmentation="none")
+SEPARATION = Recipe(epochs=10, lr=0.01, schedule="constant", augmentation="none")
+TRAINING = Recipe(epochs=200, lr=0.01, schedule="multistep")
+REMOVAL = Recipe(epochs=20, lr=1e-4, schedule="constant")
+
+
+class DBR(DatasetDefense):
+    """Finds samples whose features move under transformations, and unlearns them.
+
+    Defaults are those of the authors' code.
+
+    Args:
+        num_classes: K; comes from the data module.
+        input_size: Side of the images; comes from the data module.
+        mean: Per channel; comes from the data module.
+        std: Per channel; comes from the data module.
+        arch: See `bdclean.backbones.build`.
+        width: Channels of the first stage of our ResNets.
+        stem: `auto` takes the CIFAR stem up to 64 pixels.
+        warm: First training of the network that scores.
+        separate: Its second one, on the intra-class loss.
+        degrees: Rotations are uniform within plus and minus this.
+        translate: Shifts are uniform within plus and minus this part of the side.
+        clean_part: alpha_c, the part of the data set with the lowest scores, which is relearned.
+        poisoned_part: alpha_p, the part with the highest scores, which is unlearned.
+        recipe: Ordinary training of the network that is repaired.
+        removal: Each epoch is one pass of ascent and one of descent. Its schedule is `constant`.
+        seed: Of the transformations and of the second network's weights.
+
+    Raises:
+        ConfigError: If a value is out of its range.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        input_size: int,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        arch: str = "resnet18",
+        width: int = 64,
+        stem: Stem = "auto",
+        warm: Recipe = WARM,
+        separate: Recipe = SEPARATION,
+        degrees: float = 180.0,
+        translate: float = 0.2,
+        clean_part: float = 0.20,
+        poisoned_part: float = 0.05,
+        recipe: Recipe = TRAINING,
+        removal: Recipe = REMOVAL,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(num_classes, input_size, mean, std, arch, width, stem, recipe)
+        # Checkpoints hold plain values, so that they load without unpickling.
+        self.save_hyperparameters(ignore=["warm", "separate", "recipe", "removal"])
+        if min(clean_part, poisoned_part) <= 0 or clean_part + poisoned_part > 1:
+            raise ConfigError(
+                f"clean_part={clean_part}, poisoned_part={poisoned_part}: they must be above 0 and "
+                "add up to at most 1."
+            )
+        if not 0 <= degrees <= 180 or not 0 <= translate < 1:
+            raise ConfigError(
+                f"degrees={degrees}, translate={translate}: degrees must lie between 0 and 180, "
+                "translate between 0 and 1."
+            )
+        if removal.schedule != "constant":
+            raise ConfigError(
+                f"removal.schedule={removal.schedule!r}: it must be constant, because ascent and "
+                "descent take turns with one optimizer."
+            )
+        self.warm, self.separate, self.removal = warm, separate, removal
+        self.degrees, self.translate = degrees, translate
+        self.clean_part, self.poisoned_part = clean_part, poisoned_part
+        self.seed = seed
+        self._turns: SGD | None = None  # the optimizer of both passes of the removal
+
+    def plan(self) -> tuple[Stage, ...]:
+        """Sample distinguishment, ordinary training, then ascent and descent in turns."""
+        turn = (Stage("unlearn", 1), Stage("relearn", 1))
+        return (
+            Stage("warm", self.warm.epochs),
+            Stage("separate", self.separate.epochs),
+            Stage("score", 0),
+            Stage("train", self.recipe.epochs),
+            *(turn * self.removal.epochs),
+        )
+
+    def setup(self, stage: str) -> None:
+        """Forgets the optimizer of an earlier fit."""
+        super().setup(stage)
+        self._turns = None
+
+    # ------------------------------------------------------------------ sample distinguishment
+
+    def warm_view(self) -> View:
+        """All samples."""
+        return self._all(self.warm)
+
+    def warm_step(self, batch: Batch) -> Tensor:
+        """Cross-entropy."""
+        return self.cross_entropy(batch, "warm")
+
+    def warm_optimizer(self) -> StageOptimizer:
+        """SGD."""
+        return self.sgd(self.warm)
+
+    def separate_view(self) -> View:
+        """All samples."""
+        return self._all(self.separate)
+
+    def separate_step(self, batch: Batch) -> Tensor:
+        """Similarity of the class means of the features; the head is not used."""
+        features = self.model.features(batch["image"])
+        assert self.model.info.num_classes is not None  # noqa: S101
+        loss = intra_class_loss(features, batch["label"], self.model.info.num_classes)
+        self.log_terms(separate=loss)
+        return loss
+
+    def separate_optimizer(self) -> StageOptimizer:
+        """SGD."""
+        return self.sgd(self.separate)
+
+    def begin_score(self) -> None:
+        """Scores all samples, each under a transformation of its own."""
+        size, side = num_rows(self.trainer, self._all(self.warm)), self.model.info.input_size
+        # For all samples at once: the same on any number of devices.
+        generator = torch.Generator().manual_seed(derive_seed("dbr/transforms", self.seed))
+        degrees, shifts = draw_transforms(size, side, self.degrees, self.translate, generator)
+
+        def consistency(batch: Batch) -> Tensor:
+            images, index = batch["image"], batch["index"].cpu()
+            angles, steps = degrees[index].to(images.device), shifts[index].to(images.device)
+            transformed = rotate_and_shift(images, angles, steps)
+            return feature_consistency(
+                self.model.features(images), self.model.features(transformed)
+            )
+
+        self.model.eval()
+        with torch.no_grad():
+            score = self.of_each(consistency, labels=False)
+        self.model.train()
+        self.results["score"] = score
+        self.results["flagged"] = highest(score, self.poisoned_part)
+        self.results["clean"] = lowest(score, self.clean_part)
+
+    # ------------------------------------------------------------------ backdoor removal
+
+    def begin_train(self) -> None:
+        """A second network takes the place of the one that scored."""
+        self.start_anew("dbr/train", self.seed)
+
+    def train_view(self) -> View:
+        """All samples."""
+        return self.labelled()
+
+    def train_step(self, batch: Batch) -> Tensor:
+        """Cross-entropy."""
+        return self.cross_entropy(batch, "train")
+
+    def train_optimizer(self) -> StageOptimizer:
+        """SGD."""
+        return self.sgd(self.recipe)
+
+    def begin_unlearn(self) -> None:
+        """Keeps the network with the backdoor, before it is changed for the first time."""
+        if self.round == 0:
+            self.keep("backdoored")
+
+    def unlearn_view(self) -> View:
+        """The samples held to be poisoned."""
+        return self._part("flagged")
+
+    def unlearn_step(self, batch: Batch) -> Tensor:
+        """The negative cross-entropy."""
+        return -self.cross_entropy(batch, "unlearn")
+
+    def unlearn_optimizer(self) -> StageOptimizer:
+        """One optimizer for all passes: a pass is short, and the momentum goes on."""
+        if self._turns is None:
+            self._turns = SGD(
+                self.model.parameters(),
+                self.removal.lr,
+                self.removal.momentum,
+                weight_decay=self.removal.weight_decay,
+                nesterov=self.removal.nesterov,
+            )
+        return self._turns
+
+    def relearn_view(self) -> View:
+        """The samples held to be clean."""
+        return self._part("clean")
+
+    def relearn_step(self, batch: Batch) -> Tensor:
+        """Cross-entropy."""
+        return self.cross_entropy(batch, "relearn")
+
+    def relearn_optimizer(self) -> StageOptimizer:
+        """That of the ascent."""
+        return self.unlearn_optimizer()
+
+    def protocol(self) -> dict[str, Any]:
+        """Adds the method."""
+        return super().protocol() | {"method": "dbr"}
+
+    def _all(self, recipe: Recipe) -> View:
+        return self.labelled(None, recipe.augmentation, recipe.batch_size)
+
+    def _part(self, name: str) -> View:
+        rows = chosen(self.results[name])
+        return self.labelled(rows, self.removal.augmentation, self.removal.batch_size)
