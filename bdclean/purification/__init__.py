@@ -4,6 +4,7 @@ from bdclean.purification.base import Purifier
 from bdclean.purification.bcu import BCU
 from bdclean.purification.cbd import CBD
 from bdclean.purification.dataset import DatasetDefense, Recipe
+from bdclean.purification.scan import SCAn
 from bdclean.purification.staged import Stage, StagedPurifier
 
-__all__ = ["BCU", "CBD", "DatasetDefense", "Purifier", "Recipe", "Stage", "StagedPurifier"]
+__all__ = ["BCU", "CBD", "DatasetDefense", "Purifier", "Recipe", "SCAn", "Stage", "StagedPurifier"]
