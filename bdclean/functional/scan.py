@@ -52,7 +52,8 @@ def fit_global_model(
         M: S_mu = cov of mu_k, once per sample;  S_e = cov of x - mu_k
 
     Both start from the class means. The steps need no sample again, only s_k and the scatter of
-    all samples. ^+ is the pseudo-inverse, cov has the divisor M - 1.
+    all samples. ^+ is the pseudo-inverse, cov has the divisor M - 1. As in the public code, the M
+    step leaves out how uncertain mu_k is: variances of S_mu below 3 S_e / n_k shrink to 0.
 
     Args:
         features: (M, d), at least two rows.
