@@ -26,7 +26,12 @@ QUICK = {
     "train/linear_probe": ["--model.probe", "lbfgs"],
     "purify/cbd": ["--model.epochs", "1", "--model.pgd_steps", "2", "--model.probe", "lbfgs"],
     "purify/bcu": ["--model.epochs", "1"],
+    "purify/scan": [
+        *("--model.width", "4", "--model.recipe.epochs", "1", "--model.components", "8"),
+        *("--model.threshold", "0.5", "--model.unlearn_epochs", "1"),
+    ],
 }
+FROM_DATA = ("purify/scan",)  # methods that are given no suspect
 
 
 def fit(run, method, *extra):
@@ -68,11 +73,13 @@ def test_a_run_folder_is_complete(victim):
     assert str(victim) not in (victim / "result.json").read_text()
 
 
-@pytest.mark.parametrize("method", ["train/linear_probe", "purify/cbd", "purify/bcu"])
+@pytest.mark.parametrize(
+    "method", ["train/linear_probe", "purify/cbd", "purify/bcu", "purify/scan"]
+)
 def test_every_method_fits_tests_reloads_and_predicts(tmp_path, victim, method):
     run = tmp_path / "run"
-    weights = str(victim / "model.safetensors")
-    record = fit(run, method, "--model.weights", weights)
+    weights = ["--model.weights", str(victim / "model.safetensors")]
+    record = fit(run, method, *([] if method in FROM_DATA else weights))
     assert set(record["metrics"]) == {"acc", "asr", "pa", "n_clean", "n_triggered"}
     # our own file describes itself
     model = load_model(run / "model.safetensors")

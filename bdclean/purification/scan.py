@@ -57,8 +57,8 @@ class SCAn(DatasetDefense):
         repair: `unlearn` the flagged samples, or `retrain` a new network on the others.
         unlearn_epochs: Passes over the flagged samples.
         unlearn_lr: Constant.
-        unlearn_bn: Batch norm in the ascent. Its batches hold one class, or few: `eval` keeps
-            the running statistics, `train` takes those of the batch and updates them.
+        unlearn_bn: Batch norm in the ascent: `train` takes the statistics of the batch and updates
+            the running ones, `eval` keeps those.
         ascent_cap: A sample is left alone once its cross-entropy exceeds this many ln K.
         feature_batch_size: Per device, while features are computed.
         seed: Of the splits' random starts and of the second initialisation.
@@ -81,7 +81,7 @@ class SCAn(DatasetDefense):
         repair: Repair = "unlearn",
         unlearn_epochs: int = 5,
         unlearn_lr: float = 5e-4,
-        unlearn_bn: BatchNormMode = "eval",
+        unlearn_bn: BatchNormMode = "train",
         ascent_cap: float = 2.0,
         feature_batch_size: int = 256,
         seed: int = 0,
