@@ -38,8 +38,13 @@ QUICK = {
         *("--model.width", "4", "--model.warm.epochs", "1", "--model.separate.epochs", "1"),
         *("--model.recipe.epochs", "1", "--model.removal.epochs", "1"),
     ],
+    "purify/scan": [
+        *("--model.width", "4", "--model.recipe.epochs", "1", "--model.components", "8"),
+        *("--model.threshold", "0.5", "--model.unlearn_epochs", "1"),
+    ],
 }
-FROM_DATA = {"purify/advrbd_fast", "purify/abl_fast", "purify/dbr_fast"}  # they start without a weights file
+# They start without a weights file.
+FROM_DATA = {"purify/advrbd_fast", "purify/abl_fast", "purify/dbr_fast", "purify/scan"}
 
 
 def fit(run, method, *extra):

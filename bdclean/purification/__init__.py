@@ -7,6 +7,7 @@ from bdclean.purification.bcu import BCU
 from bdclean.purification.cbd import CBD
 from bdclean.purification.dataset import DatasetDefense, Recipe
 from bdclean.purification.dbr import DBR
+from bdclean.purification.scan import SCAn
 from bdclean.purification.staged import Stage, StagedPurifier
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "DatasetDefense",
     "Purifier",
     "Recipe",
+    "SCAn",
     "Stage",
     "StagedPurifier",
 ]

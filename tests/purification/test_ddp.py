@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer, seed_everything
 from torch import distributed
 from bdclean.backbones import ModelInfo, build, save_model
 from bdclean.data import Digits, Splits
-from bdclean.purification import ABL, BCU, CBD, DBR, Recipe
+from bdclean.purification import ABL, BCU, CBD, DBR, Recipe, SCAn
 
 seed_everything(0)
 data = Digits(splits=Splits(defense=128, probe=100))
@@ -28,6 +28,7 @@ module = {
     "bcu": lambda: BCU(**facts, **small),
     "abl": lambda: ABL(**facts, width=4, isolation=one, recipe=one, unlearning=one),
     "dbr": lambda: DBR(**facts, width=4, warm=one, separate=one, recipe=one, removal=one),
+    "scan": lambda: SCAn(**facts, width=4, recipe=Recipe(epochs=1), components=8, threshold=0.5),
 }[sys.argv[2]]()
 Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=-1, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, limit_val_batches=0,
@@ -47,7 +48,7 @@ if module.trainer.is_global_zero:
 
 @pytest.mark.slow
 @pytest.mark.ddp
-@pytest.mark.parametrize("case", ["sgd", "lbfgs", "bcu", "abl", "dbr"])
+@pytest.mark.parametrize("case", ["sgd", "lbfgs", "bcu", "abl", "dbr", "scan"])
 def test_both_processes_end_with_the_same_model(case, tmp_path):
     script = tmp_path / "run.py"
     script.write_text(SCRIPT)

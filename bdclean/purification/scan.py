@@ -1,0 +1,253 @@
+"""SCAn: find the poisoned class of a labelled data set, and unlearn its odd samples.
+
+Tang, Wang, Tang, Zhang: Demon in the Variant: Statistical Analysis of DNNs for Robust Backdoor
+Contamination Detection. USENIX Security 2021. With D the training set and f the features of a
+network that was trained on it:
+
+    train      the network on all of D, as anybody would
+    analyse    f(x) = mu_class + e; a class whose features are two groups rather than one is
+               flagged by the anomaly index of its likelihood ratio, J_k / n_k. In it, the group
+               that holds fewer of a few known-clean samples is flagged    (functional/scan.py)
+    unlearn    ascent of the cross-entropy on the flagged samples, or
+    retrain    a new network on the others
+
+The paper ends with the analysis. The AdvrBD paper adds the ascent and calls it SCAnFT; its rates
+are lost. docs/methods/scan.md lists every default with its source.
+"""
+
+import math
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bdclean.backbones.attacker import BatchNormMode
+from bdclean.backbones.split import Stem
+from bdclean.errors import ConfigError
+from bdclean.functional.scan import analyse, rank_by_class
+from bdclean.metrics.fitting import together
+from bdclean.purification.base import check_choice, check_positive
+from bdclean.purification.dataset import DatasetDefense, Recipe, chosen
+from bdclean.purification.staged import Stage, StageOptimizer
+from bdclean.types import Batch, View
+
+Repair = Literal["unlearn", "retrain"]
+
+
+class SCAn(DatasetDefense):
+    """Statistical contamination analyser, with unlearning or a second training.
+
+    Reads a few clean labelled images beside D: the role `probe`.
+
+    Args:
+        num_classes: K; comes from the data module.
+        input_size: Side of the images; comes from the data module.
+        mean: Per channel; comes from the data module.
+        std: Per channel; comes from the data module.
+        arch: See `bdclean.backbones.build`.
+        width: Channels of the first stage of our ResNets.
+        stem: `auto` takes the CIFAR stem up to 64 pixels.
+        recipe: Of the network, and of the new one.
+        threshold: A class with a larger anomaly index is flagged.
+        components: Analyse so many principal components of the features; None takes them all,
+            and then needs more clean images than there are features.
+        repair: `unlearn` the flagged samples, or `retrain` a new network on the others.
+        unlearn_epochs: Passes over the flagged samples.
+        unlearn_lr: Constant.
+        unlearn_bn: Batch norm in the ascent: `train` takes the statistics of the batch and updates
+            the running ones, `eval` keeps those.
+        ascent_cap: A sample is left alone once its cross-entropy exceeds this many ln K.
+        feature_batch_size: Per device, while features are computed.
+        seed: Of the splits' random starts and of the second initialisation.
+    """
+
+    further_scores = ("class_index", "margin")
+
+    def __init__(
+        self,
+        num_classes: int,
+        input_size: int,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        arch: str = "resnet18",
+        width: int = 64,
+        stem: Stem = "auto",
+        recipe: Recipe = Recipe(),  # noqa: B008  (frozen)
+        threshold: float = math.e**2,
+        components: int | None = None,
+        repair: Repair = "unlearn",
+        unlearn_epochs: int = 5,
+        unlearn_lr: float = 5e-4,
+        unlearn_bn: BatchNormMode = "train",
+        ascent_cap: float = 2.0,
+        feature_batch_size: int = 256,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(num_classes, input_size, mean, std, arch, width, stem, recipe)
+        self.save_hyperparameters(ignore=["recipe"])
+        self.num_classes = num_classes
+        self.threshold = check_positive("threshold", threshold)
+        self.components = components
+        if components is not None:
+            check_positive("components", components)
+        self.repair: Repair = check_choice("repair", repair, Repair)
+        self.ascent = replace(
+            recipe,
+            epochs=check_positive("unlearn_epochs", unlearn_epochs),
+            lr=check_positive("unlearn_lr", unlearn_lr),
+            schedule="constant",
+        )
+        self.unlearn_bn: BatchNormMode = check_choice("unlearn_bn", unlearn_bn, BatchNormMode)
+        self.cap = check_positive("ascent_cap", ascent_cap) * math.log(num_classes)
+        self.feature_batch_size = check_positive("feature_batch_size", feature_batch_size)
+        self.seed = seed
+
+    def plan(self) -> tuple[Stage, ...]:
+        """Train, analyse, and one of the two repairs."""
+        epochs = self.ascent.epochs if self.repair == "unlearn" else self.recipe.epochs
+        return Stage("train", self.recipe.epochs), Stage("analyse", 0), Stage(self.repair, epochs)
+
+    # ------------------------------------------------------------------ train
+
+    def begin_train(self) -> None:
+        """Looks at the clean images now, and not when the network is trained."""
+        head = self.model.head
+        assert isinstance(head, nn.Linear)  # noqa: S101  (as this class has built it)
+        labels = torch.cat([batch["label"] for batch in self.scan(self.clean_view())])
+        counts = torch.bincount(labels, minlength=self.num_classes)
+        if counts.min() < 2:
+            raise ConfigError(
+                f"Of class {int(counts.argmin())} there are {int(counts.min())} clean images; "
+                "SCAn needs 2 or more of every class. Set data.init_args.splits.probe to at least "
+                f"{2 * self.num_classes}, better to several hundred."
+            )
+        dimensions = head.in_features
+        if self.components is not None and self.components > dimensions:
+            raise ConfigError(
+                f"components={self.components}: the features have {dimensions} dimensions; it "
+                "must be at most that, or null."
+            )
+        dimensions = self.components or dimensions
+        if len(labels) - self.num_classes < dimensions:
+            rank_zero_warn(
+                f"SCAn estimates a covariance in {dimensions} dimensions from {len(labels)} clean "
+                "images, which are too few: raise data.init_args.splits.probe, or lower "
+                "model.init_args.components."
+            )
+
+    def train_view(self) -> View:
+        """All of D."""
+        return self.labelled()
+
+    def train_step(self, batch: Batch) -> Tensor:
+        """Cross-entropy."""
+        return self.cross_entropy(batch, "loss")
+
+    def train_optimizer(self) -> StageOptimizer:
+        """The recipe's."""
+        return self.sgd(self.recipe)
+
+    # ------------------------------------------------------------------ analyse
+
+    def clean_view(self) -> View:
+        """The few clean labelled images."""
+        return View("probe", batch_size=self.feature_batch_size, labels=True)
+
+    def begin_analyse(self) -> None:
+        """Flags groups of samples in suspicious classes."""
+        self.keep("backdoored")
+        self.model.eval()
+        size = self.feature_batch_size
+        features = self.of_each(self._features, labels=False, batch_size=size)
+        labels = self.labels_of_each()
+        clean = [(self._features(b), b["label"]) for b in self.scan(self.clean_view())]
+        clean_features, clean_labels = (torch.cat(part).cpu() for part in zip(*clean, strict=True))
+        self.model.train()
+        found = analyse(
+            features,
+            labels,
+            clean_features,
+            clean_labels,
+            self.num_classes,
+            self.seed,
+            self.components,
+        )
+        flagged = found.minor & (found.index > self.threshold)[labels]
+        results = {
+            "score": rank_by_class(found.index, found.margin, labels),
+            "flagged": flagged.long(),
+            "class_index": found.index[labels].float(),
+            "margin": found.margin.float(),
+            "index_of_class": found.index,
+        }
+        self.results |= {name: self._of_first(value) for name, value in results.items()}
+        self.results["flagged"] = self.results["flagged"].bool()
+        self.log("analyse/flagged", self.results["flagged"].float().mean(), sync_dist=True)
+
+    def _features(self, batch: Batch) -> Tensor:
+        """Penultimate features (B, d), float32; the model in evaluation mode."""
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            return self.model.features(batch["image"]).float()
+
+    def _of_first(self, values: Tensor) -> Tensor:
+        """The first device's; rounding on another one must not move a sample to other batches."""
+        table = values if self.global_rank == 0 else torch.zeros_like(values)
+        index = torch.arange(len(values), device=self.device)
+        return together(table.to(self.device), index, len(values)).cpu()
+
+    # ------------------------------------------------------------------ repair
+
+    @property
+    def _nothing_flagged(self) -> bool:
+        return not bool(self.results["flagged"].any())
+
+    def unlearn_view(self) -> View:
+        """What is flagged; where nothing is, one batch of D that is not learned from."""
+        flagged = self.results["flagged"]
+        if self._nothing_flagged:
+            flagged = torch.arange(len(flagged)) < self.recipe.batch_size
+        return self.labelled(chosen(flagged), "none")
+
+    def unlearn_step(self, batch: Batch) -> Tensor:
+        """Ascent of the cross-entropy, as far as the cap; nothing where nothing is flagged."""
+        if self._nothing_flagged or self.unlearn_bn == "eval":
+            self.model.eval()
+        else:
+            self.model.train()
+        logits = self.model(batch["image"]).float()
+        losses = F.cross_entropy(logits, batch["label"], reduction="none")
+        loss = -losses.clamp_max(self.cap).mean()
+        self.log_terms(unlearn_loss=loss)
+        return loss
+
+    def unlearn_optimizer(self) -> StageOptimizer:
+        """SGD; where nothing is flagged, with a rate of 0, which leaves every weight alone."""
+        return self.sgd(replace(self.ascent, lr=0.0) if self._nothing_flagged else self.ascent)
+
+    def begin_retrain(self) -> None:
+        """New weights."""
+        self.start_anew("scan retrain", self.seed)
+
+    def retrain_view(self) -> View:
+        """What is not flagged."""
+        return self.labelled(chosen(~self.results["flagged"]))
+
+    def retrain_step(self, batch: Batch) -> Tensor:
+        """Cross-entropy."""
+        return self.cross_entropy(batch, "retrain_loss")
+
+    def retrain_optimizer(self) -> StageOptimizer:
+        """The recipe's."""
+        return self.sgd(self.recipe)
+
+    def protocol(self) -> dict[str, Any]:
+        """Adds the method, the clean labels, and which classes are flagged."""
+        facts = {"method": "scan", "labels": "untrusted + clean", "repair": self.repair}
+        if "index_of_class" in self.results:
+            index = self.results["index_of_class"]
+            facts["flagged_classes"] = (index > self.threshold).nonzero().flatten().tolist()
+            facts["anomaly_index"] = [round(value, 3) for value in index.tolist()]
+        return super().protocol() | facts
