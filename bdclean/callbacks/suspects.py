@@ -45,8 +45,6 @@ class Suspects(Callback):
             return
         if not trainer.is_global_zero or is_trial(trainer):
             return
-        for logger in trainer.loggers:
-            logger.save()  # else metrics.csv lacks its last lines
         _write_files(Path(folder), _on_cpu(findings), data)
 
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from bdclean.attacks import BadNets
 from bdclean.callbacks import RunRecord, Suspects, suspects
+from bdclean.callbacks.suspect_figures import draw_sheet
 from bdclean.cli import main
 from bdclean.data import Digits, Splits
 from bdclean.metrics import BackdoorModule
@@ -257,7 +258,7 @@ class Judged(BackdoorModule):
 
 def stub(**changes):
     """What the callback asks of a Trainer."""
-    facts = {"log_dir": None, "loggers": [], "datamodule": Plain(), "is_global_zero": True}
+    facts = {"log_dir": None, "datamodule": Plain(), "is_global_zero": True}
     return SimpleNamespace(**(facts | {"fast_dev_run": 0} | changes))
 
 
@@ -329,13 +330,31 @@ class Plain:
         return TrainingSet(torch.arange(3), ("a", "\udce9", "c"), None, None)
 
     def training_images(self, rows):
-        return torch.zeros(len(rows), 3, 8, 8, dtype=torch.uint8)
+        return rows[:, None, None, None].expand(-1, 3, 8, 8).byte()
 
 
 def test_without_rounds_and_evaluations_there_is_no_picture_of_them(tmp_path):
     suspects._write_files(tmp_path, made([1.0, 2.0, 3.0]), Plain())
     assert {path.name for path in tmp_path.iterdir()} == FILES - {"rounds.png"}
     assert b"\n1,\xe9,1,2,0,\n" in (tmp_path / "suspects.csv").read_bytes()
+
+
+def test_pictures_captions_and_flags_are_in_the_order_of_the_table(tmp_path, monkeypatch):
+    drawn = []
+
+    def keep(*arguments):
+        drawn.append(arguments)
+        return draw_sheet(*arguments)
+
+    monkeypatch.setattr(suspects, "draw_sheet", keep)
+    monkeypatch.setattr(suspects, "NUM_PICTURES", 2)
+    found = made([2.0, 1.0, 3.0], [False, True, True], [-1, 7, 0])
+    suspects._write_files(tmp_path, found, Plain())
+    ((images, captions, flagged, heading),) = drawn
+    assert images[:, 0, 0, 0].tolist() == [2, 0]
+    assert captions == ["2 → 0", "0"]
+    assert flagged.tolist() == [True, False]
+    assert heading == "The 2 most suspicious of 3 samples"
 
 
 @pytest.mark.filterwarnings("error")
