@@ -81,7 +81,7 @@ def _posterior_means(between: Tensor, within: Tensor, counts: Tensor, sums: Tens
     """E[mu_k | the samples of class k], (K, d); 0 for a class without samples."""
     means = torch.zeros_like(sums)
     whitened = sums @ _pinv(within) @ between
-    for count in counts.unique():
+    for count in set(counts.tolist()):
         rows = counts == count
         means[rows] = whitened[rows] @ _pinv(count * between + within) @ within
     return means
@@ -102,7 +102,8 @@ def _covariances(
 
 
 def _pinv(matrix: Tensor) -> Tensor:
-    return torch.linalg.pinv((matrix + matrix.T) / 2, hermitian=True)
+    inverse: Tensor = torch.linalg.pinv((matrix + matrix.T) / 2, hermitian=True)
+    return inverse
 
 
 def whitening(within: Tensor) -> Tensor:
@@ -110,7 +111,8 @@ def whitening(within: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh((within + within.T) / 2)
     cutoff = len(values) * torch.finfo(values.dtype).eps * values.abs().max()
     kept = values > cutoff
-    return vectors[:, kept] / values[kept].sqrt()
+    root: Tensor = vectors[:, kept] / values[kept].sqrt()
+    return root
 
 
 def split_in_two(x: Tensor, generator: torch.Generator, max_iterations: int = 100) -> Tensor:
@@ -180,7 +182,8 @@ def anomaly_index(statistics: Tensor) -> Tensor:
 def principal_components(x: Tensor, count: int) -> Tensor:
     """The directions of largest variance of the rows of x (N, d), (d, count)."""
     centred = x.double() - x.double().mean(0)
-    return torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -count:]
+    basis: Tensor = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -count:]
+    return basis
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,4 +275,5 @@ def rank_by_class(index: Tensor, margin: Tensor, labels: Tensor) -> Tensor:
     pairs = torch.stack([index[labels], margin], 1)
     _, place, counts = torch.unique(pairs, dim=0, return_inverse=True, return_counts=True)
     below = counts.cumsum(0) - counts
-    return (below[place].double() / len(labels)).float()
+    share: Tensor = below[place].double() / len(labels)
+    return share.float()

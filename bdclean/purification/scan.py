@@ -245,7 +245,11 @@ class SCAn(DatasetDefense):
 
     def protocol(self) -> dict[str, Any]:
         """Adds the method, the clean labels, and which classes are flagged."""
-        facts = {"method": "scan", "labels": "untrusted + clean", "repair": self.repair}
+        facts: dict[str, Any] = {
+            "method": "scan",
+            "labels": "untrusted + clean",
+            "repair": self.repair,
+        }
         if "index_of_class" in self.results:
             index = self.results["index_of_class"]
             facts["flagged_classes"] = (index > self.threshold).nonzero().flatten().tolist()

@@ -121,6 +121,10 @@ def test_em_stops_at_its_limits(poisoned_set):
     _, _, x, y, _ = poisoned_set
     assert fit_global_model(x, y, K, max_iterations=3, tolerance=0).iterations == 3
     assert fit_global_model(x, y, K, tolerance=1e3).iterations == 1
+    second, third = (fit_global_model(x, y, K, n, 0) for n in (2, 3))
+    change = float((third.between - second.between).norm() + (third.within - second.within).norm())
+    assert fit_global_model(x, y, K, tolerance=1.01 * change).iterations == 3
+    assert fit_global_model(x, y, K, tolerance=0.99 * change).iterations == 4
 
 
 def test_em_finds_the_covariances_it_was_drawn_from():
