@@ -127,16 +127,3 @@ class PatchScore:
             moved = adversarial_patch(images, mask, predict, self.pgd, self.inner, generator)
             change += prediction_change(before, predict_exactly(moved))
         return change / self.num_masks
-
-
-def capped_cross_entropy(logits: Tensor, labels: Tensor, cap: float) -> Tensor:
-    """Mean over the batch of min(CE, cap), in float32.
-
-    Gradient ascent on it leaves samples alone that are wrong enough.
-
-    Args:
-        logits: (B, K).
-        labels: (B,).
-        cap: In nats.
-    """
-    return F.cross_entropy(logits.float(), labels, reduction="none").clamp_max(cap).mean()

@@ -7,7 +7,6 @@ Source: Li, Lyu, Koren, Lyu, Li, Ma: Anti-Backdoor Learning, NeurIPS 2021 (code:
 """
 
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 
 def local_gradient_ascent(loss: Tensor, level: float) -> Tensor:
@@ -32,20 +31,3 @@ def flooding(loss: Tensor, level: float) -> Tensor:
         level: b in the paper.
     """
     return (loss - level).abs() + level
-
-
-def capped_cross_entropy(logits: Tensor, labels: Tensor, cap: float | None) -> Tensor:
-    """Computes the mean over the batch of min(l, cap), l the cross-entropy of each sample.
-
-    A sample at the cap gives no gradient, so that gradient ascent ends there.
-
-    Args:
-        logits: (B, K).
-        labels: (B,).
-        cap: In nats; None leaves the cross-entropy as it is.
-
-    Returns:
-        A scalar, computed in float32.
-    """
-    losses = cross_entropy(logits.float(), labels, reduction="none")
-    return (losses if cap is None else losses.clamp(max=cap)).mean()

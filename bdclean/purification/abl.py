@@ -19,8 +19,9 @@ from torch.nn import functional as F
 
 from bdclean.backbones.split import Stem
 from bdclean.errors import ConfigError
-from bdclean.functional.isolation import capped_cross_entropy, flooding, local_gradient_ascent
+from bdclean.functional.isolation import flooding, local_gradient_ascent
 from bdclean.functional.ranking import lowest
+from bdclean.functional.unlearning import capped_cross_entropy
 from bdclean.purification.base import check_choice, check_positive
 from bdclean.purification.dataset import DatasetDefense, Recipe, chosen
 from bdclean.purification.staged import Stage, StageOptimizer

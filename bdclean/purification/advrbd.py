@@ -9,14 +9,13 @@ the paper, with D the training set, y~ its labels, and f the network:
                the samples with the largest s_i join D_c, held to be clean      (algorithm 1)
     unlearn    ascent of the cross-entropy on D_c
     relearn    descent of the cross-entropy on D \ D_c                           (algorithm 2)
-               ... these three in rounds: f forgets what is clean and keeps the backdoor
+               (in rounds: f forgets what is clean and keeps the backdoor)
     identify   flagged = {i : argmax f(x_i) = y~_i}
     retrain    a new network on the samples that are not flagged
     relabel    the new network names the flagged samples
     finetune   on all samples, the flagged ones with their new labels
 
-All formulas of the paper's text are lost; docs/methods/advrbd.md tells what is stated, what was
-reconstructed, and what was measured to choose the rest.
+The formulas are reconstructed; docs/methods/advrbd.md tells what is stated.
 """
 
 import math
@@ -29,9 +28,10 @@ from torch.nn import functional as F
 
 from bdclean.backbones.attacker import Attacker, attack_precision
 from bdclean.backbones.split import Stem
-from bdclean.functional.consistency import Inner, PatchScore, PatchShape, capped_cross_entropy
+from bdclean.functional.consistency import Inner, PatchScore, PatchShape
 from bdclean.functional.perturbation import PGD
 from bdclean.functional.seeds import derive_seed
+from bdclean.functional.unlearning import capped_cross_entropy
 from bdclean.purification.base import check_choice, check_positive, check_share
 from bdclean.purification.dataset import DatasetDefense, Recipe, chosen
 from bdclean.purification.staged import Stage, StageOptimizer
@@ -45,11 +45,11 @@ class AdvrBD(DatasetDefense):
 
     Args:
         num_classes: K; comes from the data module.
-        input_size: Side H of the images; comes from the data module.
-        mean: Per channel; comes from the data module.
-        std: Per channel; comes from the data module.
-        arch: See `bdclean.backbones.build`.
-        width: Channels of the first stage of our ResNets.
+        input_size: Side H of the images; comes from the data module, as `mean` and `std`.
+        mean: Per channel.
+        std: Per channel.
+        arch: See `bdclean.backbones.build`, as for `width` and `stem`.
+        width: Channels of the first stage.
         stem: `auto` takes the CIFAR stem up to 64 pixels.
         recipe: Of the first network and of the new one.
         patch_shape: `square` or `disc`.

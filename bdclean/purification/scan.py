@@ -22,12 +22,12 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bdclean.backbones.attacker import BatchNormMode
 from bdclean.backbones.split import Stem
 from bdclean.errors import ConfigError
 from bdclean.functional.scan import analyse, rank_by_class
+from bdclean.functional.unlearning import capped_cross_entropy
 from bdclean.metrics.fitting import together
 from bdclean.purification.base import check_choice, check_positive
 from bdclean.purification.dataset import DatasetDefense, Recipe, chosen
@@ -217,9 +217,7 @@ class SCAn(DatasetDefense):
             self.model.eval()
         else:
             self.model.train()
-        logits = self.model(batch["image"]).float()
-        losses = F.cross_entropy(logits, batch["label"], reduction="none")
-        loss = -losses.clamp_max(self.cap).mean()
+        loss = -capped_cross_entropy(self.model(batch["image"]), batch["label"], self.cap)
         self.log_terms(unlearn_loss=loss)
         return loss
 

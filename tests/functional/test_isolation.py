@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from bdclean.functional.isolation import capped_cross_entropy, flooding, local_gradient_ascent
+from bdclean.functional.isolation import flooding, local_gradient_ascent
+from bdclean.functional.unlearning import capped_cross_entropy
 
 
 def test_local_gradient_ascent_is_the_loss_with_its_sign_turned_below_the_level():
