@@ -31,7 +31,7 @@ EXCEPTIONS = {
     # learns a trigger together with the model
     "training/input_aware.py": {"attacks"},
 }
-METHODS = {"abl", "bcu", "cbd", "dbr"}
+METHODS = {"abl", "advrbd", "bcu", "cbd", "dbr", "scan"}
 
 
 def rooms_imported(source: str) -> set[str]:

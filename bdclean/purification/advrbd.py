@@ -250,9 +250,8 @@ class AdvrBD(DatasetDefense):
         """Logs and keeps what the present network would flag; returns CE of each sample (N,)."""
         logits, labels = self.logits_of_each(), self.labels_of_each()
         loss = F.cross_entropy(logits, labels, reduction="none")
-        flagged = logits.argmax(1) == labels
-        self.close_round(flagged)
-        self.log("round/flagged", flagged.float().mean())
+        self.close_round(logits.argmax(1) == labels)
+        self.log("round/flagged", self.results["rounds"][-1].float().mean())
         clean = self.results.get("clean_part")
         if clean is not None:
             self.log("round/clean_part", clean.float().mean())
