@@ -216,7 +216,8 @@ def test_anomaly_index_is_the_deviation_in_mads():
 
 
 def test_anomaly_index_where_most_classes_tie():
-    values = torch.tensor([1.0, 1.0, 5.0, 1.0, 1.0 + 1e-12]).double()
+    rounding = torch.tensor([0, 1e-12, 0, -1e-12, 2e-12], dtype=torch.double)
+    values = torch.tensor([1.0, 1.0, 5.0, 1.0, 1.0]).double() + rounding
     found = anomaly_index(values)
     assert found[2].item() == pytest.approx(5 / math.sqrt(math.pi / 2))
     assert found[[0, 1, 3, 4]].tolist() == [0.0] * 4
