@@ -20,12 +20,15 @@ def pixels(figure):
 def test_the_sheet_shows_the_pictures_in_order_with_their_captions():
     images = torch.zeros(12, 3, 8, 8, dtype=torch.uint8)
     images[1, 0], images[11, 2] = 255, 255  # the second is red, the last one blue
+    images[2, 1, :3] = 255  # the upper part of the third is green
     flagged = torch.arange(12) == 1
     figure = draw_sheet(images, [f"{k} → {k + 1}" for k in range(12)], flagged, "Heading")
     shown = pixels(figure)
     top = shown.shape[0] - 244 + 22 + 48  # middle of the pictures of the first line
     centers = [shown[top, 100 * k + 50].tolist() for k in range(10)]
     assert centers == [[0, 0, 0], [255, 0, 0], *[[0, 0, 0]] * 8]
+    assert shown[top - 35, 250].tolist() == [0, 255, 0]
+    assert shown[top + 35, 250].tolist() == [0, 0, 0]
     below = [shown[top + 122, 100 * k + 50].tolist() for k in range(3)]
     assert below == [[0, 0, 0], [0, 0, 255], [255, 255, 255]]
     (panel,) = figure.axes

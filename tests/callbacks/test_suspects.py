@@ -231,20 +231,11 @@ def test_writing_again_gives_the_same_bytes(run, tmp_path):
         assert (tmp_path / name).read_bytes() == run.bytes(name)
 
 
-def test_validation_is_read_from_all_starts_of_the_run(run, tmp_path):
+def test_validation_is_read_from_the_log_of_the_run(run):
     read = suspects.evaluations(run.folder)
     assert {key: sorted(course) for key, course in read.items()} == {
         "val/acc": [0, 1],
         "val/asr": [0, 1],
-    }
-    (tmp_path / "metrics.2.csv").write_text("epoch,val/acc\n1,21\n2,22\n")
-    (tmp_path / "metrics.10.csv").write_text("epoch,train/loss,val/acc\n2,0.5,\n2,,102\n")
-    (tmp_path / "metrics.old.csv").write_text("epoch,val/acc\n0,7\n")
-    assert suspects.evaluations(tmp_path) == {"val/acc": {1: 21.0, 2: 102.0}}
-    (tmp_path / "metrics.csv").write_text("epoch,val/acc,val/asr\n2,5,50\n3,,\n")
-    assert suspects.evaluations(tmp_path) == {
-        "val/acc": {1: 21.0, 2: 5.0},
-        "val/asr": {2: 50.0},
     }
 
 
@@ -301,11 +292,6 @@ def made(score, flagged=None, proposed=None, rounds=0):
     proposed = torch.full((size,), -1) if proposed is None else torch.tensor(proposed)
     empty = torch.zeros(rounds, size, dtype=torch.bool)
     return Findings(torch.tensor(score), flagged, proposed, {}, empty)
-
-
-def test_ranking_has_ties_in_order_and_nan_at_the_end():
-    score = torch.tensor([0.0, math.nan, 2.0, -math.inf, -0.0, 2.0, math.inf])
-    assert suspects.ranking(score).tolist() == [6, 2, 5, 0, 4, 1, 3]
 
 
 def test_the_table_quotes_and_leaves_empty_what_is_not_there():
