@@ -175,6 +175,9 @@ def test_nothing_flagged_retrains_on_everything(fit):
     module, data = fit(**NEVER, repair="retrain")
     assert len(data.asked[-1].subset.rows) == 24
     assert not same(backdoored(module), module.model.state_dict())
+    other, _ = fit(name="other", **NEVER, repair="retrain", seed=1)
+    assert same(backdoored(module), backdoored(other))
+    assert not same(module.model.state_dict(), other.model.state_dict())  # other first weights
 
 
 # ---------------------------------------------------------------- the ascent
