@@ -145,7 +145,7 @@ def test_chunks_change_nothing_and_are_few(attack, monkeypatch):
     )
     assert torch.equal(trigger.poison(images), expected)
     assert sum(sizes) == 1500
-    assert 2 <= len(sizes) <= 10  # not the whole set as floats, and never image by image
+    assert 2 <= len(sizes) <= 20  # not the whole set as floats, and never image by image
 
 
 def test_3000_cifar_images_take_well_under_a_second():
