@@ -23,7 +23,12 @@ from typing import Any
 
 from bdclean.errors import DataError
 
-METRICS = ("acc", "asr", "pa")
+METRICS = {"ACC": ("metrics", "acc"), "ASR": ("metrics", "asr"), "PA": ("metrics", "pa")}
+FOUND = {
+    "TPR": ("identification", "tpr"),
+    "FPR": ("identification", "fpr"),
+    "AUROC": ("identification", "auroc"),
+}
 _START, _END = "<!-- results -->\n", "<!-- end results -->"
 
 
@@ -37,9 +42,13 @@ class Cell:
 
     records: tuple[dict[str, Any], ...]
 
-    def text(self, metric: str) -> str:
-        """Mean over the seeds and, with more than one, the sample standard deviation."""
-        return spread([record["metrics"][metric] for record in self.records])
+    def text(self, part: str, name: str) -> str:
+        """Mean over the seeds and, with more than one, the sample standard deviation.
+
+        Empty where a record has no such part, or nothing under the name in it.
+        """
+        values = [record.get(part, {}).get(name) for record in self.records]
+        return "" if None in values else spread(values)
 
     @property
     def seconds(self) -> float:
@@ -93,22 +102,28 @@ def markdown(
     columns: Sequence[str] = (),
     beside: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> str:
-    """One line per attack and row: labels, seeds, ACC, ASR, PA, seconds, further columns."""
-    names = ["attack", "method", "labels", "seeds", "ACC", "ASR", "PA", "seconds", *columns]
+    """One line per attack and row: labels, seeds, metrics, seconds, further columns.
+
+    A table in which a record says what was found has TPR, FPR and AUROC, too.
+    """
+    cells = [cell for row in rows.values() for cell in row.values()]
+    found = any("identification" in record for cell in cells for record in cell.records)
+    metrics = METRICS | (FOUND if found else {})
+    names = ["attack", "method", "labels", "seeds", *metrics, "seconds", *columns]
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
-    attacks = sorted({attack for cells in rows.values() for attack in cells})
+    attacks = sorted({attack for row in rows.values() for attack in row})
     for attack in attacks:
-        for name, cells in rows.items():
-            if attack not in cells:
+        for name, row in rows.items():
+            if attack not in row:
                 continue
-            cell = cells[attack]
+            cell = row[attack]
             protocol = cell.records[0]["protocol"]
             labels = protocol.get("labels", "")
             if protocol.get("head") == "probe" and "probe_labels" in protocol:
                 labels += f", probe: {protocol['probe_labels']}"
-            metrics = " | ".join(cell.text(metric) for metric in METRICS)
+            values = [cell.text(*where) for where in metrics.values()]
             further = beside.get(attack, [""] * len(columns))
-            contents = [attack, name, labels, str(len(cell.records)), metrics]
+            contents = [attack, name, labels, str(len(cell.records)), *values]
             lines.append(f"| {' | '.join([*contents, f'{cell.seconds:.0f}', *further])} |")
     return "\n".join(lines) + "\n"
 

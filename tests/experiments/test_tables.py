@@ -36,11 +36,29 @@ def folder(tmp_path):
 def test_rows_and_spread(folder):
     rows = tables.read_table(folder / "table")
     assert list(rows) == ["victim", "cbd"]
-    assert rows["cbd"]["badnets"].text("acc") == f"82.0 ± {statistics.stdev([80, 84]):.1f}"
-    assert rows["cbd"]["blend"].text("acc") == "50.0"
+    assert (
+        rows["cbd"]["badnets"].text("metrics", "acc") == f"82.0 ± {statistics.stdev([80, 84]):.1f}"
+    )
+    assert rows["cbd"]["blend"].text("metrics", "acc") == "50.0"
     text = tables.markdown(rows)
     assert "| badnets | victim | train | 1 | 90.0 | 10.0 | 70.0 | 60 |" in text
     assert text.index("victim") < text.index("cbd")
+    assert "TPR" not in text
+
+
+def test_what_was_found_has_columns_of_its_own(folder):
+    found = record(70.0) | {"identification": {"tpr": 99.5, "fpr": 12.0, "auroc": 98.25}}
+    clean = record(71.0) | {"identification": {"tpr": None, "fpr": 3.0, "auroc": None}}
+    clean["metrics"].pop("asr")
+    for name, entry in (("badnets-s0", found), ("none-s0", clean)):
+        file = folder / "table" / "3-sifted" / f"{name}.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(entry))
+    text = tables.markdown(tables.read_table(folder / "table"))
+    assert "| ACC | ASR | PA | TPR | FPR | AUROC | seconds |" in text
+    assert "| badnets | sifted | none | 1 | 70.0 | 10.0 | 70.0 | 99.5 | 12.0 | 98.2 | 60 |" in text
+    assert "| none | sifted | none | 1 | 71.0 |  | 70.0 |  | 3.0 |  | 60 |" in text
+    assert "| badnets | victim | train | 1 | 90.0 | 10.0 | 70.0 |  |  |  | 60 |" in text
 
 
 def test_pages_are_written_and_checked(folder):
