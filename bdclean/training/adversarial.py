@@ -38,9 +38,10 @@ class AdversarialTraining(Supervised):
         step_size: Length of a step, in 8-bit pixel values.
         attack_bn: Batch norm while the images are sought: `eval`, with running statistics, or
             `train`, with those of the batch. The training step itself uses the batch's.
-        arch: See `bdclean.backbones.build`.
-        width: Channels of the first stage of our ResNets; 64 is the standard net.
-        stem: `auto` takes the CIFAR stem up to 64 pixels.
+        arch: See `bdclean.backbones.build`. None takes that of `weights`, or resnet18.
+        width: Channels of the first stage of our ResNets. None takes that of `weights`, or 64,
+            the standard net.
+        stem: None takes that of `weights`, or `auto`: the CIFAR stem up to 64 pixels.
         weights: Start from this file instead of a fresh initialisation.
         batch_size: Images per step and device.
         augmentation: Applied on the device, before the attack.
@@ -64,9 +65,9 @@ class AdversarialTraining(Supervised):
         pgd_steps: int = 10,
         step_size: float = 2.0,
         attack_bn: BatchNormMode = "eval",
-        arch: str = "resnet18",
-        width: int = 64,
-        stem: Stem = "auto",
+        arch: str | None = None,
+        width: int | None = None,
+        stem: Stem | None = None,
         weights: str | None = None,
         batch_size: int = 128,
         augmentation: AugmentationName = "weak",

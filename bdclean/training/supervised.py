@@ -8,7 +8,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.nn import functional as F
 
-from bdclean.backbones import ModelInfo, SplitModel, build, load_model
+from bdclean.backbones import ModelInfo, build, load_model
 from bdclean.backbones.split import Stem
 from bdclean.errors import ConfigError
 from bdclean.functional.schedules import Schedule, make_schedule
@@ -28,9 +28,10 @@ class Supervised(BackdoorModule):
         input_size: Side of the images; comes from the data module.
         mean: Per channel; comes from the data module.
         std: Per channel; comes from the data module.
-        arch: See `bdclean.backbones.build`.
-        width: Channels of the first stage of our ResNets; 64 is the standard net.
-        stem: `auto` takes the CIFAR stem up to 64 pixels.
+        arch: See `bdclean.backbones.build`. None takes that of `weights`, or resnet18.
+        width: Channels of the first stage of our ResNets. None takes that of `weights`, or 64,
+            the standard net.
+        stem: None takes that of `weights`, or `auto`: the CIFAR stem up to 64 pixels.
         weights: Start from this file instead of a fresh initialisation.
         batch_size: Images per step and device.
         augmentation: Applied on the device.
@@ -47,9 +48,9 @@ class Supervised(BackdoorModule):
         input_size: int,
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
-        arch: str = "resnet18",
-        width: int = 64,
-        stem: Stem = "auto",
+        arch: str | None = None,
+        width: int | None = None,
+        stem: Stem | None = None,
         weights: str | None = None,
         batch_size: int = 128,
         augmentation: AugmentationName = "weak",
@@ -68,18 +69,16 @@ class Supervised(BackdoorModule):
         self.label_smoothing = label_smoothing
         self.view = View("train", augmentation, batch_size=batch_size, labels=True)
         self.weights = weights
-        info = ModelInfo(arch, num_classes, input_size, mean, std, width, stem)
-        model = build(info) if weights is None else self._start_from(weights, info)
+        named: dict[str, Any] = {"arch": arch, "width": width, "stem": stem}
+        named = {key: value for key, value in named.items() if value is not None}
+        if weights is None:
+            arch = named.pop("arch", "resnet18")
+            model = build(ModelInfo(arch, num_classes, input_size, mean, std, **named))
+        else:
+            model = load_model(weights, input_size=input_size, **named)
+            if model.info.num_classes != num_classes:
+                model.replace_head(num_classes)
         self.model = model.to(memory_format=torch.channels_last)
-
-    @staticmethod
-    def _start_from(weights: str, info: ModelInfo) -> SplitModel:
-        model = load_model(
-            weights, arch=info.arch, width=info.width, stem=info.stem, input_size=info.input_size
-        )
-        if model.info.num_classes != info.num_classes:
-            model.replace_head(info.num_classes)
-        return model
 
     def setup(self, stage: str) -> None:
         """Asks the data module for training images with their labels."""
