@@ -82,7 +82,9 @@ class Findings:
         flagged: (N,), bool: held to be poisoned.
         proposed: (N,), int64: the label that the defence would give; -1 where it has none.
         further: More scores, by name, as `score`.
-        rounds: (R, N), bool: `flagged` after each round of a method that works in rounds.
+        rounds: (R, N), bool: what would be flagged before and after each round of a method that
+            works in rounds; the first is the network as it was trained.
+        round_epochs: (R,), int64: the epochs, from 0, at whose ends those were taken.
     """
 
     score: Tensor
@@ -90,6 +92,7 @@ class Findings:
     proposed: Tensor
     further: TensorDict
     rounds: Tensor
+    round_epochs: Tensor
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,7 +28,7 @@ QUICK = {
     "purify/bcu": ["--model.epochs", "1"],
     "purify/advrbd_fast": [
         *("--model.width", "4", "--model.recipe.epochs", "1", "--model.rounds", "1"),
-        *("--model.pgd_steps", "1", "--model.finetune_epochs", "1"),
+        *("--model.pgd_steps", "1", "--model.finetune.epochs", "1"),
     ],
     "purify/abl_fast": [
         *("--model.width", "4", "--model.isolation.epochs", "1"),

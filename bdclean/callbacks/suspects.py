@@ -110,7 +110,8 @@ def _write_files(folder: Path, findings: Findings, data: ReportableData) -> None
     scores = {"score": findings.score, **findings.further}
     _write_figure(folder / "scores.png", draw_scores(scores, _groups(findings, known)))
 
-    courses = {"round": _rounds(findings, known), "epoch": evaluations(folder)}
+    evaluated = evaluations(folder)
+    courses = {"round": _rounds(findings, known, evaluated), "epoch": evaluated}
     courses = {unit: lines for unit, lines in courses.items() if lines}
     if courses:
         _write_figure(folder / "rounds.png", draw_courses(courses))
@@ -131,8 +132,8 @@ def _groups(findings: Findings, known: TrainingSet) -> dict[str, Tensor]:
     return {name: mask for name, mask in groups.items() if mask.any()}
 
 
-def _rounds(findings: Findings, known: TrainingSet) -> _Courses:
-    rounds = {number + 1: flagged for number, flagged in enumerate(findings.rounds)}
+def _rounds(findings: Findings, known: TrainingSet, evaluated: _Courses) -> _Courses:
+    rounds = dict(enumerate(findings.rounds))
     if not rounds:
         return {}
     courses = {"flagged": {k: 100 * float(mask.float().mean()) for k, mask in rounds.items()}}
@@ -140,6 +141,11 @@ def _rounds(findings: Findings, known: TrainingSet) -> _Courses:
     if truth is not None:
         courses["TPR"] = {k: true_positive_rate(mask, truth) for k, mask in rounds.items()}
         courses["FPR"] = {k: false_positive_rate(mask, truth) for k, mask in rounds.items()}
+    for name, by_epoch in evaluated.items():
+        epochs = enumerate(findings.round_epochs.tolist())
+        course = {k: by_epoch[epoch] for k, epoch in epochs if epoch in by_epoch}
+        if course:
+            courses[name] = course
     return courses
 
 
@@ -150,6 +156,7 @@ def _on_cpu(findings: Findings) -> Findings:
         proposed=findings.proposed.cpu(),
         further={name: score.cpu() for name, score in findings.further.items()},
         rounds=findings.rounds.cpu(),
+        round_epochs=findings.round_epochs.cpu(),
     )
 
 

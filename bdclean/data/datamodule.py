@@ -209,7 +209,15 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def _viewed(self, view: View) -> RoleImages | ChosenRows:
         images = self.role_images(view.role, labels=view.labels)
-        return images if view.subset is None else ChosenRows(images, view.subset)
+        if view.subset is None:
+            return images
+        if view.role == "train" and isinstance(self.batch_poisoner, BatchPoisoner):
+            raise ConfigError(
+                f"attack={type(self.attack).__name__}: it poisons batches, so no sample is the "
+                "poisoned one, and there is nothing to find; take its static form (WaNet: "
+                "mode static), or train on what `bdclean attack export` writes."
+            )
+        return ChosenRows(images, view.subset)
 
     # ------------------------------------------------------------------ Lightning's hooks
 

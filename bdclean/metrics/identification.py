@@ -112,16 +112,18 @@ def identification(findings: Findings, data: TrainingSet | None) -> dict[str, An
         data: The same samples; None where nothing is known of them.
 
     Returns:
-        JSON-ready: the counts `n` and `n_flagged` and, where the truth is known, `n_poisoned`,
-        `n_covers`, `tp`, `fp`, `fn`, `tn`, the percentages `tpr`, `fpr`, `precision`, `f1`,
-        `auroc`, `ap` and `cover_fpr`, and the lists or tables `further` (`auroc` and `ap` of each
-        further score) and `rounds` (`n_flagged`, `tpr` and `fpr` after each round).
+        JSON-ready: the counts `n` and `n_flagged`, the list `rounds` (`n_flagged` before and
+        after each round) and, where the truth is known, `n_poisoned`, `n_covers`, `tp`, `fp`,
+        `fn`, `tn`, the percentages `tpr`, `fpr`, `precision`, `f1`, `auroc`, `ap` and
+        `cover_fpr`, `further` (`auroc` and `ap` of each further score), and `tpr` and `fpr` in
+        each of `rounds`.
 
     Raises:
         DataError: If findings and data are of different length.
     """
     flagged = findings.flagged.cpu()
-    facts: dict[str, Any] = {"n": len(flagged), "n_flagged": int(flagged.sum())}
+    rounds = [{"n_flagged": int(mask.sum())} for mask in findings.rounds]
+    facts = {"n": len(flagged), "n_flagged": int(flagged.sum()), "rounds": rounds}
     if data is not None and len(data.labels) != len(flagged):
         raise DataError(
             f"The findings are about {len(flagged)} samples and the training set has "
@@ -144,12 +146,12 @@ def identification(findings: Findings, data: TrainingSet | None) -> dict[str, An
         "cover_fpr": None if covers is None else _json(true_positive_rate(flagged, covers)),
         "further": {name: _ranking(score, truth) for name, score in findings.further.items()},
         "rounds": [
-            {
-                "n_flagged": int(after.sum()),
-                "tpr": _json(true_positive_rate(after, truth)),
-                "fpr": _json(false_positive_rate(after, truth)),
+            count
+            | {
+                "tpr": _json(true_positive_rate(mask, truth)),
+                "fpr": _json(false_positive_rate(mask, truth)),
             }
-            for after in findings.rounds.cpu()
+            for count, mask in zip(rounds, findings.rounds.cpu(), strict=True)
         ],
     }
 

@@ -100,6 +100,11 @@ class ABL(DatasetDefense):
         if ascent_cap is not None:
             self.cap = check_positive("ascent_cap", ascent_cap) * math.log(num_classes)
 
+    @property
+    def parts(self) -> dict[str, float]:
+        """The isolated part."""
+        return {"isolated": self.isolated}
+
     def plan(self) -> tuple[Stage, ...]:
         """Isolate, rank, train on the rest, unlearn."""
         return (
@@ -107,6 +112,7 @@ class ABL(DatasetDefense):
             Stage("rank", 0),
             Stage("retrain", self.recipe.epochs),
             Stage("unlearn", self.unlearning.epochs),
+            Stage("propose", 0),
         )
 
     # ------------------------------------------------------------------ isolation
@@ -131,21 +137,21 @@ class ABL(DatasetDefense):
 
     def begin_rank(self) -> None:
         """Scores all samples; those with the lowest loss are held to be poisoned."""
-        logits = self.logits_of_each()
-        losses = F.cross_entropy(logits, self.labels_of_each(), reduction="none")
-        self.results["score"] = -losses
+        losses = self.loss_of_each(self.logits_of_each(), self.labels_of_each())
+        self.results["score"] = -losses.float()
         self.results["flagged"] = lowest(losses, self.isolated)
 
     # ------------------------------------------------------------------ retraining, unlearning
 
     def begin_retrain(self) -> None:
         """Goes on with the weights of the isolation, unless told otherwise."""
+        self.tell_of_lost_classes()
         if self.fresh_start:
             self.start_anew("abl/retrain", self.seed)
 
     def retrain_view(self) -> View:
         """The samples that were not isolated."""
-        return self.labelled(chosen(~self.results["flagged"]))
+        return self.labelled(self.unflagged())
 
     def retrain_step(self, batch: Batch) -> Tensor:
         """Cross-entropy."""
@@ -157,7 +163,7 @@ class ABL(DatasetDefense):
 
     def unlearn_view(self) -> View:
         """The isolated samples."""
-        isolated = chosen(self.results["flagged"])
+        isolated = chosen(self.results["flagged"], "isolated")
         return self.labelled(isolated, self.unlearning.augmentation, self.unlearning.batch_size)
 
     def unlearn_step(self, batch: Batch) -> Tensor:

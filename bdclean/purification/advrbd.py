@@ -19,24 +19,29 @@ The formulas are reconstructed; docs/methods/advrbd.md tells what is stated.
 """
 
 import math
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from bdclean.backbones.attacker import Attacker, attack_precision
 from bdclean.backbones.split import Stem
+from bdclean.errors import ConfigError
 from bdclean.functional.consistency import Inner, PatchScore, PatchShape
 from bdclean.functional.perturbation import PGD
+from bdclean.functional.ranking import share_of
 from bdclean.functional.seeds import derive_seed
 from bdclean.functional.unlearning import capped_cross_entropy
 from bdclean.purification.base import check_choice, check_positive, check_share
 from bdclean.purification.dataset import DatasetDefense, Recipe, chosen
 from bdclean.purification.staged import Stage, StageOptimizer
-from bdclean.types import AugmentationName, Batch, Subset, View
+from bdclean.types import Batch, Subset, View
 
+UNLEARNING = Recipe(
+    epochs=1, lr=0.01, momentum=0.0, weight_decay=0.0, schedule="constant", augmentation="none"
+)
+RELEARNING = Recipe(epochs=1, lr=0.01, schedule="constant")
+FINETUNING = Recipe(epochs=10, lr=0.01)
 Until = Literal["score", "identify", "retrain", "relabel"]
 
 
@@ -62,18 +67,18 @@ class AdvrBD(DatasetDefense):
         partition_rate: p, share of D that joins D_c in each round.
         max_clean_fraction: D_c grows no further than this share of D.
         rounds: T.
-        unlearn_lr: Of plain SGD.
-        unlearn_epochs: Passes over D_c per round.
-        unlearn_augmentation: During the ascent.
-        ascent_cap: A sample is left alone once its cross-entropy exceeds this many ln K.
-        relearn_lr: Of SGD.
-        relearn_epochs: Passes over the rest per round.
+        unlearn: Ascent on D_c in each round.
+        ascent_cap: A sample is left alone once its cross-entropy exceeds this many ln K; None
+            sets no limit.
+        relearn: Descent on the rest in each round.
         until: The last thing to be done: `score`, `identify`, `retrain` (the paper's main tables)
             or `relabel`, which includes fine-tuning.
-        finetune_epochs: Of the last stage.
-        finetune_lr: Of the last stage, cosine.
+        finetune: Of the last stage.
         scoring_batch_size: Per device, while scoring.
         seed: Of the patches and of the second initialisation.
+
+    Raises:
+        ConfigError: If a value is out of its range.
     """
 
     further_scores = ("consistency",)
@@ -98,23 +103,23 @@ class AdvrBD(DatasetDefense):
         partition_rate: float = 0.05,
         max_clean_fraction: float = 0.9,
         rounds: int = 18,
-        unlearn_lr: float = 0.01,
-        unlearn_epochs: int = 1,
-        unlearn_augmentation: AugmentationName = "none",
-        ascent_cap: float = 2.0,
-        relearn_lr: float = 0.01,
-        relearn_epochs: int = 1,
+        unlearn: Recipe = UNLEARNING,
+        ascent_cap: float | None = 2.0,
+        relearn: Recipe = RELEARNING,
         until: Until = "relabel",
-        finetune_epochs: int = 10,
-        finetune_lr: float = 0.01,
+        finetune: Recipe = FINETUNING,
         scoring_batch_size: int = 256,
         seed: int = 0,
     ) -> None:
         super().__init__(num_classes, input_size, mean, std, arch, width, stem, recipe)
-        self.save_hyperparameters(ignore=["recipe"])
+        # Checkpoints hold plain values, so that they load without unpickling.
+        self.save_hyperparameters(ignore=["recipe", "unlearn", "relearn", "finetune"])
+        radius = input_size // 8 if patch_radius is None else patch_radius
+        if radius < 0:
+            raise ConfigError(f"patch_radius={radius}: it must be 0 or above.")
         self.patch_score = PatchScore(
             shape=check_choice("patch_shape", patch_shape, PatchShape),
-            radius=input_size // 8 if patch_radius is None else patch_radius,
+            radius=radius,
             pgd=PGD(epsilon, pgd_steps, step_size, "relative", "linf", random_start=True),
             inner=check_choice("inner", inner, Inner),
             num_masks=check_positive("num_masks", num_masks),
@@ -122,30 +127,32 @@ class AdvrBD(DatasetDefense):
         self.partition_rate = check_share("partition_rate", partition_rate)
         self.max_clean_fraction = check_share("max_clean_fraction", max_clean_fraction)
         self.rounds = check_positive("rounds", rounds)
-        self.unlearn_lr, self.relearn_lr = unlearn_lr, relearn_lr
-        self.unlearn_epochs = check_positive("unlearn_epochs", unlearn_epochs)
-        self.relearn_epochs = check_positive("relearn_epochs", relearn_epochs)
-        self.unlearn_augmentation = unlearn_augmentation
-        self.cap = check_positive("ascent_cap", ascent_cap) * math.log(num_classes)
+        self.unlearn, self.relearn, self.finetune = unlearn, relearn, finetune
+        self.cap: float | None = None  # in nats
+        if ascent_cap is not None:
+            self.cap = check_positive("ascent_cap", ascent_cap) * math.log(num_classes)
         self.until: Until = check_choice("until", until, Until)
-        self.last = replace(
-            recipe, epochs=finetune_epochs, lr=finetune_lr, nesterov=False, schedule="cosine"
-        )
-        self.scoring_batch_size, self.seed = scoring_batch_size, seed
+        self.scoring_batch_size = check_positive("scoring_batch_size", scoring_batch_size)
+        self.seed = seed
         self._attacker: Attacker | None = None
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """What joins D_c in a round."""
+        return {} if self.until == "score" else {"partition_rate": self.partition_rate}
 
     def plan(self) -> tuple[Stage, ...]:
         """Train, rounds of enhancement, identify, train anew, relabel."""
         one_round = (
             Stage("partition", 0),
-            Stage("unlearn", self.unlearn_epochs),
-            Stage("relearn", self.relearn_epochs),
+            Stage("unlearn", self.unlearn.epochs),
+            Stage("relearn", self.relearn.epochs),
         )
         parts: dict[Until, tuple[Stage, ...]] = {
             "score": (Stage("train", self.recipe.epochs), Stage("score", 0)),
             "identify": (*one_round * self.rounds, Stage("identify", 0)),
-            "retrain": (Stage("retrain", self.recipe.epochs),),
-            "relabel": (Stage("relabel", 0), Stage("finetune", self.last.epochs)),
+            "retrain": (Stage("retrain", self.recipe.epochs), Stage("propose", 0)),
+            "relabel": (Stage("relabel", 0), Stage("finetune", self.finetune.epochs)),
         }
         wanted = list(parts)[: list(parts).index(self.until) + 1]
         return tuple(stage for name in wanted for stage in parts[name])
@@ -167,28 +174,33 @@ class AdvrBD(DatasetDefense):
     # ------------------------------------------------------------------ algorithm 1
 
     def begin_score(self) -> None:
-        """The first scores; nothing is flagged yet."""
-        self.results["consistency"] = self.results["score"] = -self.inconsistency()
-        self.results["flagged"] = torch.zeros(len(self.results["score"]), dtype=torch.bool)
+        """The first scores; nothing is flagged yet, and nothing in D_c."""
+        self.results["consistency"] = self.results["score"] = -self.inconsistency(None)
+        nothing = torch.zeros(len(self.results["score"]), dtype=torch.bool)
+        self.results["flagged"] = self.results["clean_part"] = nothing
 
     def begin_partition(self) -> None:
         """Adds the samples with the largest scores to D_c; what it flags so far is logged."""
         self._look()
-        score = self.inconsistency() if self.round else -self.results["consistency"]
-        clean = self.results.get("clean_part", torch.zeros(len(score), dtype=torch.bool))
-        room = int(self.max_clean_fraction * len(score)) - int(clean.sum())
-        wanted = min(int(self.partition_rate * len(score)), room)
+        clean = self.results["clean_part"]
+        room = share_of(len(clean), self.max_clean_fraction) - int(clean.sum())
+        wanted = min(share_of(len(clean), self.partition_rate), room)
+        if wanted <= 0:
+            return
+        rest = Subset((~clean).nonzero().flatten())
+        score = self.inconsistency(rest) if self.round else -self.results["consistency"]
         ranked = score.masked_fill(clean, -math.inf).sort(descending=True, stable=True).indices
         self.results["clean_part"] = clean.clone()
-        self.results["clean_part"][ranked[: max(0, wanted)]] = True
+        self.results["clean_part"][ranked[:wanted]] = True
 
-    def inconsistency(self) -> Tensor:
-        """s_i of every sample, (N,), in nats; labels are not read."""
+    def inconsistency(self, subset: Subset | None) -> Tensor:
+        """s_i of the samples of `subset`, or of all, (N,), in nats; labels are not read."""
         self.model.eval()
         autocast = self.trainer.precision_plugin.forward_context()
         with autocast, attack_precision(self.device.type) as dtype:
             self._attacker = Attacker(self.model, "eval", dtype)
-            scores = self.of_each(self._score, labels=False, batch_size=self.scoring_batch_size)
+            size = self.scoring_batch_size
+            scores = self.of_each(self._score, labels=False, batch_size=size, subset=subset)
         self._attacker = None
         self.model.train()
         return scores
@@ -214,7 +226,7 @@ class AdvrBD(DatasetDefense):
 
     def unlearn_view(self) -> View:
         """D_c."""
-        return self.labelled(chosen(self.results["clean_part"]), self.unlearn_augmentation)
+        return self._part(self.results["clean_part"], "held to be clean", self.unlearn)
 
     def unlearn_step(self, batch: Batch) -> Tensor:
         """Ascent of the cross-entropy, as far as the cap."""
@@ -223,51 +235,55 @@ class AdvrBD(DatasetDefense):
         return loss
 
     def unlearn_optimizer(self) -> StageOptimizer:
-        """Plain SGD."""
-        return torch.optim.SGD(self.model.parameters(), self.unlearn_lr)
+        """SGD."""
+        return self.sgd(self.unlearn)
 
     def relearn_view(self) -> View:
         """D without D_c."""
-        return self.labelled(chosen(~self.results["clean_part"]))
+        return self._part(~self.results["clean_part"], "left beside those held clean", self.relearn)
 
     def relearn_step(self, batch: Batch) -> Tensor:
         """Descent of the cross-entropy."""
         return self.cross_entropy(batch, "relearn_loss")
 
     def relearn_optimizer(self) -> StageOptimizer:
-        """The recipe's at a small, constant rate."""
-        return self.sgd(replace(self.recipe, lr=self.relearn_lr, schedule="constant"))
+        """SGD."""
+        return self.sgd(self.relearn)
+
+    def _part(self, mask: Tensor, which: str, recipe: Recipe) -> View:
+        return self.labelled(chosen(mask, which), recipe.augmentation, recipe.batch_size)
 
     # ------------------------------------------------------------------ identify
 
     def begin_identify(self) -> None:
         """Flags the samples whose label the enhanced network still knows."""
-        self.results["score"] = -self._look()
+        self.results["score"] = -self._look().float()
         self.results["flagged"] = self.results["rounds"][-1]
         self.keep("enhanced")
 
     def _look(self) -> Tensor:
         """Logs and keeps what the present network would flag; returns CE of each sample (N,)."""
         logits, labels = self.logits_of_each(), self.labels_of_each()
-        loss = F.cross_entropy(logits, labels, reduction="none")
+        loss = self.loss_of_each(logits, labels)
         self.close_round(logits.argmax(1) == labels)
         self.log("round/flagged", self.results["rounds"][-1].float().mean())
-        clean = self.results.get("clean_part")
-        if clean is not None:
-            self.log("round/clean_part", clean.float().mean())
-            self.log("round/loss_clean_part", loss[clean].mean())
-            self.log("round/loss_rest", loss[~clean].mean())
+        clean = self.results["clean_part"]
+        self.log("round/clean_part", clean.float().mean())
+        self.log("round/loss_rest", loss[~clean].float().mean())
+        if clean.any():
+            self.log("round/loss_clean_part", loss[clean].float().mean())
         return loss
 
     # ------------------------------------------------------------------ a clean network
 
     def begin_retrain(self) -> None:
         """New weights."""
+        self.tell_of_lost_classes()
         self.start_anew("advrbd retrain", self.seed)
 
     def retrain_view(self) -> View:
         """What is not flagged."""
-        return self.labelled(chosen(~self.results["flagged"]))
+        return self.labelled(self.unflagged())
 
     def retrain_step(self, batch: Batch) -> Tensor:
         """Cross-entropy."""
@@ -276,16 +292,16 @@ class AdvrBD(DatasetDefense):
     retrain_optimizer = train_optimizer
 
     def begin_relabel(self) -> None:
-        """The new network names the flagged samples, triggers and all."""
+        """The flagged samples get the labels that the new network has proposed."""
         self.keep("before_relabelling")
-        named = self.logits_of_each().argmax(1)
-        self.results["proposed"] = torch.where(self.results["flagged"], named, -1)
-        self.results["labels"] = torch.where(self.results["flagged"], named, self.labels_of_each())
+        named, labels = self.results["proposed"], self.labels_of_each()
+        self.results["labels"] = torch.where(self.results["flagged"], named, labels)
 
     def finetune_view(self) -> View:
         """All of D with the labels as they are now."""
         labels = self.results["labels"]
-        return self.labelled(Subset(torch.arange(len(labels)), labels))
+        rows = Subset(torch.arange(len(labels)), labels)
+        return self.labelled(rows, self.finetune.augmentation, self.finetune.batch_size)
 
     def finetune_step(self, batch: Batch) -> Tensor:
         """Cross-entropy."""
@@ -293,7 +309,7 @@ class AdvrBD(DatasetDefense):
 
     def finetune_optimizer(self) -> StageOptimizer:
         """SGD with a small rate."""
-        return self.sgd(self.last)
+        return self.sgd(self.finetune)
 
     def protocol(self) -> dict[str, Any]:
         """Adds the method."""

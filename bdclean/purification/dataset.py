@@ -8,11 +8,12 @@ Truth about the poison is neither asked for nor reachable.
 import json
 from abc import ABC
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,6 +21,7 @@ from bdclean.backbones import ModelInfo, build, save_model
 from bdclean.backbones.source import FreshSource
 from bdclean.backbones.split import SplitModel, Stem
 from bdclean.errors import ConfigError
+from bdclean.functional.ranking import share_of
 from bdclean.functional.schedules import Schedule
 from bdclean.functional.seeds import derive_seed
 from bdclean.metrics.fitting import num_rows, scheduled, together
@@ -43,7 +45,7 @@ class Recipe:
         augmentation: On the device.
 
     Raises:
-        ConfigError: If there is no epoch.
+        ConfigError: If a value is out of its range.
     """
 
     epochs: int = 100
@@ -57,16 +59,21 @@ class Recipe:
     augmentation: AugmentationName = "weak"
 
     def __post_init__(self) -> None:
-        """Checks the length."""
-        if self.epochs < 1:
-            raise ConfigError(f"recipe.epochs={self.epochs}: it must be at least 1.")
+        """Checks the numbers."""
+        for name, value, least in (
+            ("epochs", self.epochs, 1),
+            ("batch_size", self.batch_size, 1),
+            ("lr", self.lr, 0),
+        ):
+            if value < least:
+                raise ConfigError(f"{name}={value} of a recipe: it must be at least {least}.")
 
 
 class DatasetDefense(StagedPurifier, ABC):
     """A staged method on the `train` role and the labels it shows.
 
-    Subclasses put `score` (N,), `flagged` (N,) and, if they relabel, `proposed` (N,) into
-    `results`, and append what is flagged after a round with `close_round`.
+    Subclasses put `score` (N,) and `flagged` (N,) into `results`, append what is flagged after a
+    round with `close_round`, and have the stage `propose` once the network is clean.
 
     Args:
         num_classes: K; comes from the data module.
@@ -77,6 +84,9 @@ class DatasetDefense(StagedPurifier, ABC):
         width: Channels of the first stage of our ResNets.
         stem: `auto` takes the CIFAR stem up to 64 pixels.
         recipe: Of every ordinary training.
+
+    Raises:
+        ConfigError: If there are fewer than two classes.
     """
 
     def __init__(
@@ -92,12 +102,40 @@ class DatasetDefense(StagedPurifier, ABC):
     ) -> None:
         info = ModelInfo(arch, num_classes, input_size, mean, std, width, stem)
         super().__init__(FreshSource(info))
+        if num_classes < 2:
+            raise ConfigError(
+                f"num_classes={num_classes}: poisoned samples are found by their class, so the "
+                "data needs at least two."
+            )
         self.recipe = recipe
 
     @property
     def further_scores(self) -> tuple[str, ...]:
         """Names of results that are scores of each sample as well; higher is more suspicious."""
         return ()
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Settings that are shares of the data set, of which each must hold a sample."""
+        return {}
+
+    def setup(self, stage: str) -> None:
+        """Looks at the size of the data set before anything is trained.
+
+        Raises:
+            ConfigError: If the data set cannot serve single samples, or is too small.
+        """
+        super().setup(stage)
+        if stage != "fit":
+            return
+        num_rows(self.trainer, self.labelled(Subset(torch.zeros(1, dtype=torch.long))))
+        size = num_rows(self.trainer, self.labelled())
+        for name, share in self.parts.items():
+            if share_of(size, share) < 1:
+                raise ConfigError(
+                    f"{name}={share}: that is less than one of the {size} training samples; raise "
+                    "it, or give more samples."
+                )
 
     # ------------------------------------------------------------------ data
 
@@ -117,7 +155,12 @@ class DatasetDefense(StagedPurifier, ABC):
         )
 
     def of_each(
-        self, function: Callable[[Batch], Tensor], *, labels: bool, batch_size: int = 256
+        self,
+        function: Callable[[Batch], Tensor],
+        *,
+        labels: bool,
+        batch_size: int = 256,
+        subset: Subset | None = None,
     ) -> Tensor:
         """What `function` computes for every sample, un-augmented; the devices share the work.
 
@@ -125,22 +168,32 @@ class DatasetDefense(StagedPurifier, ABC):
             function: Maps a batch of B samples to (B, ...); it sets the mode of the model.
             labels: Whether its batches carry `label`.
             batch_size: The batches are the same on any number of devices.
+            subset: These samples only; the values of all others are zero.
 
         Returns:
             (N, ...), on the CPU, the same on every rank.
+
+        Raises:
+            ConfigError: If there are fewer batches than devices, or a value is not a number.
         """
-        view = View("train", batch_size=batch_size, labels=labels)
-        values, index = [], []
-        for batch in self.scan(view, shared=True):
-            values.append(function(batch))
-            index.append(batch["index"])
-        if not values:
+        view = View("train", batch_size=batch_size, labels=labels, subset=subset)
+        if num_rows(self.trainer, view) <= batch_size * (self.trainer.world_size - 1):
             raise ConfigError(
                 f"The training set has fewer batches of {batch_size} than there are devices; use "
                 "fewer devices."
             )
-        size = num_rows(self.trainer, view)
-        return together(torch.cat(values), torch.cat(index), size).cpu()
+        values, index = [], []
+        for batch in self.scan(view, shared=True):
+            values.append(function(batch))
+            index.append(batch["index"])
+        size = num_rows(self.trainer, replace(view, subset=None))
+        table = together(torch.cat(values), torch.cat(index), size).cpu()
+        if not table.isfinite().all():
+            raise ConfigError(
+                "What the network says of some samples is not a number, because its training "
+                "diverged; lower the learning rate."
+            )
+        return table
 
     def logits_of_each(self) -> Tensor:
         """(N, K), float32; the model in evaluation mode, and in its mode again afterwards."""
@@ -154,6 +207,10 @@ class DatasetDefense(StagedPurifier, ABC):
     def labels_of_each(self) -> Tensor:
         """(N,), as the data shows them."""
         return self.of_each(lambda batch: batch["label"], labels=True)
+
+    def loss_of_each(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy (N,), in float64: in float32 that of well-known samples is 0, a tie."""
+        return F.cross_entropy(logits.double(), labels, reduction="none")
 
     # ------------------------------------------------------------------ training
 
@@ -189,7 +246,27 @@ class DatasetDefense(StagedPurifier, ABC):
         )
         return scheduled(self.trainer, optimizer, recipe.schedule, recipe.epochs, recipe.milestones)
 
+    def unflagged(self) -> Subset:
+        """The samples that are not flagged."""
+        return chosen(~self.results["flagged"], "left, since all are flagged")
+
+    def tell_of_lost_classes(self) -> None:
+        """Warns, and notes it for the record, if all samples of a class are flagged."""
+        labels = self.labels_of_each()
+        lost = set(labels.tolist()) - set(labels[~self.results["flagged"]].tolist())
+        self.results["lost_classes"] = torch.tensor(sorted(lost), dtype=torch.long)
+        if lost:
+            rank_zero_warn(
+                f"All samples of the classes {sorted(lost)} are flagged, so the network that is "
+                "trained now will not know them."
+            )
+
     # ------------------------------------------------------------------ findings
+
+    def begin_propose(self) -> None:
+        """The network, clean by now, names the flagged samples, triggers and all."""
+        flagged = self.results["flagged"]
+        self.results["proposed"] = torch.where(flagged, self.logits_of_each().argmax(1), -1)
 
     def keep(self, name: str) -> None:
         """Keeps the present weights, to be written as `<name>.safetensors` beside the model's."""
@@ -207,9 +284,11 @@ class DatasetDefense(StagedPurifier, ABC):
             save_model(model, folder / f"{name}.safetensors", made_by)
 
     def close_round(self, flagged: Tensor) -> None:
-        """Keeps what is flagged (N,) after a round, for reports."""
-        rounds = [*self.results.get("rounds", flagged.new_empty(0, len(flagged))), flagged]
+        """Keeps what is flagged (N,) at the end of this epoch, for reports."""
+        rounds = [*self.results.get("rounds", ()), flagged]
+        epochs = [*self.results.get("round_epochs", ()), torch.tensor(self.current_epoch)]
         self.results["rounds"] = torch.stack(rounds)
+        self.results["round_epochs"] = torch.stack(epochs)
 
     def findings(self) -> Findings | None:
         """What the results say of each sample; None before they are complete."""
@@ -223,6 +302,7 @@ class DatasetDefense(StagedPurifier, ABC):
             proposed=self.results.get("proposed", none),
             further={k: self.results[k] for k in self.further_scores if k in self.results},
             rounds=self.results.get("rounds", flagged.new_empty(0, len(flagged))),
+            round_epochs=self.results.get("round_epochs", torch.empty(0, dtype=torch.long)),
         )
 
     def protocol(self) -> dict[str, Any]:
@@ -230,11 +310,17 @@ class DatasetDefense(StagedPurifier, ABC):
         facts = super().protocol() | {"labels": "untrusted"}
         if "flagged" in self.results:
             facts["num_flagged"] = int(self.results["flagged"].sum())
+        if len(self.results.get("lost_classes", ())):
+            facts["lost_classes"] = self.results["lost_classes"].tolist()
         return facts
 
 
-def chosen(mask: Tensor, labels: Tensor | None = None) -> Subset:
-    """The samples of a mask (N,), bool, with their own or new labels (N,).
+def chosen(mask: Tensor, which: str) -> Subset:
+    """The samples of a mask (N,), bool.
+
+    Args:
+        mask: The choice.
+        which: For the message: "no sample is ...".
 
     Raises:
         ConfigError: If there is none.
@@ -242,7 +328,7 @@ def chosen(mask: Tensor, labels: Tensor | None = None) -> Subset:
     rows = mask.nonzero().flatten()
     if not len(rows):
         raise ConfigError(
-            "The method has no sample left to train on; it flagged all or none of them. Change "
-            "its settings, above all those of its length and rates."
+            f"The method cannot go on: no sample is {which}. Change its settings, above all those "
+            "of its length and rates."
         )
-    return Subset(rows, None if labels is None else labels[rows])
+    return Subset(rows)

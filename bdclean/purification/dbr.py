@@ -114,6 +114,11 @@ class DBR(DatasetDefense):
         self.seed = seed
         self._turns: SGD | None = None  # the optimizer of both passes of the removal
 
+    @property
+    def parts(self) -> dict[str, float]:
+        """Both parts that are chosen."""
+        return {"clean_part": self.clean_part, "poisoned_part": self.poisoned_part}
+
     def plan(self) -> tuple[Stage, ...]:
         """Sample distinguishment, ordinary training, then ascent and descent in turns."""
         turn = (Stage("unlearn", 1), Stage("relearn", 1))
@@ -123,6 +128,7 @@ class DBR(DatasetDefense):
             Stage("score", 0),
             Stage("train", self.recipe.epochs),
             *(turn * self.removal.epochs),
+            Stage("propose", 0),
         )
 
     def setup(self, stage: str) -> None:
@@ -246,5 +252,5 @@ class DBR(DatasetDefense):
         return self.labelled(None, recipe.augmentation, recipe.batch_size)
 
     def _part(self, name: str) -> View:
-        rows = chosen(self.results[name])
+        rows = chosen(self.results[name], f"held to be {name}")
         return self.labelled(rows, self.removal.augmentation, self.removal.batch_size)

@@ -59,7 +59,8 @@ class SCAn(DatasetDefense):
         unlearn_lr: Constant.
         unlearn_bn: Batch norm in the ascent: `train` takes the statistics of the batch and updates
             the running ones, `eval` keeps those.
-        ascent_cap: A sample is left alone once its cross-entropy exceeds this many ln K.
+        ascent_cap: A sample is left alone once its cross-entropy exceeds this many ln K; None
+            sets no limit.
         feature_batch_size: Per device, while features are computed.
         seed: Of the splits' random starts and of the second initialisation.
     """
@@ -82,7 +83,7 @@ class SCAn(DatasetDefense):
         unlearn_epochs: int = 5,
         unlearn_lr: float = 5e-4,
         unlearn_bn: BatchNormMode = "train",
-        ascent_cap: float = 2.0,
+        ascent_cap: float | None = 2.0,
         feature_batch_size: int = 256,
         seed: int = 0,
     ) -> None:
@@ -101,14 +102,21 @@ class SCAn(DatasetDefense):
             schedule="constant",
         )
         self.unlearn_bn: BatchNormMode = check_choice("unlearn_bn", unlearn_bn, BatchNormMode)
-        self.cap = check_positive("ascent_cap", ascent_cap) * math.log(num_classes)
+        self.cap: float | None = None  # in nats
+        if ascent_cap is not None:
+            self.cap = check_positive("ascent_cap", ascent_cap) * math.log(num_classes)
         self.feature_batch_size = check_positive("feature_batch_size", feature_batch_size)
         self.seed = seed
 
     def plan(self) -> tuple[Stage, ...]:
-        """Train, analyse, and one of the two repairs."""
+        """Train, analyse, one of the two repairs, and new names."""
         epochs = self.ascent.epochs if self.repair == "unlearn" else self.recipe.epochs
-        return Stage("train", self.recipe.epochs), Stage("analyse", 0), Stage(self.repair, epochs)
+        return (
+            Stage("train", self.recipe.epochs),
+            Stage("analyse", 0),
+            Stage(self.repair, epochs),
+            Stage("propose", 0),
+        )
 
     # ------------------------------------------------------------------ train
 
@@ -209,7 +217,7 @@ class SCAn(DatasetDefense):
         flagged = self.results["flagged"]
         if self._nothing_flagged:
             flagged = torch.arange(len(flagged)) < self.recipe.batch_size
-        return self.labelled(chosen(flagged), "none")
+        return self.labelled(chosen(flagged, "flagged"), "none")
 
     def unlearn_step(self, batch: Batch) -> Tensor:
         """Ascent of the cross-entropy, as far as the cap; nothing where nothing is flagged."""
@@ -227,11 +235,12 @@ class SCAn(DatasetDefense):
 
     def begin_retrain(self) -> None:
         """New weights."""
+        self.tell_of_lost_classes()
         self.start_anew("scan retrain", self.seed)
 
     def retrain_view(self) -> View:
         """What is not flagged."""
-        return self.labelled(chosen(~self.results["flagged"]))
+        return self.labelled(self.unflagged())
 
     def retrain_step(self, batch: Batch) -> Tensor:
         """Cross-entropy."""

@@ -208,7 +208,10 @@ def test_the_record_says_how_well_the_poison_was_found(run):
 
 
 def test_the_record_counts_only_where_the_truth_is_unknown(runs):
-    assert runs["absent"].record["identification"] == {"n": 160, "n_flagged": 32}
+    record = runs["absent"].record["identification"]
+    assert record.keys() == {"n", "n_flagged", "rounds"}
+    assert (record["n"], record["n_flagged"], len(record["rounds"])) == (160, 32, 2)
+    assert all(part.keys() == {"n_flagged"} for part in record["rounds"])
 
 
 def test_nothing_but_what_shows_the_truth_depends_on_it(runs):
@@ -291,7 +294,7 @@ def made(score, flagged=None, proposed=None, rounds=0):
     flagged = torch.zeros(size, dtype=torch.bool) if flagged is None else torch.tensor(flagged)
     proposed = torch.full((size,), -1) if proposed is None else torch.tensor(proposed)
     empty = torch.zeros(rounds, size, dtype=torch.bool)
-    return Findings(torch.tensor(score), flagged, proposed, {}, empty)
+    return Findings(torch.tensor(score), flagged, proposed, {}, empty, torch.arange(rounds))
 
 
 def test_the_table_quotes_and_leaves_empty_what_is_not_there():
@@ -372,17 +375,22 @@ def test_samples_are_grouped_by_truth_or_else_by_flags():
 
 def test_rounds_show_rates_only_where_the_truth_is_known():
     found = dataclasses.replace(
-        made([1.0] * 4), rounds=torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]]).bool()
+        made([1.0] * 4),
+        rounds=torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]]).bool(),
+        round_epochs=torch.tensor([7, 9]),
     )
     labels, truth = torch.zeros(4).long(), torch.tensor([True, False, False, False])
-    told = suspects._rounds(found, TrainingSet(labels, (), truth, None))
+    told = suspects._rounds(found, TrainingSet(labels, (), truth, None), {})
     assert told == {
-        "flagged": {1: 75, 2: 25},
-        "TPR": {1: 100, 2: 100},
-        "FPR": {1: pytest.approx(200 / 3), 2: 0},
+        "flagged": {0: 75, 1: 25},
+        "TPR": {0: 100, 1: 100},
+        "FPR": {0: pytest.approx(200 / 3), 1: 0},
     }
-    untold = suspects._rounds(found, TrainingSet(labels, (), None, None))
+    untold = suspects._rounds(found, TrainingSet(labels, (), None, None), {})
     assert untold == {"flagged": told["flagged"]}
+    evaluated = {"val/acc": {6: 90.0, 7: 80.0, 8: 60.0, 9: 40.0}, "val/asr": {8: 1.0}}
+    shown = suspects._rounds(found, TrainingSet(labels, (), None, None), evaluated)
+    assert shown == {"flagged": told["flagged"], "val/acc": {0: 80, 1: 40}}
 
 
 # ---------------------------------------------------------------------- the command line

@@ -37,6 +37,7 @@ def make_findings(flagged, score=None, rounds=None, **further):
         proposed=torch.full((size,), -1),
         further=further,
         rounds=torch.zeros(0, size, dtype=torch.bool) if rounds is None else rounds,
+        round_epochs=torch.arange(0 if rounds is None else len(rounds)),
     )
 
 
@@ -182,9 +183,12 @@ def test_what_is_undefined_is_null_in_the_record():
 
 def test_without_truth_only_counts_are_left():
     findings = make_findings(mask(1, 0, 1))
-    assert identification(findings, None) == {"n": 3, "n_flagged": 2}
+    few = {"n": 3, "n_flagged": 2, "rounds": []}
+    assert identification(findings, None) == few
     unknown = TrainingSet(torch.zeros(3).long(), (), None, None)
-    assert identification(findings, unknown) == {"n": 3, "n_flagged": 2}
+    assert identification(findings, unknown) == few
+    told = make_findings(mask(1, 1, 0), rounds=mask(1, 0, 0)[None])
+    assert identification(told, unknown)["rounds"] == [{"n_flagged": 1}]
 
 
 def test_findings_of_other_samples_are_refused():
