@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bdclean.callbacks.run_record import is_trial
 from bdclean.callbacks.suspect_figures import draw_courses, draw_scores, draw_sheet
+from bdclean.errors import BdcleanError
 from bdclean.metrics.evaluation import BackdoorModule
 from bdclean.metrics.identification import false_positive_rate, true_positive_rate
 from bdclean.types import Findings, ReportableData, TrainingSet
@@ -24,6 +25,8 @@ _Courses = dict[str, dict[int, float]]
 
 class Suspects(Callback):
     """Writes `suspects.csv`, `suspects.png`, `scores.png` and `rounds.png` at the end of a fit.
+
+    Also where the method gives up after its findings, because all samples are flagged.
 
     It does nothing if the module has no findings, or the data module is no
     `bdclean.types.ReportableData`. Only the first process writes. The truth, where it is known,
@@ -46,6 +49,13 @@ class Suspects(Callback):
         if not trainer.is_global_zero or is_trial(trainer):
             return
         _write_files(Path(folder), _on_cpu(findings), data)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Writes the files if the method has found what it cannot go on with."""
+        if isinstance(exception, BdcleanError) and trainer.world_size == 1:
+            self.on_fit_end(trainer, pl_module)
 
 
 def ranking(score: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from bdclean.attacks import BadNets, WaNet
 from bdclean.backbones import build
 from bdclean.backbones.attacker import Attacker
+from bdclean.callbacks.suspects import Suspects
 from bdclean.data import ImageSet, Splits
 from bdclean.errors import ConfigError
 from bdclean.functional.seeds import derive_seed
@@ -307,6 +308,22 @@ def test_a_recipe_is_checked(wrong):
 def test_an_empty_part_is_told():
     with pytest.raises(ConfigError, match="no sample is left"):
         chosen(torch.zeros(4, dtype=torch.bool), "left")
+
+
+def test_what_was_found_is_written_even_if_nothing_is_left(
+    make, make_poisoned, make_trainer, tmp_path
+):
+    module = make()
+
+    def flag_all(look=module.begin_identify):
+        look()
+        module.results["flagged"][:] = True
+
+    module.begin_identify = flag_all
+    with pytest.raises(ConfigError, match="no sample is left, since all are flagged"):
+        run(module, make_poisoned(), make_trainer, Suspects(str(tmp_path)))
+    assert len((tmp_path / "suspects.csv").read_text().splitlines()) == 65
+    assert (tmp_path / "scores.png").is_file()
 
 
 def test_too_few_samples_are_told_before_training(make, make_poisoned, make_trainer):
