@@ -34,8 +34,12 @@ def keys_of(kind):
 
 
 def parse(*stack):
-    """Parses without instantiating anything, as `--print_config` would."""
-    words = [w for file in stack for w in ("-c", str(file))]
+    """Parses files without instantiating anything, as `--print_config` would."""
+    parse_words(["fit", *(w for file in stack for w in ("-c", str(file)))])
+
+
+def parse_words(words):
+    """Parses a whole command."""
 
     class ParsingDoneError(Exception):
         pass
@@ -54,10 +58,10 @@ def parse(*stack):
                 seed_everything_default=0,
                 auto_configure_optimizers=False,
                 save_config_callback=SaveRunConfig,
-                args=["fit", *words],
+                args=words,
             )
     except SystemExit as error:  # a parse error, already printed
-        pytest.fail(f"{[f.name for f in stack]} does not parse: {error}")
+        pytest.fail(f"{words} does not parse: {error}")
 
 
 def test_no_key_stands_in_two_kinds_of_file():
@@ -110,3 +114,17 @@ def test_attacks_parse(attack):
 def test_trainers_and_architectures_parse(trainer):
     for arch in files("arch"):
         parse(trainer, CONFIGS / "data/digits.yaml", CONFIGS / "train/supervised_fast.yaml", arch)
+
+
+LINES = (CONFIGS / "slurm/advrbd_runs.txt").read_text().splitlines()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("line", LINES, ids=lambda line: line.split("/")[-1])
+def test_lists_of_runs_parse(line, monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    parse_words(line.split())
+
+
+def test_a_list_names_each_run_folder_once():
+    assert len({line.split("--run ")[1] for line in LINES}) == len(LINES) == 11
