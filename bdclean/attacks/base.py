@@ -33,7 +33,7 @@ class FurtherTest:
     Reported is, as `test/NAME`, the share of its images that are answered with `wanted`.
 
     Attributes:
-        rows: Which test images, (M,), ascending.
+        rows: Which test images, (M,).
         images: What they become, (M, 3, H, W), uint8.
         wanted: The label that is counted, (M,).
     """

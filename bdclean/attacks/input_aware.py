@@ -301,7 +301,9 @@ class InputAware(Attack):
         rows = torch.arange(len(images))
         if isinstance(trigger, InputAwareTrigger):
             images = self._cross(images, self._donors("test", rows), trigger)
-        return {"cross_acc": FurtherTest(rows, images, labels)}
+        else:  # the module takes the next image of the batch, which must be any other one
+            rows = self._order("test", len(rows))
+        return {"cross_acc": FurtherTest(rows, images[rows], labels[rows])}
 
     def poison_batch(
         self,
@@ -327,11 +329,14 @@ class InputAware(Attack):
 
     def _donors(self, purpose: str, rows: Tensor) -> Tensor:
         """A random cycle through all rows: nobody gets his own trigger."""
-        generator = torch.Generator().manual_seed(derive_seed("cross", purpose, self.seed))
-        order = torch.randperm(len(rows), generator=generator)
+        order = self._order(purpose, len(rows))
         donors = torch.empty_like(rows)
         donors[order] = order.roll(1)
         return donors
+
+    def _order(self, purpose: str, size: int) -> Tensor:
+        generator = torch.Generator().manual_seed(derive_seed("cross", purpose, self.seed))
+        return torch.randperm(size, generator=generator)
 
     @staticmethod
     def _cross(images: Tensor, donors: Tensor, trigger: InputAwareTrigger) -> Tensor:

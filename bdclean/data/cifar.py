@@ -1,5 +1,7 @@
 """CIFAR-10 and CIFAR-100 from their own archives, through torchvision."""
 
+from pathlib import Path
+
 import torch
 from torchvision import datasets
 
@@ -59,7 +61,7 @@ class CIFAR10(ImageDataModule):
             eval_batch_size,
             shuffle_seed,
         )
-        self.root, self.download = root, download
+        self.root, self.download = str(Path(root).expanduser()), download
 
     def prepare_data(self) -> None:
         """Downloads the archive when asked to; on one process."""

@@ -70,7 +70,7 @@ class ImageFolder(ImageDataModule):
             eval_batch_size,
             shuffle_seed,
         )
-        self.root = root
+        self.root = None if root is None else str(Path(root).expanduser())
         self.input_size, self.mean, self.std = input_size, mean, std
         self.cache, self.allow_flip = cache, allow_flip
         self.num_classes = self._count_classes(num_classes)

@@ -93,7 +93,7 @@ class Imagenette(ImageDataModule):
             eval_batch_size,
             shuffle_seed,
         )
-        self.root, self.size, self.input_size = root, size, input_size
+        self.root, self.size, self.input_size = str(Path(root).expanduser()), size, input_size
         self.download, self.cache = download, cache
         self._tree = _IMAGENETTE_TREE.format(folder=_IMAGENETTE_FOLDERS[size])
 
@@ -184,7 +184,7 @@ class ImageNet100(ImageDataModule):
             eval_batch_size,
             shuffle_seed,
         )
-        self.root, self.input_size, self.cache = root, input_size, cache
+        self.root, self.input_size, self.cache = str(Path(root).expanduser()), input_size, cache
         self.classes = _read_list(class_list)
         self.num_classes = len(self.classes)
 

@@ -79,7 +79,7 @@ class TinyImageNet(ImageDataModule):
             eval_batch_size,
             shuffle_seed,
         )
-        self.root, self.download, self.cache = root, download, cache
+        self.root, self.download, self.cache = str(Path(root).expanduser()), download, cache
 
     @property
     def _folder(self) -> Path:

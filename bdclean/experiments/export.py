@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import cast
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from torch import Tensor
 
@@ -47,7 +48,7 @@ class Part:
 
 
 def export(data: ImageDataModule, out: str | Path, *, test: bool = True) -> None:
-    """Writes the poisoned training set, and the clean and triggered test sets, as PNG files.
+    """Writes the poisoned training set and all test sets of the attack as PNG files.
 
     The folder appears whole or not at all.
 
@@ -116,7 +117,13 @@ def _plan(data: ImageDataModule) -> PoisonPlan:
     if data.attack.dynamic:
         raise ConfigError(
             f"data.init_args.attack {type(data.attack).__name__} poisons every batch anew and "
-            "has no fixed set of images to export; choose an attack that is not dynamic."
+            "has no fixed set of images to export; take its static form (WaNet: mode static; "
+            "InputAware: trigger, the file of a learned one)."
+        )
+    if data.attack.poison_augmentation != "none":
+        rank_zero_warn(
+            f"{type(data.attack).__name__} with apply_to poison transforms its poisoned images "
+            "anew in every batch; the files show them before that."
         )
     data.prepare_data()
     if data.plan is None:
@@ -141,15 +148,14 @@ def _train(data: ImageDataModule, classes: Sequence[str]) -> Part:
     return Part("train", images, files)
 
 
-def _tests(data: ImageDataModule, classes: Sequence[str]) -> tuple[Part, Part]:
-    """What the loaders `clean` and `triggered` show, numbered by row of the test set."""
-    clean, triggered = (cast(RoleImages, loader.dataset) for loader in data.test_dataloader())
-
-    def part(folder: str, images: RoleImages) -> Part:
-        labels = images.columns["label"]
-        return Part(folder, images, _files(folder, labels, images.rows, len(clean), classes))
-
-    return part("test", clean), part("test_triggered", triggered)
+def _tests(data: ImageDataModule, classes: Sequence[str]) -> list[Part]:
+    """What the loaders of the evaluation show, numbered by row of the test set."""
+    sets = [cast(RoleImages, loader.dataset) for loader in data.test_dataloader()]
+    folders = ["test", *(f"test_{name}" for name in ("triggered", *data.further_tests))]
+    return [
+        Part(name, s, _files(name, s.columns["label"], s.rows, len(sets[0]), classes))
+        for name, s in zip(folders, sets, strict=True)
+    ]
 
 
 def _files(

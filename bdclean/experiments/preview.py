@@ -7,6 +7,7 @@ PSNR = 10 log10(1 / MSE), with the mean squared error over channels and pixels o
 import math
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -94,6 +95,7 @@ def preview(name: str, data: ImageDataModule, images: int = 1, seed: int = 0) ->
             f"{name}: data.init_args.attack is null; give files of configs/attack/ with --attacks."
         )
     data.prepare_data()
+    _ = data.plan  # tells of settings that do not fit the data
     triggered = cast(RoleImages, data.test_dataloader()[1].dataset)
     if len(triggered) < images:
         raise ConfigError(
@@ -202,5 +204,7 @@ def write_preview(
         draw(previews, amplify).savefig(temporary, format="png", dpi=110)
         temporary.replace(out)
     except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
         raise ConfigError(f"--out={out}: the file cannot be written ({error}).") from error
     print(f"Written to {out}")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bdclean.attacks import BadNets, PoisonPlan, Trigger, WaNet
+from bdclean.attacks import BadNets, PhysicalBA, PoisonPlan, TaCT, Trigger, WaNet
 from bdclean.cli import main
 from bdclean.data import Digits, ImageFolder, ImageSet, Splits
 from bdclean.data.sources import read_class_folder
@@ -252,6 +252,24 @@ def test_a_dynamic_attack_has_no_fixed_set(tmp_path):
         export(data, tmp_path / "out")
     data = Few(attack=WaNet(mode="static"), splits=Splits(defense=10))
     export(data, tmp_path / "out", test=False)
+
+
+def test_further_test_sets_are_written_too(tmp_path):
+    attack = TaCT(target=1, source_class=0, rate=0.05, cover_rate=0.02)
+    data = Few(attack=attack, splits=Splits(defense=10))
+    export(data, tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == OWN | {"test", "test_triggered", "test_leak"}
+    for name, loader in zip(("triggered", "leak"), data.test_dataloader()[1:], strict=True):
+        written = sorted((tmp_path / "out" / f"test_{name}").rglob("*.png"))
+        assert len(written) == len(loader.dataset)
+        assert {number(file) for file in written} == set(loader.dataset.rows.tolist())
+
+
+def test_images_that_change_in_every_batch_are_told_of(tmp_path):
+    attack = PhysicalBA(target=1, rate=0.2, apply_to="poison")
+    with pytest.warns(UserWarning, match="anew in every batch"):
+        export(Few(attack=attack, splits=Splits(defense=10)), tmp_path / "out", test=False)
 
 
 def test_pixels_that_are_not_bytes_cannot_be_exported(tmp_path):
