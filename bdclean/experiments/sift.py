@@ -269,10 +269,10 @@ def _lies_in(path: Path, place: Path) -> bool:
     """Whether `path` is `place` or lies below it, whatever they are called."""
     whole, above = path.resolve(), place.resolve()
     chain = (whole, *whole.parents)
+    if not above.exists():
+        return above in chain
     # The same folder may have two names: another case, another mount.
-    return above in chain or (
-        above.exists() and any(p.exists() and p.samefile(above) for p in chain)
-    )
+    return any(folder.exists() and folder.samefile(above) for folder in chain)
 
 
 @contextmanager
