@@ -115,7 +115,7 @@ def test_the_size_is_that_of_the_images(folder, tmp_path):
         sift.image_size(tmp_path / "big")
 
 
-class Trained(Exception):
+class ReachedError(Exception):
     """The training was reached."""
 
 
@@ -125,9 +125,9 @@ def words_of(folder, *extra):
 
     def fit(words):
         given.extend(words)
-        raise Trained
+        raise ReachedError
 
-    with pytest.raises(Trained):
+    with pytest.raises(ReachedError):
         sift.run_sift([str(folder), *extra], fit)
     return given
 
