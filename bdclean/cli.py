@@ -15,6 +15,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 import bdclean
 import bdclean.data
@@ -33,7 +34,7 @@ from bdclean.callbacks.run_record import is_trial
 from bdclean.errors import BdcleanError
 from bdclean.experiments.attack import run_attack
 from bdclean.experiments.demo import run_demo
-from bdclean.experiments.sift import run_sift
+from bdclean.experiments.sift import SaveSiftConfig, run_sift
 from bdclean.metrics.evaluation import BackdoorModule
 
 LINKED = ("num_classes", "input_size", "mean", "std")
@@ -86,10 +87,18 @@ class BdcleanCLI(LightningCLI):
             kwargs["enable_progress_bar"] = False
             callbacks.append(ProgressLines())
         if config.get("logger") in (None, True):
-            _keep_old_metrics(run)
+            if not config.get("fast_dev_run"):
+                self._require_own(run)
+                _keep_old_metrics(run)
             kwargs["logger"] = CSVLogger(run, name="", version="")
         kwargs |= {"default_root_dir": str(run), "plugins": plugins, "callbacks": callbacks}
         return super().instantiate_trainer(**kwargs)
+
+    def _require_own(self, run: Path) -> None:
+        """Refuses a fit in the folder of another one; the logger deletes what it finds there."""
+        save = self.save_config_callback
+        if self.subcommand == "fit" and save is not None and issubclass(save, SaveRunConfig):
+            save(self._parser("fit"), self.config["fit"]).require_own(run)
 
     def _run_folder(self) -> str:
         """Where this command writes: `--run`, or the folder of the run that is evaluated."""
@@ -115,6 +124,7 @@ def _checkpoints(run: str) -> str:
     return f"{run}/checkpoints"
 
 
+@rank_zero_only
 def _keep_old_metrics(run: Path) -> None:
     """Moves the metrics of an earlier start aside, which the logger would delete."""
     old = run / "metrics.csv"
@@ -153,7 +163,7 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(2)
 
 
-def _run(words: list[str]) -> BdcleanCLI:
+def _run(words: list[str], save: type[SaveRunConfig] = SaveRunConfig) -> BdcleanCLI:
     return BdcleanCLI(
         LightningModule,
         LightningDataModule,
@@ -161,13 +171,13 @@ def _run(words: list[str]) -> BdcleanCLI:
         subclass_mode_data=True,
         seed_everything_default=0,
         auto_configure_optimizers=False,
-        save_config_callback=SaveRunConfig,
+        save_config_callback=save,
         args=words,
     )
 
 
 def _fit(words: list[str]) -> tuple[Any, Any]:
-    cli = _run(words)
+    cli = _run(words, SaveSiftConfig)
     return cli.model, cli.datamodule
 
 

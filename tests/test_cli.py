@@ -139,12 +139,13 @@ def test_the_checkpoint_does_not_override_the_command_line(tmp_path, victim):
 
 
 def test_another_config_does_not_overwrite_a_run(victim, capsys):
-    before = (victim / "result.json").read_bytes()
+    before = {path: path.read_bytes() for path in victim.rglob("*") if path.is_file()}
     with pytest.raises(SystemExit) as stop:
         fit(victim, "train/supervised_fast", "--model.schedule", "cosine")
     assert stop.value.code == 2
     assert "belongs to a run with another config" in capsys.readouterr().err
-    assert (victim / "result.json").read_bytes() == before
+    # not even metrics.csv was moved aside
+    assert {path: path.read_bytes() for path in victim.rglob("*") if path.is_file()} == before
 
 
 WRONG = {

@@ -13,7 +13,26 @@ class SaveRunConfig(SaveConfigCallback):
 
     An equal file is left alone, so that a requeued job passes. A different one is refused,
     unless the run is being resumed: then the new config is written beside it, numbered.
+
+    Attributes:
+        may_change: Whether a resumed run may go on with another config.
+        way_out: What a refusal tells the user to do.
     """
+
+    may_change = True
+    way_out = (
+        "Choose another folder with --run, delete that one, or continue it with --ckpt_path last."
+    )
+
+    def require_own(self, folder: Path) -> None:
+        """Refuses the folder of another run, before anything in it is touched.
+
+        Raises:
+            ConfigError: If `folder` belongs to a run with another config.
+        """
+        refusal = self._refusal(folder)
+        if refusal:
+            raise ConfigError(refusal)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Saves on the first process; every process learns of a refusal.
@@ -33,21 +52,31 @@ class SaveRunConfig(SaveConfigCallback):
         self.already_saved = True
 
     def _save(self, folder: Path) -> str | None:
-        resuming = self.config.get("ckpt_path") is not None
-        config = self.config.clone()
-        config["ckpt_path"] = None
-        text = self.parser.dump(config, skip_none=False)
+        refusal = self._refusal(folder)
+        if refusal:
+            return refusal
         path = folder / self.config_filename
-        if path.is_file() and path.read_text() != text:
-            if not resuming:
-                return (
-                    f"{path} belongs to a run with another config. Choose another folder with "
-                    "--run, delete that one, or continue it with --ckpt_path last."
-                )
+        if self._differs(path):
             path = _numbered(path)
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text(self._text())
         return None
+
+    def _refusal(self, folder: Path) -> str | None:
+        resuming = self.config.get("ckpt_path") is not None
+        path = folder / self.config_filename
+        if self._differs(path) and not (resuming and self.may_change):
+            return f"{path} belongs to a run with another config. {self.way_out}"
+        return None
+
+    def _differs(self, path: Path) -> bool:
+        return path.is_file() and path.read_text() != self._text()
+
+    def _text(self) -> str:
+        config = self.config.clone()
+        config["ckpt_path"] = None
+        text: str = self.parser.dump(config, skip_none=False)
+        return text
 
 
 def _numbered(path: Path) -> Path:

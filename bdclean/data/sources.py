@@ -17,18 +17,34 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", 
 def class_folders(root: Path) -> list[str]:
     """Names of the class folders below `root`, sorted as torchvision's ImageFolder does.
 
+    Hidden folders (`.ipynb_checkpoints`) are no classes.
+
     Raises:
         DataError: If the folder is missing or holds no class folder.
     """
     if not root.is_dir():
         raise DataError(f"No folder {root}. Expected {root}/CLASS/IMAGE.jpg, one folder a class.")
-    names = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+    names = sorted(e.name for e in root.iterdir() if e.is_dir() and not e.name.startswith("."))
     if not names:
         raise DataError(
             f"{root} holds no class folders. Expected {root}/CLASS/IMAGE.jpg; images without "
             "classes can only serve as data.init_args.defense_root."
         )
     return names
+
+
+def require_images(root: Path, classes: Iterable[str]) -> None:
+    """Checks that every class folder below `root` has an image.
+
+    Raises:
+        DataError: Naming the first one without.
+    """
+    for name in classes:
+        if next(_images(root / name), None) is None:
+            raise DataError(
+                f"{root / name} holds no images; put images in, or remove the folder if it is no "
+                "class."
+            )
 
 
 def read_class_folder(
@@ -52,7 +68,7 @@ def read_class_folder(
         DataError: If the folder, or one of `classes`, has no images, or one cannot be decoded.
     """
     chosen = class_folders(root) if classes is None else classes
-    files = [_image_files(root / name) for name in chosen]
+    files = [image_files(root / name) for name in chosen]
     if classes is not None and [] in files:
         raise DataError(f"{root / classes[files.index([])]} holds no images; copy it again.")
     labels = torch.cat([torch.full((len(f),), k) for k, f in enumerate(files)])
@@ -68,7 +84,7 @@ def read_flat_folder(root: Path, input_size: int, *, cache: bool = True) -> Imag
     """
     if not root.is_dir():
         raise DataError(f"No folder {root}. Give a folder of images.")
-    return read_files(root, _image_files(root), None, input_size, cache=cache)
+    return read_files(root, image_files(root), None, input_size, cache=cache)
 
 
 def read_files(
@@ -92,8 +108,13 @@ def read_files(
     return ImageSet(images, labels, names)
 
 
-def _image_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+def image_files(folder: Path) -> list[Path]:
+    """The image files below `folder`, at any depth, sorted."""
+    return sorted(_images(folder))
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    return (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
 
 
 # ---------------------------------------------------------------- data sets with a known layout

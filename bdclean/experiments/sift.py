@@ -6,14 +6,18 @@ A thin front for `bdclean fit` with AdvrBD. The user's files are read, never mov
 import argparse
 import shutil
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-import torch
+from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
+from bdclean.callbacks import SaveRunConfig
+from bdclean.callbacks.suspects import ranking
 from bdclean.data import ImageFolder
-from bdclean.data.sources import SUFFIXES
+from bdclean.data.sources import class_folders, image_files, require_images
 from bdclean.errors import ConfigError, DataError
 from bdclean.purification import AdvrBD
 from bdclean.types import Findings, TrainingSet
@@ -31,20 +35,43 @@ _SHORT = {
     "step_size": "0.5",
     "rounds": "8",
 }  # configs/purify/advrbd_fast.yaml; a test compares them
+_CONTINUE = "--ckpt_path=last"
+_TAKEN = {
+    "--run": "give the run folder as --out",
+    "--data": "sift reads class folders; give FOLDER alone",
+    "--data.class_path": "sift reads class folders; give FOLDER alone",
+    "--data.root": "give the data as FOLDER",
+    "--data.init_args.root": "give the data as FOLDER",
+    "--model": "sift is AdvrBD; for another method use bdclean fit with --run instead of --out",
+    "--model.class_path": "sift is AdvrBD; for another method use bdclean fit with --run",
+}
+"""Options of `bdclean fit` that sift sets itself, and what to do instead."""
+
+
+class SaveSiftConfig(SaveRunConfig):
+    """A sift goes on by itself, and only as it began."""
+
+    may_change = False
+    way_out = "Name another folder with --out, or delete that one."
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command's own options; all others are those of `bdclean fit`."""
     parser = argparse.ArgumentParser(
         prog="bdclean sift",
+        usage="bdclean sift FOLDER [options]",
+        allow_abbrev=False,  # --da is no --dry-run, and --data none of ours
         description="Finds poisoned images in FOLDER/CLASS/* (or FOLDER/train/CLASS/*) with "
         "AdvrBD, and trains a model without them. Writes suspects.csv, a picture sheet and "
-        "model.safetensors into OUT. FOLDER stays as it is.",
+        "model.safetensors into OUT. FOLDER stays as it is. The same command again continues "
+        "one that was stopped.",
         epilog="Other words go to `bdclean fit`: --model.arch resnet34, --model.width 16, "
         "--trainer.accelerator gpu, --trainer.precision 32-true, --data.allow_flip false ...",
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="One folder for each class.")
-    parser.add_argument("--out", type=Path, default=Path("runs/sift"), help="Run folder.")
+    parser.add_argument(
+        "--out", type=Path, help="Run folder: runs/sift, or runs/sift-scores of a dry run."
+    )
     parser.add_argument("--size", type=int, help="Side of the images; taken from them if left out.")
     parser.add_argument("--fast", action="store_true", help="8 epochs instead of 100.")
     parser.add_argument("--dry-run", action="store_true", help="Score only; flag nothing.")
@@ -53,46 +80,58 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def run_sift(args: Sequence[str], fit: Fit) -> None:
-    """The command.
+    """The command. Only the first of several processes prints and copies.
 
     Args:
         args: The words after `bdclean sift`.
         fit: Runs the training.
 
     Raises:
-        ConfigError: If the options contradict each other, or DIR is in the way.
-        DataError: If FOLDER holds no images in class folders.
+        ConfigError: If the options contradict each other, or OUT or DIR is in the way.
+        DataError: If FOLDER does not hold images in two or more class folders.
     """
-    options, others = make_parser().parse_known_args(list(args))
+    options, others = _parse(list(args))
+    out: Path = options.out or Path("runs/sift-scores" if options.dry_run else "runs/sift")
     target: Path | None = options.copy_clean
-    if target is not None and options.dry_run:
-        raise ConfigError("--copy-clean: --dry-run flags nothing; leave one of them out.")
-    if target is not None and target.exists():
-        raise ConfigError(f"--copy-clean {target}: it exists already; give a new folder.")
-    folder: Path = options.folder
-    if target is not None and folder.resolve() in (target.resolve(), *target.resolve().parents):
-        raise ConfigError(f"--copy-clean {target}: it lies inside {folder}; give a folder outside.")
-    model, data = fit([*_words(options), *others])
-    found, samples = model.findings(), data.training_set()
-    assert found is not None  # noqa: S101  (the fit is over)
-    if options.dry_run:
-        print(_worst(found, samples, options.out))
-        return
-    print(_summary(found, options.out))
+    first = rank_zero_only.rank == 0
+    source = _training_folder(options.folder)
+    classes = _classes(source)
+    # A class folder may be a link to elsewhere.
+    places = [options.folder, source, *(source / name for name in classes)]
+    _check_out(out, places)
     if target is not None:
-        source = folder / "train" if (folder / "train").is_dir() else folder
-        kept = (~found.flagged).nonzero().flatten().tolist()
-        _copy(source, target, [samples.files[row] for row in kept])
-        print(f"{len(kept)} files copied to {target}.")
+        _check_target(target, out, places)
+    size = image_size(source) if options.size is None else options.size
+    words = _words(options, size, others, out)
+    if first and words[-1] == _CONTINUE:
+        print(f"{out} holds a sift that was begun: going on with it.")
+    with _beside(target if first else None) as copy:
+        model, data = fit(words)
+        if not first:
+            return
+        found, samples = model.findings(), data.training_set()
+        if found is None:
+            raise ConfigError(
+                "The fit was stopped before it had flagged anything; leave out what limits it "
+                "(--trainer.max_steps, --trainer.max_time ...) and start the same command again."
+            )
+        print(_worst(found, samples, out) if options.dry_run else _summary(found, out))
+        if target is not None and copy is not None:
+            kept = (~found.flagged).nonzero().flatten().tolist()
+            _copy(source, copy, target, [samples.files[row] for row in kept])
+            print(f"{len(kept)} files copied to {target}.")
 
 
 def image_size(folder: Path) -> int:
     """The usual side nearest to the images': 32, 64, 128 or 224.
 
+    Args:
+        folder: The folder above the class folders.
+
     Raises:
         DataError: If there are no images.
     """
-    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES)
+    files = [file for name in class_folders(folder) for file in image_files(folder / name)]
     if not files:
         raise DataError(f"{folder} holds no images; expected {folder}/CLASS/IMAGE.jpg.")
     sides = []
@@ -106,17 +145,40 @@ def image_size(folder: Path) -> int:
     return min(_SIZES, key=lambda size: abs(size - middle))
 
 
-def _words(options: argparse.Namespace) -> list[str]:
-    size = image_size(options.folder) if options.size is None else options.size
+# ---------------------------------------------------------------------- words
+
+
+def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Our options, and the words for `bdclean fit`."""
+    if args and args[0].startswith("-") and not {"-h", "--help"} & set(args):
+        # Nobody but `bdclean fit` knows which of its options take a value.
+        raise ConfigError(
+            f"{args[0]} stands where FOLDER is expected; FOLDER comes first: bdclean sift FOLDER "
+            f"{args[0]} ..."
+        )
+    options, others = make_parser().parse_known_args(args)
+    if others and not others[0].startswith("-"):
+        raise ConfigError(
+            f"{others[0]!r} is one word too many after FOLDER {options.folder}; give one folder, "
+            "in quotes if its name has blanks."
+        )
+    for word in others:
+        name = word.partition("=")[0]
+        if name in _TAKEN:
+            raise ConfigError(f"{name} is set by sift itself; {_TAKEN[name]}.")
+    if options.copy_clean is not None and options.dry_run:
+        raise ConfigError("--copy-clean: --dry-run flags nothing; leave one of them out.")
+    return options, others
+
+
+def _words(options: argparse.Namespace, size: int, others: Sequence[str], out: Path) -> list[str]:
     settings = {
         "trainer.precision": "bf16-mixed",
         "trainer.max_epochs": "-1",
         "trainer.reload_dataloaders_every_n_epochs": "1",
         "trainer.num_sanity_val_steps": "0",
         "test_after_fit": "false",
-        "run": str(options.out),
         "data": "bdclean.data.ImageFolder",
-        "data.root": str(options.folder),
         "data.input_size": str(size),
         "data.splits.defense": "0",
         "data.splits.probe": "0",
@@ -126,11 +188,137 @@ def _words(options: argparse.Namespace) -> list[str]:
         settings |= {f"model.{key}": value for key, value in _SHORT.items()}
     if options.dry_run:
         settings["model.until"] = "score"
-    return ["fit", *(f"--{key}={value}" for key, value in settings.items())]
+    # At the end: a file given with -c does not move the folders that were looked at.
+    words = [*_as_words(settings), *others, f"--run={out}", f"--data.root={options.folder}"]
+    asked = any(word.partition("=")[0] == "--ckpt_path" for word in others)
+    if (out / "checkpoints" / "last.ckpt").is_file() and not asked:
+        words.append(_CONTINUE)
+    return ["fit", *words]
+
+
+def _as_words(settings: dict[str, str]) -> list[str]:
+    return [f"--{key}={value}" for key, value in settings.items()]
+
+
+# ---------------------------------------------------------------------- folders
+
+
+def _training_folder(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise DataError(f"FOLDER {folder} is no folder; give one that holds CLASS/IMAGE.jpg.")
+    return folder / "train" if (folder / "train").is_dir() else folder
+
+
+def _classes(source: Path) -> list[str]:
+    """The class folders; there are two at least, each with images."""
+    if not any(entry.is_dir() and not entry.name.startswith(".") for entry in source.iterdir()):
+        raise DataError(
+            f"{source} holds no class folders; sort the images into {source}/CLASS/IMAGE.jpg, one "
+            "folder for each class."
+        )
+    names = class_folders(source)
+    if len(names) < 2:
+        raise DataError(
+            f"{source} holds the single class {names[0]}; at least two class folders are needed."
+        )
+    require_images(source, names)
+    return names
+
+
+def _check_out(out: Path, places: Iterable[Path]) -> None:
+    """Refuses a run folder in which files of the user could be overwritten."""
+    above = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not above.is_dir():
+        raise ConfigError(f"--out {out}: {above} is a file; name a folder.")
+    for place in places:
+        if _lies_in(out, place):
+            raise ConfigError(
+                f"--out {out}: it lies in {place}, which stays as it is; name a folder outside."
+            )
+    if out.exists() and any(out.iterdir()) and not _is_run(out):
+        raise ConfigError(
+            f"--out {out}: it holds files, but no run of bdclean; name a new or empty folder."
+        )
+
+
+def _is_run(folder: Path) -> bool:
+    try:
+        lines = (folder / "config.yaml").read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return False
+    ours = any("class_path: bdclean." in line for line in lines)
+    return ours and any(line.startswith("run:") for line in lines)
+
+
+def _check_target(target: Path, out: Path, places: Iterable[Path]) -> None:
+    if target.exists() or target.is_symlink():
+        raise ConfigError(f"--copy-clean {target}: it exists already; give a new folder.")
+    for place in places:
+        if _lies_in(target, place):
+            raise ConfigError(
+                f"--copy-clean {target}: it lies inside {place}; give a folder outside."
+            )
+    if _lies_in(target, out) or _lies_in(out, target):
+        raise ConfigError(
+            f"--copy-clean {target}: neither it nor --out {out} may lie in the other; give a "
+            "folder outside."
+        )
+
+
+def _lies_in(path: Path, place: Path) -> bool:
+    """Whether `path` is `place` or lies below it, whatever they are called."""
+    whole, above = path.resolve(), place.resolve()
+    chain = (whole, *whole.parents)
+    if not above.exists():
+        return above in chain
+    # The same folder may have two names: another case, another mount.
+    return any(folder.exists() and folder.samefile(above) for folder in chain)
+
+
+@contextmanager
+def _beside(target: Path | None) -> Iterator[Path | None]:
+    """An empty folder next to `target`, to be renamed; made before hours of training."""
+    if target is None:
+        yield None
+        return
+    whole = target.resolve()
+    try:
+        whole.parent.mkdir(parents=True, exist_ok=True)
+        beside = TemporaryDirectory(dir=whole.parent, prefix=f".{whole.name}.")
+    except OSError as error:
+        raise ConfigError(
+            f"--copy-clean {target}: the folder cannot be written ({error}); give another one."
+        ) from error
+    with beside as name:
+        copy = Path(name) / whole.name
+        copy.mkdir()
+        yield copy
+
+
+def _copy(source: Path, copy: Path, target: Path, files: Sequence[str]) -> None:
+    try:
+        for name in files:
+            place = copy / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source / name, place)
+        copy.replace(target.resolve())
+    except OSError as error:
+        raise ConfigError(
+            f"--copy-clean {target}: the copy failed ({error}); make room and start the same "
+            "command again, which does not train again."
+        ) from error
+
+
+# ---------------------------------------------------------------------- what is printed
 
 
 def _summary(found: Findings, out: Path) -> str:
     flagged, total = int(found.flagged.sum()), len(found.flagged)
+    if not flagged:
+        return (
+            f"None of {total} images is flagged; their scores: {out}/suspects.csv.\n"
+            f"The model that was trained on all of them: {out}/model.safetensors"
+        )
     return (
         f"{flagged} of {total} images are flagged ({100 * flagged / total:.1f} %): "
         f"{out}/suspects.csv, {out}/suspects.png. Not all of them need be poisoned.\n"
@@ -139,19 +327,13 @@ def _summary(found: Findings, out: Path) -> str:
 
 
 def _worst(found: Findings, samples: TrainingSet, out: Path) -> str:
-    order = torch.argsort(found.score, descending=True, stable=True)[:10].tolist()
+    order = ranking(found.score)[:10].tolist()
     lines = [f"  {found.score[row]:10.4g}  {samples.files[row]}" for row in order]
     return "\n".join(
         [
-            f"Scores of {len(found.score)} images: {out}/suspects.csv. The most suspicious ones:",
+            f"Scores of {len(found.score)} images: {out}/suspects.csv. The most suspicious ones, "
+            "as CLASS/FILE:",
             *lines,
             f"Nothing was flagged. Do not use {out}/model.safetensors: it has seen all images.",
         ]
     )
-
-
-def _copy(source: Path, target: Path, files: Sequence[str]) -> None:
-    for name in files:
-        place = target / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(source / name, place)

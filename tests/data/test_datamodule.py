@@ -260,6 +260,26 @@ def test_a_broken_image_is_named(folder):
         _ = ImageFolder(root=str(folder), input_size=16).base
 
 
+def test_hidden_folders_are_no_classes(folder):
+    for part in ("train", "test"):
+        write_image(folder / part / ".ipynb_checkpoints" / "0.png", 1)
+    write_image(folder / "train" / ".cache" / "0.png", 1)
+    data = ImageFolder(root=str(folder), input_size=16, cache=False)
+    assert data.num_classes == 2
+    assert not [name for name in (*data.base.files, *data.test_set.files) if name[0] == "."]
+
+
+def test_a_class_without_training_images_is_named(folder):
+    for part in ("train", "test"):
+        (folder / part / "bat" / "deep.png").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"train/bat holds no images; put images in, or remove"):
+        ImageFolder(root=str(folder), input_size=16)
+    # A test folder need not have all classes: that of triggered images lacks the target's.
+    write_image(folder / "train" / "bat" / "0.png", 1)
+    data = ImageFolder(root=str(folder), input_size=16, cache=False)
+    assert sorted(set(data.test_set.labels.tolist())) == [1, 2]
+
+
 def test_class_folders_must_agree(folder):
     write_image(folder / "test" / "emu" / "0.png", 1)
     with pytest.raises(DataError, match="emu"):

@@ -1,17 +1,23 @@
 import csv
 import hashlib
+import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from bdclean.backbones import load_model
 from bdclean.cli import main
-from bdclean.errors import DataError
+from bdclean.errors import ConfigError, DataError
 from bdclean.experiments import sift
+from bdclean.types import Findings, TrainingSet
 
 pytestmark = pytest.mark.filterwarnings("ignore")
+OURS = "run: out\nmodel:\n  class_path: bdclean.purification.AdvrBD\n"
 QUICK = [
     *("--size", "16", "--fast", "--model.width", "4", "--model.recipe.epochs", "1"),
     *("--model.recipe.batch_size", "16", "--model.rounds", "1", "--model.pgd_steps", "1"),
@@ -58,6 +64,19 @@ def test_a_folder_in_suspects_and_a_model_out(folder, tmp_path, capsys):
     assert f"{len(clean)} files copied" in told
     assert load_model(out / "model.safetensors")(torch.rand(1, 3, 16, 16)).shape == (1, 3)
     assert (out / "suspects.png").is_file()
+    again, model = tmp_path / "again", (out / "model.safetensors").read_bytes()
+    steps = json.loads((out / "result.json").read_text())["cost"]["steps"]
+    main(["sift", str(folder), "--out", str(out), "--copy-clean", str(again), *QUICK])
+    assert "going on with it" in capsys.readouterr().out
+    assert state(again) == state(kept)
+    assert (out / "model.safetensors").read_bytes() == model
+    assert json.loads((out / "result.json").read_text())["cost"]["steps"] == steps
+    # another sift of the same folder is refused, and nothing has moved
+    before = state(out)
+    with pytest.raises(SystemExit):
+        main(["sift", str(folder), "--out", str(out), *QUICK, "--model.rounds", "2"])
+    assert "Name another folder with --out" in capsys.readouterr().err
+    assert state(out) == before
 
 
 def test_a_dry_run_scores_only(folder, tmp_path, capsys):
@@ -96,24 +115,297 @@ def test_the_size_is_that_of_the_images(folder, tmp_path):
         sift.image_size(tmp_path / "big")
 
 
+class ReachedError(Exception):
+    """The training was reached."""
+
+
+def words_of(folder, *extra):
+    """What `bdclean fit` would be given."""
+    given = []
+
+    def fit(words):
+        given.extend(words)
+        raise ReachedError
+
+    with pytest.raises(ReachedError):
+        sift.run_sift([str(folder), *extra], fit)
+    return given
+
+
+def finished(flagged, scores=None):
+    """A fit that has these findings for the images of the folder."""
+
+    def fit(words):
+        root = next(word for word in words if word.startswith("--data.root="))
+        place = Path(root.partition("=")[2])
+        files = tuple(sorted(f.relative_to(place).as_posix() for f in place.glob("*/*.png")))
+        mask = torch.zeros(len(files), dtype=torch.bool)
+        mask[flagged] = True
+        score = torch.arange(len(files)).float() if scores is None else scores
+        found = Findings(score, mask, torch.full((len(files),), -1), {}, mask.new_empty(0, 1))
+        samples = TrainingSet(torch.zeros(len(files)), files, None, None)
+        model = SimpleNamespace(findings=lambda: found)
+        return model, SimpleNamespace(training_set=lambda: samples)
+
+    return fit
+
+
+def refusal(*args, error=ConfigError):
+    def fit(words):
+        raise AssertionError(words)
+
+    with pytest.raises(error) as caught:
+        sift.run_sift([str(arg) for arg in args], fit)
+    return str(caught.value)
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Two classes of two images."""
+    for name in ("cat", "dog"):
+        place = tmp_path / "photos" / name
+        place.mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (4, 4), (number,) * 3).save(place / f"{number}.png")
+    return tmp_path / "photos"
+
+
+# ---------------------------------------------------------------------- FOLDER
+
+
+def test_wrong_use_ends_with_status_2(small, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["sift", str(small), "--dry-run", "--copy-clean", "kept"])
+    assert stop.value.code == 2
+    assert "--dry-run flags nothing" in capsys.readouterr().err
+
+
+def test_each_wrong_folder_has_its_message(small, tmp_path):
+    def said(folder):
+        return refusal(folder, "--out", tmp_path / "out", error=DataError)
+
+    assert "is no folder" in said(tmp_path / "nowhere")
+    assert "is no folder" in said(small / "cat" / "0.png")
+    assert "no class folders" in said(small / "cat")
+    (tmp_path / "one" / ".git").mkdir(parents=True)
+    assert "no class folders" in said(tmp_path / "one")
+    (tmp_path / "one" / "cat").symlink_to(small / "cat")
+    assert "single class cat; at least two" in said(tmp_path / "one")
+    (small / "empty").mkdir()
+    assert f"{small}/empty holds no images; put images in, or remove" in said(small)
+    assert not (tmp_path / "out").exists()
+
+
+def test_hidden_folders_links_and_odd_names(small, tmp_path):
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for name in ("cat", "dog"):
+        (linked / name).symlink_to(small / name)
+    (linked / ".ipynb_checkpoints").mkdir()
+    assert sift.image_size(linked) == 32
+    (linked / "dog").rename(linked / "dog.png")
+    assert "--data.input_size=32" in words_of(linked, "--out", str(tmp_path / "out"))
+    (small / "cat" / "deep.png").mkdir()
+    assert sift.image_size(small) == 32
+
+
+def test_train_holds_the_classes_where_it_is(small, tmp_path):
+    (tmp_path / "set" / "test").mkdir(parents=True)  # no class, and not looked at
+    small.rename(tmp_path / "set" / "train")
+    assert f"--data.root={tmp_path}/set" in words_of(tmp_path / "set", "--out", str(tmp_path / "o"))
+    out = tmp_path / "set" / "runs"
+    assert f"lies in {tmp_path}/set" in refusal(tmp_path / "set", "--out", out)
+
+
+# ---------------------------------------------------------------------- OUT
+
+
+def test_out_is_never_in_the_data(small, tmp_path, monkeypatch):
+    for name in ("metrics.csv", "result.json", "config.yaml", "model.safetensors"):
+        (small / name).write_text("run: mine\nclass_path: bdclean.data.ImageFolder\n")
+    link, away = tmp_path / "link", tmp_path / "away"
+    link.symlink_to(small)
+    (small / "cat").rename(away)
+    (small / "cat").symlink_to(away)
+    before = set(tmp_path.rglob("*")), state(tmp_path)
+    for out in (small, small / "runs", small / "dog", link, link / "a" / "b", away, away / "run"):
+        assert "stays as it is; name a folder outside" in refusal(small, "--out", out)
+    monkeypatch.chdir(small)
+    assert "runs/sift: it lies in" in refusal(".")
+    monkeypatch.chdir(small / "dog")
+    assert "runs/sift-scores: it lies in" in refusal("..", "--dry-run")
+    assert (set(tmp_path.rglob("*")), state(tmp_path)) == before
+
+
+def test_out_is_new_empty_or_a_run(small, tmp_path):
+    out = tmp_path / "out"
+    out.write_text("mine")
+    assert "is a file; name a folder" in refusal(small, "--out", out)
+    assert f"{out} is a file; name a folder" in refusal(small, "--out", out / "deeper")
+    out.unlink()
+    out.mkdir()
+    words_of(small, "--out", str(out))
+    (out / "metrics.csv").write_text("mine")
+    assert "but no run of bdclean; name a new or empty folder" in refusal(small, "--out", out)
+    for text in (b"batch: 3\n", b"run: there\n", b"# run: class_path: bdclean.\n", b"\xff\xfe"):
+        (out / "config.yaml").write_bytes(text)
+        assert "but no run of bdclean" in refusal(small, "--out", out)
+    (out / "config.yaml").write_text(OURS)
+    words_of(small, "--out", str(out))
+    assert (out / "metrics.csv").read_text() == "mine"
+    assert "but no run of bdclean" in refusal(small, "--out", tmp_path)  # around the data
+
+
+def test_a_dry_run_has_a_folder_of_its_own(small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "--run=runs/sift" in words_of(small)
+    assert "--run=runs/sift-scores" in words_of(small, "--dry-run")
+    assert "--run=other" in words_of(small, "--dry-run", "--out", "other")
+
+
+def test_a_killed_sift_goes_on(small, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert not [w for w in words_of(small, "--out", str(out)) if "ckpt_path" in w]
+    assert capsys.readouterr().out == ""
+    (out / "checkpoints").mkdir(parents=True)
+    (out / "checkpoints" / "last.ckpt").write_bytes(b"")
+    (out / "config.yaml").write_text(OURS)
+    assert words_of(small, "--out", str(out))[-1] == "--ckpt_path=last"
+    assert capsys.readouterr().out == f"{out} holds a sift that was begun: going on with it.\n"
+    words = words_of(small, "--out", str(out), "--ckpt_path", "other.ckpt")
+    assert [w for w in words if "ckpt_path" in w] == ["--ckpt_path"]
+
+
+# ---------------------------------------------------------------------- words
+
+
 @pytest.mark.parametrize(
-    ("extra", "message"),
+    ("args", "message"),
     [
-        (["--dry-run", "--copy-clean", "kept"], "--dry-run flags nothing"),
-        (["--copy-clean", "."], "exists already"),
-        (["--copy-clean", "{folder}/kept"], "lies inside"),
+        (["--model.width", "4", "{folder}"], "--model.width stands where FOLDER is expected"),
+        (["--fast", "{folder}"], "FOLDER comes first"),
+        (["{folder}", "album"], "'album' is one word too many"),
+        (["{folder}", "--fast", "album"], "'album' is one word too many"),
+        (["{folder}", "--run", "x"], "as --out"),
+        (["{folder}", "--run=x"], "as --out"),
+        (["{folder}", "--data", "x"], "FOLDER"),
+        (["{folder}", "--data.root=x"], "FOLDER"),
+        (["{folder}", "--data.init_args.root=x"], "FOLDER"),
+        (["{folder}", "--model", "x"], "--out"),
     ],
 )
-def test_wrong_use(folder, extra, message, capsys):
-    words = [word.format(folder=folder) for word in extra]
-    with pytest.raises(SystemExit) as stop:
-        main(["sift", str(folder), *words])
-    assert stop.value.code == 2
-    assert message in capsys.readouterr().err
+def test_words_are_not_misread(small, args, message):
+    assert message in refusal(*(word.format(folder=small) for word in args))
 
 
-def test_a_folder_without_images(tmp_path, capsys):
+def test_other_words_reach_the_fit_and_ours_win(small, tmp_path):
+    out = str(tmp_path / "out")
+    words = words_of(small, "-c", "x.yaml", "--out", out, "--model.width", "4", "--data.name=a")
+    assert words[-7:] == [
+        *("-c", "x.yaml", "--model.width", "4", "--data.name=a"),
+        *(f"--run={out}", f"--data.root={small}"),
+    ]
+    assert words_of(small, "--out", out, "--dry", "1")[-4:-2] == ["--dry", "1"]  # no short forms
+
+
+def test_help(capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["sift", str(tmp_path)])
-    assert stop.value.code == 2
-    assert "holds no images" in capsys.readouterr().err
+        main(["sift", "--help"])
+    assert stop.value.code == 0
+    assert "bdclean sift FOLDER" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------- the copy
+
+
+def test_the_copy_appears_whole_at_the_end(small, tmp_path, capsys):
+    target, out = tmp_path / "new" / "kept", tmp_path / "out"
+    end = finished([0, 3])
+
+    def fit(words):
+        assert not target.exists()
+        assert len(list(target.parent.iterdir())) == 1  # made before the training
+        return end(words)
+
+    sift.run_sift([str(small), "--out", str(out), "--copy-clean", str(target)], fit)
+    assert sorted(map(str, state(target))) == ["cat/1.png", "dog/0.png"]
+    assert list(target.parent.iterdir()) == [target]
+    assert target.stat().st_mode == small.stat().st_mode
+    told = capsys.readouterr().out
+    assert "2 of 4 images are flagged (50.0 %)" in told
+    assert f"2 files copied to {target}" in told
+
+
+def test_a_copy_in_the_way_is_refused(small, tmp_path):
+    out = tmp_path / "out"
+
+    def said(target):
+        return refusal(small, "--out", out, "--copy-clean", target)
+
+    (tmp_path / "there").mkdir()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    (tmp_path / "file").write_text("mine")
+    assert "exists already" in said(tmp_path / "there")
+    assert "exists already" in said(tmp_path / "nowhere")
+    assert "exists already" in said(tmp_path / "file")
+    assert "lies inside" in said(small / "kept")
+    assert "lies inside" in said(small / "cat" / "kept")
+    assert "may lie in the other" in said(out)
+    assert "may lie in the other" in said(out / "kept")
+    inside = refusal(small, "--out", tmp_path / "k" / "out", "--copy-clean", tmp_path / "k")
+    assert "may lie in the other" in inside
+    assert "cannot be written" in said(tmp_path / "file" / "kept")
+    assert not out.exists()
+
+
+def test_a_failed_copy_is_told_and_leaves_nothing(small, tmp_path):
+    target = tmp_path / "new" / "kept"
+    end = finished([0])
+
+    def fit(words):
+        result = end(words)
+        (small / "dog" / "1.png").unlink()
+        return result
+
+    with pytest.raises(ConfigError, match="the copy failed"):
+        sift.run_sift([str(small), "--out", str(tmp_path / "o"), "--copy-clean", str(target)], fit)
+    assert list(target.parent.iterdir()) == []
+
+
+def test_one_process_of_several_prints_and_copies(small, tmp_path, capsys, monkeypatch):
+    target = tmp_path / "kept"
+    words = [str(small), "--out", str(tmp_path / "out"), "--copy-clean", str(target)]
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    sift.run_sift(words, finished([0]))
+    assert capsys.readouterr().out == ""
+    assert not target.exists()
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
+    sift.run_sift(words, finished([0]))
+    assert target.exists()
+
+
+# ---------------------------------------------------------------------- what is told
+
+
+def test_no_suspects_are_told_as_such(small, tmp_path, capsys):
+    sift.run_sift([str(small), "--out", str(tmp_path / "out")], finished([]))
+    told = capsys.readouterr().out
+    assert "None of 4 images is flagged" in told
+    assert "trained on all of them" in told
+    assert "without them" not in told
+
+
+def test_the_worst_come_first_under_their_class(small, tmp_path, capsys):
+    fit = finished([], torch.tensor([1.0, torch.nan, 5.0, 3.0]))
+    sift.run_sift([str(small), "--dry-run", "--out", str(tmp_path / "out")], fit)
+    told = capsys.readouterr().out
+    names = [line.split()[1] for line in told.splitlines()[1:5]]
+    assert names == ["dog/0.png", "dog/1.png", "cat/0.png", "cat/1.png"]
+
+
+def test_a_fit_that_was_cut_short(small, tmp_path):
+    def fit(words):
+        return SimpleNamespace(findings=lambda: None), SimpleNamespace(training_set=lambda: None)
+
+    with pytest.raises(ConfigError, match="stopped before it had flagged"):
+        sift.run_sift([str(small), "--out", str(tmp_path / "out")], fit)
