@@ -225,7 +225,10 @@ class ImageDataModule(LightningDataModule, ABC):
         """Reads what the stage needs, so that a missing data set is found out at once."""
         if stage == "fit":
             _ = self.rows if self.defense_root is None else self.defense_set
-            _ = self.plan, self.trigger  # settings that do not fit are told before files are written
+            _ = (
+                self.plan,
+                self.trigger,
+            )  # settings that do not fit are told before files are written
         else:
             _ = self.test_set, self.trigger
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from bdclean.attacks import Attack
 from bdclean.data.datamodule import ImageDataModule, Labels
 from bdclean.data.images import ImageSet
-from bdclean.data.sources import class_folders, read_class_folder, require_images
+from bdclean.data.sources import class_folders, read_class_folder
 from bdclean.data.splits import Splits
 from bdclean.errors import ConfigError, DataError
 from bdclean.types import View
@@ -83,9 +83,7 @@ class ImageFolder(ImageDataModule):
                     "data.init_args.defense_root and data.init_args.num_classes."
                 )
             return given
-        classes = class_folders(self._folder("train"))
-        require_images(self._folder("train"), classes)
-        found = len(classes)
+        found = len(class_folders(self._folder("train")))
         if given is not None and given != found:
             raise ConfigError(
                 f"data.init_args.num_classes is {given}, but {self._folder('train')} has {found} "

@@ -93,7 +93,7 @@ def run_sift(args: Sequence[str], fit: Fit) -> None:
     options, others = _parse(list(args))
     out: Path = options.out or Path("runs/sift-scores" if options.dry_run else "runs/sift")
     target: Path | None = options.copy_clean
-    first = rank_zero_only.rank == 0
+    first = getattr(rank_zero_only, "rank", 0) == 0
     source = _training_folder(options.folder)
     classes = _classes(source)
     # A class folder may be a link to elsewhere.

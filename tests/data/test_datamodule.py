@@ -269,11 +269,11 @@ def test_hidden_folders_are_no_classes(folder):
     assert not [name for name in (*data.base.files, *data.test_set.files) if name[0] == "."]
 
 
-def test_a_class_without_training_images_is_named(folder):
+def test_an_empty_class_folder_keeps_its_number(folder):
+    """A poisoned set that was exported may have lost all images of a class."""
     for part in ("train", "test"):
         (folder / part / "bat" / "deep.png").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"train/bat holds no images; put images in, or remove"):
-        ImageFolder(root=str(folder), input_size=16)
+    assert ImageFolder(root=str(folder), input_size=16).num_classes == 3
     # A test folder need not have all classes: that of triggered images lacks the target's.
     write_image(folder / "train" / "bat" / "0.png", 1)
     data = ImageFolder(root=str(folder), input_size=16, cache=False)

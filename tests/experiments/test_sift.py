@@ -21,7 +21,7 @@ OURS = "run: out\nmodel:\n  class_path: bdclean.purification.AdvrBD\n"
 QUICK = [
     *("--size", "16", "--fast", "--model.width", "4", "--model.recipe.epochs", "1"),
     *("--model.recipe.batch_size", "16", "--model.rounds", "1", "--model.pgd_steps", "1"),
-    *("--model.finetune_epochs", "1", "--model.partition_rate", "0.3"),
+    *("--model.finetune.epochs", "1", "--model.partition_rate", "0.3"),
     *("--trainer.accelerator", "cpu", "--trainer.precision", "32-true"),
 ]
 
@@ -142,7 +142,9 @@ def finished(flagged, scores=None):
         mask = torch.zeros(len(files), dtype=torch.bool)
         mask[flagged] = True
         score = torch.arange(len(files)).float() if scores is None else scores
-        found = Findings(score, mask, torch.full((len(files),), -1), {}, mask.new_empty(0, 1))
+        found = Findings(
+            score, mask, torch.full((len(files),), -1), {}, mask.new_empty(0, 1), torch.arange(0)
+        )
         samples = TrainingSet(torch.zeros(len(files)), files, None, None)
         model = SimpleNamespace(findings=lambda: found)
         return model, SimpleNamespace(training_set=lambda: samples)
