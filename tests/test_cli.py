@@ -204,3 +204,5 @@ def test_wrong_use_is_one_message_and_status_two(tmp_path, capsys, case):
     assert text in shown
     assert "Traceback" not in shown
     assert not (tmp_path / "run" / "model.safetensors").exists()
+    if "--data.attack" in " ".join(words):  # the folder stays free for the corrected command
+        assert not (tmp_path / "run" / "config.yaml").exists()
