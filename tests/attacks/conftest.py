@@ -79,7 +79,8 @@ def _named(request):
     if request.param == "input_aware":
         return InputAware()
     if request.param == "input_aware_learned":
-        return InputAware(trigger=request.getfixturevalue("learned_trigger"))
+        file = request.getfixturevalue("learned_trigger")
+        return InputAware(rate=0.04, cover_rate=0.03, trigger=file)  # its networks take time
     return ATTACKS[request.param]
 
 
