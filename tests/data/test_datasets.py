@@ -12,7 +12,7 @@ import torch
 from torchvision import datasets, transforms
 
 from bdclean.cli import main
-from bdclean.data import CIFAR100, GTSRB, ImageNet100, Imagenette, TinyImageNet
+from bdclean.data import CIFAR10, CIFAR100, GTSRB, ImageNet100, Imagenette, TinyImageNet
 from bdclean.errors import DataError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -25,6 +25,7 @@ IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 @pytest.mark.parametrize(
     ("cls", "classes", "size", "statistics", "allow_flip"),
     [
+        (CIFAR10, 10, 32, ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)), True),
         (CIFAR100, 100, 32, ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)), True),
         (GTSRB, 43, 32, ((0.3337, 0.3064, 0.3171), (0.2672, 0.2564, 0.2629)), False),
         (TinyImageNet, 200, 64, ((0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)), True),
@@ -43,6 +44,7 @@ def test_facts_are_known_before_there_is_any_data(cls, classes, size, statistics
 @pytest.mark.parametrize(
     ("make", "tree"),
     [
+        (CIFAR10, ["cifar-10-batches-py"]),
         (CIFAR100, ["cifar-100-python"]),
         (GTSRB, ["gtsrb/GTSRB/Final_Training/Images/00000", "gtsrb/GT-final_test.csv"]),
         (TinyImageNet, ["tiny-imagenet-200/train/WNID/images", "val_annotations.txt"]),

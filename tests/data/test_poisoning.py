@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bdclean.attacks import Attack, BadNets, FurtherTest
+from bdclean.attacks import Attack, BadNets, FurtherTest, TaCT
 from bdclean.cli import main
 from bdclean.data import Digits, Splits
 from bdclean.errors import AttackError
@@ -108,6 +108,21 @@ def test_further_tests_are_served_after_the_triggered_set(data):
     assert len(rows["label"]) == ((labels != 1) & (labels != 6)).sum()
     assert (rows["target"] == 6).all()
     assert data.further_tests == ("leak",)
+
+
+@pytest.mark.parametrize("name", ["test_dataloader", "val_dataloader"])
+def test_tact_counts_images_of_the_source_class_and_its_leak_those_of_the_others(name):
+    data = Digits(attack=TaCT(target=4, source_class=2), splits=Splits(val=50))
+    clean, triggered, leak = (everything(loader) for loader in getattr(data, name)())
+    labels = clean["label"]
+    assert set(labels.tolist()) == set(range(10))
+    for loaded, counted in (
+        (triggered, labels == 2),
+        (leak, (labels != 2) & (labels != 4)),
+    ):
+        assert torch.equal(loaded["label"], labels[counted])
+        assert (loaded["target"] == 4).all()
+        assert torch.equal(loaded["image"], data.trigger.poison(clean["image"][counted]))
 
 
 def test_a_dynamic_attack_changes_batches_before_augmentation_and_no_row():
