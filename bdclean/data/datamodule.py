@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from bdclean.attacks import Attack, PoisonPlan, Trigger
 from bdclean.data.augmentation import FLIPPING, augment
-from bdclean.data.images import ChosenRows, ImageSet, Overlay, RoleImages
+from bdclean.data.images import ChosenRows, ImageSet, Overlay, RoleImages, labels_of
 from bdclean.data.loading import TrainLoader, evaluation_loader, scan_loader, to_float
 from bdclean.data.poisoning import (
     BatchPoisoner,
@@ -27,6 +27,7 @@ from bdclean.data.poisoning import (
     evaluation_sets,
     make_batch_poisoner,
     poisoned_rows,
+    require_fixed_rows,
 )
 from bdclean.data.record import attack_facts, training_set
 from bdclean.data.sources import read_flat_folder
@@ -119,7 +120,7 @@ class ImageDataModule(LightningDataModule, ABC):
     @cached_property
     def base_labels(self) -> Tensor:
         """(N,) true labels of `base`."""
-        return _labels(self.base)
+        return labels_of(self.base)
 
     @cached_property
     def rows(self) -> RoleRows:
@@ -211,12 +212,8 @@ class ImageDataModule(LightningDataModule, ABC):
         images = self.role_images(view.role, labels=view.labels)
         if view.subset is None:
             return images
-        if view.role == "train" and isinstance(self.batch_poisoner, BatchPoisoner):
-            raise ConfigError(
-                f"attack={type(self.attack).__name__}: it poisons batches, so no sample is the "
-                "poisoned one, and there is nothing to find; take its static form (WaNet: "
-                "mode static), or train on what `bdclean attack export` writes."
-            )
+        if view.role == "train":
+            require_fixed_rows(self.attack)
         return ChosenRows(images, view.subset)
 
     # ------------------------------------------------------------------ Lightning's hooks
@@ -291,7 +288,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
         The triggered loader holds the images whose true class may count (`Attack.eligible`).
         """
-        return self._evaluation_loaders(self.test_set.images, _labels(self.test_set))
+        return self._evaluation_loaders(self.test_set.images, labels_of(self.test_set))
 
     def predict_dataloader(self) -> list[DataLoader[dict[str, Any]]]:
         """The same sets as `test_dataloader`."""
@@ -401,9 +398,3 @@ class ImageDataModule(LightningDataModule, ABC):
         if self.plan is not None and self.trigger is not None:
             self.plan.save(folder)
             self.trigger.save(folder / "trigger.safetensors")
-
-
-def _labels(images: ImageSet) -> Tensor:
-    if images.labels is None:
-        raise ConfigError("This data set has no labels; it can only serve the defence role.")
-    return images.labels

@@ -30,6 +30,17 @@ class ImageSet:
         return len(self.images)
 
 
+def labels_of(images: ImageSet) -> Tensor:
+    """The labels (N,).
+
+    Raises:
+        ConfigError: If there are none.
+    """
+    if images.labels is None:
+        raise ConfigError("This data set has no labels; it can only serve the defence role.")
+    return images.labels
+
+
 @dataclass(frozen=True)
 class Overlay:
     """Images that replace some rows: what a fixed attack changes, and nothing else.

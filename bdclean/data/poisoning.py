@@ -9,6 +9,7 @@ from bdclean.attacks import Attack, PoisonPlan, Trigger
 from bdclean.data.augmentation import augment
 from bdclean.data.images import Overlay, RoleImages
 from bdclean.data.perturbed import perturbed_rows
+from bdclean.errors import ConfigError
 from bdclean.types import AugmentationName, Batch
 
 
@@ -56,6 +57,20 @@ def evaluation_sets(
         )
         for rows, shown, wanted in sets
     ]
+
+
+def require_fixed_rows(attack: Attack | None) -> None:
+    """Refuses to choose single training samples under an attack that poisons batches.
+
+    Raises:
+        ConfigError: If the attack is dynamic.
+    """
+    if attack is not None and attack.dynamic:
+        raise ConfigError(
+            f"attack={type(attack).__name__}: it poisons batches, so no sample is the poisoned "
+            "one, and there is nothing to find; take its static form (WaNet: mode static; "
+            "InputAware: trigger, the file of a learned one)."
+        )
 
 
 class BatchPoisoner:
