@@ -15,7 +15,9 @@ Role = Literal["train", "defense", "probe"]
 """What images a `fit` stage reads: the (possibly poisoned) training set, the clean images
 that a defender holds, or the small labelled set of the linear probe."""
 
-AugmentationName = Literal["none", "crop", "weak", "simclr", "imagenet", "wanet", "physical"]
+AugmentationName = Literal[
+    "none", "crop", "weak", "simclr", "simclr_blur", "imagenet", "wanet", "physical"
+]
 """Names that `bdclean.data.augmentation` knows."""
 
 TensorDict = dict[str, Tensor]

@@ -1,10 +1,13 @@
-"""The head of a linear probe, with its normalisation inside."""
+"""Heads on frozen features: the linear probe, and nearest neighbours."""
 
 from collections.abc import Callable, Iterable
 
 import torch
+from lightly.utils.benchmarking import knn_predict
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from bdclean.errors import ConfigError
 from bdclean.functional.probe import feature_statistics, logistic_regression, standardise
 from bdclean.types import Batch
 
@@ -50,6 +53,58 @@ class ProbeHead(nn.Module):
         weight, bias = logistic_regression(inputs, labels, self.linear.out_features, c)
         self.linear.weight.copy_(weight)
         self.linear.bias.copy_(bias)
+
+
+class KNNHead(nn.Module):
+    """Votes of the k nearest labelled features, weighted by exp(cosine similarity / temperature).
+
+    Source: Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination,
+    CVPR 2018, section 3.4; the usual monitor of self-supervised training, with its usual values.
+
+    Args:
+        features: (N, D), of labelled images.
+        labels: (N,), int64.
+        num_classes: K.
+        k: Neighbours; all N where there are fewer.
+        temperature: Above 0.
+
+    Raises:
+        ConfigError: If there is no image, or a number is out of its range.
+    """
+
+    bank: Tensor
+    labels: Tensor
+
+    def __init__(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        num_classes: int,
+        k: int = 200,
+        temperature: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if not len(features) or k < 1 or temperature <= 0:
+            raise ConfigError(
+                f"k={k} and temperature={temperature} over {len(features)} images: nearest "
+                "neighbours need images (data.splits.probe), and both numbers above 0."
+            )
+        self.num_classes, self.k, self.temperature = num_classes, min(k, len(features)), temperature
+        self.register_buffer("bank", F.normalize(features.float(), dim=1).T.contiguous())
+        self.register_buffer("labels", labels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Maps features (B, D) to (B, K): 1 for the class of the heaviest vote, else 0."""
+        with torch.autocast(features.device.type, enabled=False):
+            ranking = knn_predict(
+                F.normalize(features.float(), dim=1),
+                self.bank,
+                self.labels,
+                self.num_classes,
+                self.k,
+                self.temperature,
+            )
+        return F.one_hot(ranking[:, 0], self.num_classes).float()
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bdclean.data.blur import random_blur
 from bdclean.data.physical import physical
 from bdclean.errors import ConfigError, DataError
 from bdclean.functional.rotation import rotate
@@ -23,7 +24,8 @@ IMAGENET_SCALE = (0.08, 1.0)  # likewise, torchvision's default
 RATIO = (3 / 4, 4 / 3)  # width / height of a resized crop
 CROP_ATTEMPTS = 10  # as torchvision's RandomResizedCrop
 FLIP_RATE = 0.5
-FLIPPING = frozenset({"weak", "simclr", "imagenet", "wanet", "physical"})  # names that flip
+FLIPPING = frozenset({"weak", "simclr", "simclr_blur", "imagenet", "wanet", "physical"})
+BLURRING = frozenset({"simclr_blur"})
 JITTER_RATE = 0.8
 JITTER = (0.4, 0.4, 0.4, 0.1)  # brightness, contrast, saturation, hue
 GRAY_RATE = 0.2
@@ -53,7 +55,12 @@ class Boxes(NamedTuple):
 
 @torch.no_grad()
 def augment(
-    name: AugmentationName, images: Tensor, generator: torch.Generator, *, flip: bool = True
+    name: AugmentationName,
+    images: Tensor,
+    generator: torch.Generator,
+    *,
+    flip: bool = True,
+    blur: bool = True,
 ) -> Tensor:
     """Augments every image with random parameters of its own.
 
@@ -62,15 +69,16 @@ def augment(
             the same, and a horizontal flip with probability 1/2. "simclr": random resized crop
             (area 0.2-1, ratio 3/4-4/3, bicubic), flip 1/2, colour jitter (0.4, 0.4, 0.4, 0.1)
             with probability 0.8 in an order drawn per image, grayscale with probability 0.2, no
-            blur (Chen et al., ICML 2020, the CIFAR-10 setting of appendix B.9). "imagenet":
+            blur (Chen et al., ICML 2020, the CIFAR-10 setting of appendix B.9). "simclr_blur":
+            then Gaussian blur with probability 1/2 (see `bdclean.data.blur`). "imagenet":
             torchvision's RandomResizedCrop (area 0.08-1, ratio 3/4-4/3, bilinear) and flip 1/2.
             "wanet": crop after padding 5 with probability 0.8, rotation by up to 10 degrees with
-            probability 0.5, flip 1/2 (WaNet's public code). "physical": see
-            `bdclean.data.physical`.
+            probability 0.5, flip 1/2 (WaNet's public code). "physical": `bdclean.data.physical`.
         images: (B, 3, H, W), float, in [0, 1]. Not changed.
         generator: On the device of `images`; the only source of randomness.
         flip: False leaves out the horizontal flips and draws all else the same: "weak" is then
             "crop".
+        blur: False leaves out the blur, likewise: "simclr_blur" is then "simclr".
 
     Returns:
         (B, 3, H, W), float32 in [0, 1], channels_last if `images` are.
@@ -95,8 +103,10 @@ def augment(
     planes = images.float().contiguous()  # everything below runs over whole colour planes
     flip_rate = FLIP_RATE if flip and name in FLIPPING else 0.0
     with torch.autocast(images.device.type, enabled=False):  # no bf16 interpolation in hot loops
-        if name == "simclr":
+        if name in ("simclr", "simclr_blur"):
             result = _simclr(planes, generator, flip_rate)
+            if name in BLURRING:
+                result = random_blur(result, generator, wanted=blur)
         elif name == "imagenet":
             result = _imagenet(planes, generator, flip_rate)
         elif name == "wanet":

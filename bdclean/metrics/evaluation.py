@@ -180,6 +180,9 @@ class BackdoorModule(LightningModule):
                 "and no classes; train a linear probe on it with configs/train/linear_probe.yaml "
                 "and model.weights set to this backbone, then evaluate the result"
             )
+        self._start_counts(stage)
+
+    def _start_counts(self, stage: Stage) -> None:
         scores = self._scores(stage)
         scores.reset()
         further = {name: AttackSuccessRate() for name in loader_names(self.trainer)[2:]}

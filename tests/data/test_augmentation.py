@@ -15,7 +15,7 @@ from bdclean.data import augmentation
 from bdclean.data.augmentation import Boxes, augment
 from bdclean.errors import ConfigError, DataError
 
-NAMES = ("none", "crop", "weak", "simclr", "imagenet", "wanet", "physical")
+NAMES = ("none", "crop", "weak", "simclr", "simclr_blur", "imagenet", "wanet", "physical")
 RANDOM_NAMES = NAMES[1:]
 
 
@@ -394,7 +394,7 @@ def test_nothing_waits_for_the_device(name: str) -> None:
 
 
 def test_wrong_input_is_refused_with_the_way_out() -> None:
-    with pytest.raises(ConfigError, match=r"'strong'.*none, crop, weak, simclr, imagenet"):
+    with pytest.raises(ConfigError, match=r"'strong'.*none, crop, weak, simclr, simclr_blur"):
         augment("strong", _images(1), _generator())  # type: ignore[arg-type]
     for images in (torch.zeros(3, 8, 8), torch.zeros(1, 1, 8, 8), torch.zeros(1, 3, 8, 8).byte()):
         with pytest.raises(DataError, match=r"float images of shape \(B, 3, H, W\)"):

@@ -1,0 +1,182 @@
+r"""SimCLR: a backbone without labels (Chen et al., ICML 2020).
+
+Of every image of the `train` role two views v_1, v_2 are drawn; with the backbone f and the
+projection head g,
+
+    loss = NT-Xent(g(f(v_1)), g(f(v_2)))                                         (eq. 1)
+
+over the images of all devices. The product is f alone, a model without a head: the projection is
+thrown away. Labels are never read. A poisoned backbone is trained by the same module on a data
+module with an attack that relabels nothing (configs/attack/*_ssl.yaml).
+"""
+
+from typing import Any
+
+import torch
+from lightly.loss import NTXentLoss
+from lightly.models.modules.heads import SimCLRProjectionHead
+from lightly.utils.scheduler import CosineWarmupScheduler
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+
+from bdclean.backbones import ModelInfo, build, load_model
+from bdclean.backbones.head import KNNHead, ProbeHead, cache_features
+from bdclean.backbones.split import Stem
+from bdclean.errors import ConfigError
+from bdclean.metrics.evaluation import BackdoorModule, Scores, loader_names
+from bdclean.metrics.fitting import scan, share_buffers, viewable_data
+from bdclean.types import AugmentationName, Batch, View
+
+
+class SimCLR(BackdoorModule):
+    """Contrastive training of a backbone on images alone.
+
+    With `data.splits.val` and `data.validate_in_fit` two monitors look at the features: a linear
+    probe (L-BFGS) and nearest neighbours, both on the labelled images of the `probe` role, and
+    both measured on the `val` role, never on test images. They steer nothing.
+
+    Args:
+        num_classes: K, of the monitors alone; comes from the data module.
+        input_size: Side of the images; comes from the data module.
+        mean: Per channel; comes from the data module.
+        std: Per channel; comes from the data module.
+        arch: See `bdclean.backbones.build`. None takes that of `weights`, or resnet18.
+        width: Channels of the first stage of our ResNets. None takes that of `weights`, or 64,
+            the standard net.
+        stem: None takes that of `weights`, or `auto`: the CIFAR stem up to 64 pixels.
+        weights: Start from this file instead of a fresh initialisation; a head is dropped.
+        hidden_dim: Of the projection head; None takes the number of features.
+        output_dim: Of the projection head.
+        temperature: tau.
+        batch_size: Images per step and device, each in two views. Incomplete batches are left
+            out, so that the number of negatives is fixed.
+        augmentation: Makes the views.
+        optimizer: Any torch optimizer, from YAML; `lightly.utils.lars.LARS` for large batches.
+            Biases and batch norms get no weight decay, and so no layer-wise rate.
+        warmup_epochs: The rate rises from 0 along a line, then falls along a cosine.
+        knn_k: Neighbours of the monitor.
+        probe_c: C of the penalty of the monitor's probe.
+
+    Raises:
+        ConfigError: If a value is out of its range.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        input_size: int,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        arch: str | None = None,
+        width: int | None = None,
+        stem: Stem | None = None,
+        weights: str | None = None,
+        hidden_dim: int | None = None,
+        output_dim: int = 128,
+        temperature: float = 0.5,
+        batch_size: int = 512,
+        augmentation: AugmentationName = "simclr",
+        optimizer: OptimizerCallable = lambda p: torch.optim.SGD(
+            p, lr=0.12, momentum=0.9, weight_decay=5e-4
+        ),
+        warmup_epochs: float = 10,
+        knn_k: int = 200,
+        probe_c: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["optimizer"])
+        for name, value in (("temperature", temperature), ("output_dim", output_dim)):
+            if value <= 0:
+                raise ConfigError(f"{name}={value}: it must be above 0.")
+        if warmup_epochs < 0:
+            raise ConfigError(f"warmup_epochs={warmup_epochs}: it must be 0 or above.")
+        named: dict[str, Any] = {"arch": arch, "width": width, "stem": stem}
+        named = {key: value for key, value in named.items() if value is not None}
+        if weights is None:
+            arch = named.pop("arch", "resnet18")
+            model = build(ModelInfo(arch, None, input_size, mean, std, **named))
+        else:
+            model = load_model(weights, input_size=input_size, **named)
+            model.replace_head(None)
+        self.model = model.to(memory_format=torch.channels_last)
+        features = model.num_features
+        self.projection = SimCLRProjectionHead(features, hidden_dim or features, output_dim)
+        self.loss = NTXentLoss(temperature, gather_distributed=True)
+        self.view = View("train", augmentation, views=2, batch_size=batch_size, drop_last=True)
+        self.optimizer, self.warmup_epochs = optimizer, warmup_epochs
+        self.num_classes, self.knn_k, self.probe_c = num_classes, knn_k, probe_c
+        self.weights = weights
+        self.monitors = nn.ModuleDict()
+        self.monitor_scores = nn.ModuleDict({"probe": Scores(), "knn": Scores()})
+
+    def setup(self, stage: str) -> None:
+        """Asks the data module for two views of the training images, without labels."""
+        if stage == "fit":
+            viewable_data(self.trainer).set_view(self.view)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """NT-Xent of the two views, in float32."""
+        projected = self.projection(self.model.features(torch.cat(batch["views"]))).float()
+        with torch.autocast(projected.device.type, enabled=False):
+            loss: Tensor = self.loss(*projected.chunk(2))
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True)
+        return loss
+
+    def on_train_end(self) -> None:
+        """Gives all processes the statistics of the first one, whose model is saved."""
+        share_buffers(self.model)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """The optimizer, and warm-up and cosine per step over the whole training."""
+        trained = [*self.model.parameters(), *self.projection.parameters()]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in trained if p.ndim > 1]},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = self.optimizer(groups)
+        steps = int(self.trainer.estimated_stepping_batches)
+        epochs = self.trainer.max_epochs or 1
+        warmup = min(steps, round(self.warmup_epochs * steps / epochs))
+        scheduler = CosineWarmupScheduler(optimizer, warmup, steps)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    # ------------------------------------------------------------------ monitors
+
+    def on_validation_start(self) -> None:
+        """Fits the monitors to the present features of the `probe` role."""
+        view = View("probe", batch_size=self.view.batch_size, labels=True)
+        batches = scan(self.trainer, view, self.device)
+        features, labels = cache_features(self.model.features, batches)
+        probe = ProbeHead(features.shape[1], self.num_classes).to(self.device)
+        probe.solve_(features, labels, self.probe_c)
+        self.monitors["probe"] = probe
+        self.monitors["knn"] = KNNHead(features, labels, self.num_classes, self.knn_k)
+        for scores in self._monitor_scores().values():
+            scores.reset()
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Counts what each monitor says of one batch."""
+        name = loader_names(self.trainer)[dataloader_idx]
+        features = self.model.features(batch["image"])
+        for monitor, scores in self._monitor_scores().items():
+            scores.update(name, self.monitors[monitor](features), batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs `val/probe_acc`, `val/knn_acc`, and the same of `asr` and `pa`."""
+        for monitor, scores in self._monitor_scores().items():
+            for key, metric in scores.items():
+                if metric.total_count():
+                    name = f"val/{monitor}_{key}"
+                    self.log(name, metric, on_epoch=True, add_dataloader_idx=False)
+        self.monitors.clear()
+
+    def _monitor_scores(self) -> dict[str, Scores]:
+        return {n: s for n, s in self.monitor_scores.items() if isinstance(s, Scores)}
+
+    def protocol(self) -> dict[str, Any]:
+        """No label is read."""
+        return super().protocol() | {"method": "simclr"}
