@@ -8,6 +8,7 @@ NeurIPS 2021; the authors' code is github.com/bboylyg/ABL. With l the cross-entr
     retrain: min E l over D without D_p
     unlearn: max E l over D_p
 
+The steps of the last two are those of `DatasetDefense`.
 docs/methods/abl.md lists every default with its source.
 """
 
@@ -21,7 +22,6 @@ from bdclean.backbones.split import Stem
 from bdclean.errors import ConfigError
 from bdclean.functional.isolation import flooding, local_gradient_ascent
 from bdclean.functional.ranking import lowest
-from bdclean.functional.unlearning import capped_cross_entropy
 from bdclean.purification.base import check_choice, check_positive
 from bdclean.purification.dataset import DatasetDefense, Recipe, chosen
 from bdclean.purification.staged import Stage, StageOptimizer
@@ -64,6 +64,8 @@ class ABL(DatasetDefense):
         ConfigError: If a value is out of its range.
     """
 
+    new_weights = "abl/retrain"
+
     def __init__(
         self,
         num_classes: int,
@@ -96,7 +98,6 @@ class ABL(DatasetDefense):
             raise ConfigError(f"isolated={isolated}: it must lie between 0 and 1.")
         self.level, self.isolated = level, isolated
         self.fresh_start, self.seed = fresh_start, seed
-        self.cap: float | None = None  # in nats
         if ascent_cap is not None:
             self.cap = check_positive("ascent_cap", ascent_cap) * math.log(num_classes)
 
@@ -119,7 +120,7 @@ class ABL(DatasetDefense):
 
     def isolate_view(self) -> View:
         """All samples."""
-        return self.labelled(None, self.isolation.augmentation, self.isolation.batch_size)
+        return self.labelled(None, self.isolation)
 
     def isolate_step(self, batch: Batch) -> Tensor:
         """The cross-entropy, held at its level."""
@@ -128,7 +129,7 @@ class ABL(DatasetDefense):
         hold = local_gradient_ascent if self.ascent == "lga" else flooding
         each = losses if self.level_of == "sample" else losses.mean()
         loss = hold(each, self.level).mean()
-        self.log_terms(isolate=loss, isolate_ce=losses.mean())
+        self.log_terms(isolate_loss=loss, isolate_ce=losses.mean())
         return loss
 
     def isolate_optimizer(self) -> StageOptimizer:
@@ -145,33 +146,14 @@ class ABL(DatasetDefense):
 
     def begin_retrain(self) -> None:
         """Goes on with the weights of the isolation, unless told otherwise."""
-        self.tell_of_lost_classes()
         if self.fresh_start:
-            self.start_anew("abl/retrain", self.seed)
-
-    def retrain_view(self) -> View:
-        """The samples that were not isolated."""
-        return self.labelled(self.unflagged())
-
-    def retrain_step(self, batch: Batch) -> Tensor:
-        """Cross-entropy."""
-        return self.cross_entropy(batch, "retrain")
-
-    def retrain_optimizer(self) -> StageOptimizer:
-        """SGD."""
-        return self.sgd(self.recipe)
+            super().begin_retrain()
+        else:
+            self.tell_of_lost_classes()
 
     def unlearn_view(self) -> View:
         """The isolated samples."""
-        isolated = chosen(self.results["flagged"], "isolated")
-        return self.labelled(isolated, self.unlearning.augmentation, self.unlearning.batch_size)
-
-    def unlearn_step(self, batch: Batch) -> Tensor:
-        """The negative cross-entropy."""
-        logits = self.model(batch["image"])
-        loss = capped_cross_entropy(logits, batch["label"], self.cap)
-        self.log_terms(unlearn=loss)
-        return -loss
+        return self.labelled(chosen(self.results["flagged"], "isolated"), self.unlearning)
 
     def unlearn_optimizer(self) -> StageOptimizer:
         """SGD."""

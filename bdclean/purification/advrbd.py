@@ -15,7 +15,8 @@ the paper, with D the training set, y~ its labels, and f the network:
     relabel    the new network names the flagged samples
     finetune   on all samples, the flagged ones with their new labels
 
-The formulas are reconstructed; docs/methods/advrbd.md tells what is stated.
+`train`, the steps of `unlearn`, and `retrain` are those of `DatasetDefense`. The formulas are
+reconstructed; docs/methods/advrbd.md tells what is stated.
 """
 
 import math
@@ -31,7 +32,6 @@ from bdclean.functional.consistency import Inner, PatchScore, PatchShape
 from bdclean.functional.perturbation import PGD
 from bdclean.functional.ranking import share_of
 from bdclean.functional.seeds import derive_seed
-from bdclean.functional.unlearning import capped_cross_entropy
 from bdclean.purification.base import check_choice, check_positive, check_share
 from bdclean.purification.dataset import DatasetDefense, Recipe, chosen
 from bdclean.purification.staged import Stage, StageOptimizer
@@ -82,6 +82,7 @@ class AdvrBD(DatasetDefense):
     """
 
     further_scores = ("consistency",)
+    new_weights = "advrbd retrain"
 
     def __init__(
         self,
@@ -128,7 +129,6 @@ class AdvrBD(DatasetDefense):
         self.max_clean_fraction = check_share("max_clean_fraction", max_clean_fraction)
         self.rounds = check_positive("rounds", rounds)
         self.unlearn, self.relearn, self.finetune = unlearn, relearn, finetune
-        self.cap: float | None = None  # in nats
         if ascent_cap is not None:
             self.cap = check_positive("ascent_cap", ascent_cap) * math.log(num_classes)
         self.until: Until = check_choice("until", until, Until)
@@ -156,20 +156,6 @@ class AdvrBD(DatasetDefense):
         }
         wanted = list(parts)[: list(parts).index(self.until) + 1]
         return tuple(stage for name in wanted for stage in parts[name])
-
-    # ------------------------------------------------------------------ train
-
-    def train_view(self) -> View:
-        """All of D."""
-        return self.labelled()
-
-    def train_step(self, batch: Batch) -> Tensor:
-        """Cross-entropy."""
-        return self.cross_entropy(batch, "loss")
-
-    def train_optimizer(self) -> StageOptimizer:
-        """The recipe's."""
-        return self.sgd(self.recipe)
 
     # ------------------------------------------------------------------ algorithm 1
 
@@ -226,13 +212,8 @@ class AdvrBD(DatasetDefense):
 
     def unlearn_view(self) -> View:
         """D_c."""
-        return self._part(self.results["clean_part"], "held to be clean", self.unlearn)
-
-    def unlearn_step(self, batch: Batch) -> Tensor:
-        """Ascent of the cross-entropy, as far as the cap."""
-        loss = -capped_cross_entropy(self.model(batch["image"]), batch["label"], self.cap)
-        self.log_terms(unlearn_loss=loss)
-        return loss
+        clean = chosen(self.results["clean_part"], "held to be clean")
+        return self.labelled(clean, self.unlearn)
 
     def unlearn_optimizer(self) -> StageOptimizer:
         """SGD."""
@@ -240,7 +221,8 @@ class AdvrBD(DatasetDefense):
 
     def relearn_view(self) -> View:
         """D without D_c."""
-        return self._part(~self.results["clean_part"], "left beside those held clean", self.relearn)
+        rest = chosen(~self.results["clean_part"], "left beside those held clean")
+        return self.labelled(rest, self.relearn)
 
     def relearn_step(self, batch: Batch) -> Tensor:
         """Descent of the cross-entropy."""
@@ -249,9 +231,6 @@ class AdvrBD(DatasetDefense):
     def relearn_optimizer(self) -> StageOptimizer:
         """SGD."""
         return self.sgd(self.relearn)
-
-    def _part(self, mask: Tensor, which: str, recipe: Recipe) -> View:
-        return self.labelled(chosen(mask, which), recipe.augmentation, recipe.batch_size)
 
     # ------------------------------------------------------------------ identify
 
@@ -276,21 +255,6 @@ class AdvrBD(DatasetDefense):
 
     # ------------------------------------------------------------------ a clean network
 
-    def begin_retrain(self) -> None:
-        """New weights."""
-        self.tell_of_lost_classes()
-        self.start_anew("advrbd retrain", self.seed)
-
-    def retrain_view(self) -> View:
-        """What is not flagged."""
-        return self.labelled(self.unflagged())
-
-    def retrain_step(self, batch: Batch) -> Tensor:
-        """Cross-entropy."""
-        return self.cross_entropy(batch, "retrain_loss")
-
-    retrain_optimizer = train_optimizer
-
     def begin_relabel(self) -> None:
         """The flagged samples get the labels that the new network has proposed."""
         self.keep("before_relabelling")
@@ -300,8 +264,7 @@ class AdvrBD(DatasetDefense):
     def finetune_view(self) -> View:
         """All of D with the labels as they are now."""
         labels = self.results["labels"]
-        rows = Subset(torch.arange(len(labels)), labels)
-        return self.labelled(rows, self.finetune.augmentation, self.finetune.batch_size)
+        return self.labelled(Subset(torch.arange(len(labels)), labels), self.finetune)
 
     def finetune_step(self, batch: Batch) -> Tensor:
         """Cross-entropy."""

@@ -10,7 +10,7 @@ from abc import ABC
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -24,6 +24,7 @@ from bdclean.errors import ConfigError
 from bdclean.functional.ranking import share_of
 from bdclean.functional.schedules import Schedule
 from bdclean.functional.seeds import derive_seed
+from bdclean.functional.unlearning import capped_cross_entropy
 from bdclean.metrics.fitting import num_rows, scheduled, together
 from bdclean.purification.staged import StagedPurifier, StageOptimizer
 from bdclean.types import AugmentationName, Batch, Findings, Subset, View
@@ -74,6 +75,13 @@ class DatasetDefense(StagedPurifier, ABC):
 
     Subclasses put `score` (N,) and `flagged` (N,) into `results`, append what is flagged after a
     round with `close_round`, and have the stage `propose` once the network is clean.
+    The stages `train`, `retrain` and `unlearn` stand here as far as methods have them in common.
+    Stages log `train/<stage>_loss`, and `train` logs `train/loss`.
+
+    Attributes:
+        new_weights: What `seed` draws new weights for; set by each method that draws them.
+        seed: Of the method's own draws.
+        cap: Cross-entropy, in nats, at which `unlearn` leaves a sample alone; None sets no limit.
 
     Args:
         num_classes: K; comes from the data module.
@@ -88,6 +96,10 @@ class DatasetDefense(StagedPurifier, ABC):
     Raises:
         ConfigError: If there are fewer than two classes.
     """
+
+    new_weights: ClassVar[str]
+    seed: int
+    cap: float | None = None
 
     def __init__(
         self,
@@ -139,17 +151,13 @@ class DatasetDefense(StagedPurifier, ABC):
 
     # ------------------------------------------------------------------ data
 
-    def labelled(
-        self,
-        subset: Subset | None = None,
-        augmentation: AugmentationName | None = None,
-        batch_size: int | None = None,
-    ) -> View:
-        """Samples with labels; all of them, and as in the recipe, unless said otherwise."""
+    def labelled(self, subset: Subset | None = None, recipe: Recipe | None = None) -> View:
+        """Samples with labels; all of them, and as in `self.recipe`, unless said otherwise."""
+        recipe = self.recipe if recipe is None else recipe
         return View(
             "train",
-            self.recipe.augmentation if augmentation is None else augmentation,
-            batch_size=self.recipe.batch_size if batch_size is None else batch_size,
+            recipe.augmentation,
+            batch_size=recipe.batch_size,
             labels=True,
             subset=subset,
         )
@@ -223,10 +231,10 @@ class DatasetDefense(StagedPurifier, ABC):
         """There is no suspect."""
         return False
 
-    def start_anew(self, purpose: str, seed: int) -> None:
-        """Gives the model new weights, drawn for `purpose`."""
+    def start_anew(self) -> None:
+        """Gives the model new weights."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(purpose, seed))
+            torch.manual_seed(derive_seed(self.new_weights, self.seed))
             self.model.load_state_dict(build(self.model.info).state_dict())
 
     def cross_entropy(self, batch: Batch, name: str) -> Tensor:
@@ -246,9 +254,42 @@ class DatasetDefense(StagedPurifier, ABC):
         )
         return scheduled(self.trainer, optimizer, recipe.schedule, recipe.epochs, recipe.milestones)
 
-    def unflagged(self) -> Subset:
+    # ------------------------------------------------------------------ stages in common
+
+    def train_view(self) -> View:
+        """All samples."""
+        return self.labelled()
+
+    def train_step(self, batch: Batch) -> Tensor:
+        """Cross-entropy."""
+        return self.cross_entropy(batch, "loss")
+
+    def train_optimizer(self) -> StageOptimizer:
+        """SGD by the recipe."""
+        return self.sgd(self.recipe)
+
+    def unlearn_step(self, batch: Batch) -> Tensor:
+        """Ascent of the cross-entropy, as far as the cap."""
+        loss = -capped_cross_entropy(self.model(batch["image"]), batch["label"], self.cap)
+        self.log_terms(unlearn_loss=loss)
+        return loss
+
+    def begin_retrain(self) -> None:
+        """New weights."""
+        self.tell_of_lost_classes()
+        self.start_anew()
+
+    def retrain_view(self) -> View:
         """The samples that are not flagged."""
-        return chosen(~self.results["flagged"], "left, since all are flagged")
+        return self.labelled(chosen(~self.results["flagged"], "left, since all are flagged"))
+
+    def retrain_step(self, batch: Batch) -> Tensor:
+        """Cross-entropy."""
+        return self.cross_entropy(batch, "retrain_loss")
+
+    def retrain_optimizer(self) -> StageOptimizer:
+        """SGD by the recipe, from its start."""
+        return self.sgd(self.recipe)
 
     def tell_of_lost_classes(self) -> None:
         """Warns, and notes it for the record, if all samples of a class are flagged."""

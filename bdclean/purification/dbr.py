@@ -14,6 +14,7 @@ Backdoor removal (BR) with a second network:
     train:   min E[cross-entropy], the ordinary recipe; this network has the backdoor
     unlearn, relearn, in turns: max E[cross-entropy] over D_p, min E[cross-entropy] over D_c
 
+The steps of `train` and `unlearn` are those of `DatasetDefense`.
 docs/methods/dbr.md lists every default with its source.
 """
 
@@ -70,6 +71,8 @@ class DBR(DatasetDefense):
     Raises:
         ConfigError: If a value is out of its range.
     """
+
+    new_weights = "dbr/train"
 
     def __init__(
         self,
@@ -140,11 +143,11 @@ class DBR(DatasetDefense):
 
     def warm_view(self) -> View:
         """All samples."""
-        return self._all(self.warm)
+        return self.labelled(None, self.warm)
 
     def warm_step(self, batch: Batch) -> Tensor:
         """Cross-entropy."""
-        return self.cross_entropy(batch, "warm")
+        return self.cross_entropy(batch, "warm_loss")
 
     def warm_optimizer(self) -> StageOptimizer:
         """SGD."""
@@ -152,14 +155,14 @@ class DBR(DatasetDefense):
 
     def separate_view(self) -> View:
         """All samples."""
-        return self._all(self.separate)
+        return self.labelled(None, self.separate)
 
     def separate_step(self, batch: Batch) -> Tensor:
         """Similarity of the class means of the features; the head is not used."""
         features = self.model.features(batch["image"])
         assert self.model.info.num_classes is not None  # noqa: S101
         loss = intra_class_loss(features, batch["label"], self.model.info.num_classes)
-        self.log_terms(separate=loss)
+        self.log_terms(separate_loss=loss)
         return loss
 
     def separate_optimizer(self) -> StageOptimizer:
@@ -168,7 +171,7 @@ class DBR(DatasetDefense):
 
     def begin_score(self) -> None:
         """Scores all samples, each under a transformation of its own."""
-        size, side = num_rows(self.trainer, self._all(self.warm)), self.model.info.input_size
+        size, side = num_rows(self.trainer, self.labelled()), self.model.info.input_size
         # For all samples at once: the same on any number of devices.
         generator = torch.Generator().manual_seed(derive_seed("dbr/transforms", self.seed))
         degrees, shifts = draw_transforms(size, side, self.degrees, self.translate, generator)
@@ -193,19 +196,7 @@ class DBR(DatasetDefense):
 
     def begin_train(self) -> None:
         """A second network takes the place of the one that scored."""
-        self.start_anew("dbr/train", self.seed)
-
-    def train_view(self) -> View:
-        """All samples."""
-        return self.labelled()
-
-    def train_step(self, batch: Batch) -> Tensor:
-        """Cross-entropy."""
-        return self.cross_entropy(batch, "train")
-
-    def train_optimizer(self) -> StageOptimizer:
-        """SGD."""
-        return self.sgd(self.recipe)
+        self.start_anew()
 
     def begin_unlearn(self) -> None:
         """Keeps the network with the backdoor, before it is changed for the first time."""
@@ -214,11 +205,7 @@ class DBR(DatasetDefense):
 
     def unlearn_view(self) -> View:
         """The samples held to be poisoned."""
-        return self._part("flagged")
-
-    def unlearn_step(self, batch: Batch) -> Tensor:
-        """The negative cross-entropy."""
-        return -self.cross_entropy(batch, "unlearn")
+        return self.labelled(chosen(self.results["flagged"], "held to be poisoned"), self.removal)
 
     def unlearn_optimizer(self) -> StageOptimizer:
         """One optimizer for all passes: a pass is short, and the momentum goes on."""
@@ -234,11 +221,11 @@ class DBR(DatasetDefense):
 
     def relearn_view(self) -> View:
         """The samples held to be clean."""
-        return self._part("clean")
+        return self.labelled(chosen(self.results["clean"], "held to be clean"), self.removal)
 
     def relearn_step(self, batch: Batch) -> Tensor:
         """Cross-entropy."""
-        return self.cross_entropy(batch, "relearn")
+        return self.cross_entropy(batch, "relearn_loss")
 
     def relearn_optimizer(self) -> StageOptimizer:
         """That of the ascent."""
@@ -247,10 +234,3 @@ class DBR(DatasetDefense):
     def protocol(self) -> dict[str, Any]:
         """Adds the method."""
         return super().protocol() | {"method": "dbr"}
-
-    def _all(self, recipe: Recipe) -> View:
-        return self.labelled(None, recipe.augmentation, recipe.batch_size)
-
-    def _part(self, name: str) -> View:
-        rows = chosen(self.results[name], f"held to be {name}")
-        return self.labelled(rows, self.removal.augmentation, self.removal.batch_size)

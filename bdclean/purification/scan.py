@@ -12,7 +12,8 @@ network that was trained on it:
     retrain    a new network on the others
 
 The paper ends with the analysis. The AdvrBD paper adds the ascent and calls it SCAnFT; its rates
-are lost. docs/methods/scan.md lists every default with its source.
+are lost. `train`, the steps of `unlearn`, and `retrain` are those of `DatasetDefense`.
+docs/methods/scan.md lists every default with its source.
 """
 
 import math
@@ -27,7 +28,6 @@ from bdclean.backbones.attacker import BatchNormMode
 from bdclean.backbones.split import Stem
 from bdclean.errors import ConfigError
 from bdclean.functional.scan import analyse, rank_by_class
-from bdclean.functional.unlearning import capped_cross_entropy
 from bdclean.metrics.fitting import together
 from bdclean.purification.base import check_choice, check_positive
 from bdclean.purification.dataset import DatasetDefense, Recipe, chosen
@@ -66,6 +66,7 @@ class SCAn(DatasetDefense):
     """
 
     further_scores = ("class_index", "margin")
+    new_weights = "scan retrain"
 
     def __init__(
         self,
@@ -100,9 +101,9 @@ class SCAn(DatasetDefense):
             epochs=check_positive("unlearn_epochs", unlearn_epochs),
             lr=check_positive("unlearn_lr", unlearn_lr),
             schedule="constant",
+            augmentation="none",
         )
         self.unlearn_bn: BatchNormMode = check_choice("unlearn_bn", unlearn_bn, BatchNormMode)
-        self.cap: float | None = None  # in nats
         if ascent_cap is not None:
             self.cap = check_positive("ascent_cap", ascent_cap) * math.log(num_classes)
         self.feature_batch_size = check_positive("feature_batch_size", feature_batch_size)
@@ -145,18 +146,6 @@ class SCAn(DatasetDefense):
                 "images, which are too few: raise data.init_args.splits.probe, or lower "
                 "model.init_args.components."
             )
-
-    def train_view(self) -> View:
-        """All of D."""
-        return self.labelled()
-
-    def train_step(self, batch: Batch) -> Tensor:
-        """Cross-entropy."""
-        return self.cross_entropy(batch, "loss")
-
-    def train_optimizer(self) -> StageOptimizer:
-        """The recipe's."""
-        return self.sgd(self.recipe)
 
     # ------------------------------------------------------------------ analyse
 
@@ -217,38 +206,19 @@ class SCAn(DatasetDefense):
         flagged = self.results["flagged"]
         if self._nothing_flagged:
             flagged = torch.arange(len(flagged)) < self.recipe.batch_size
-        return self.labelled(chosen(flagged, "flagged"), "none")
+        return self.labelled(chosen(flagged, "flagged"), self.ascent)
 
     def unlearn_step(self, batch: Batch) -> Tensor:
-        """Ascent of the cross-entropy, as far as the cap; nothing where nothing is flagged."""
+        """Sets the mode of batch norm first; nothing is learned where nothing is flagged."""
         if self._nothing_flagged or self.unlearn_bn == "eval":
             self.model.eval()
         else:
             self.model.train()
-        loss = -capped_cross_entropy(self.model(batch["image"]), batch["label"], self.cap)
-        self.log_terms(unlearn_loss=loss)
-        return loss
+        return super().unlearn_step(batch)
 
     def unlearn_optimizer(self) -> StageOptimizer:
         """SGD; where nothing is flagged, with a rate of 0, which leaves every weight alone."""
         return self.sgd(replace(self.ascent, lr=0.0) if self._nothing_flagged else self.ascent)
-
-    def begin_retrain(self) -> None:
-        """New weights."""
-        self.tell_of_lost_classes()
-        self.start_anew("scan retrain", self.seed)
-
-    def retrain_view(self) -> View:
-        """What is not flagged."""
-        return self.labelled(self.unflagged())
-
-    def retrain_step(self, batch: Batch) -> Tensor:
-        """Cross-entropy."""
-        return self.cross_entropy(batch, "retrain_loss")
-
-    def retrain_optimizer(self) -> StageOptimizer:
-        """The recipe's."""
-        return self.sgd(self.recipe)
 
     def protocol(self) -> dict[str, Any]:
         """Adds the method, the clean labels, and which classes are flagged."""

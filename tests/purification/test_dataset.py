@@ -1,0 +1,71 @@
+"""What the methods on labelled data sets have in common."""
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from bdclean.backbones import build
+from bdclean.functional.seeds import derive_seed
+from bdclean.purification import ABL, DBR, AdvrBD, Recipe, SCAn
+
+# Small networks may flag the whole of a class.
+pytestmark = pytest.mark.filterwarnings("ignore:All samples of the classes")
+
+ONE = Recipe(epochs=1, lr=0.02, schedule="constant", batch_size=12, augmentation="none")
+METHODS = {
+    "abl": (ABL, {"isolation": ONE, "unlearning": ONE, "isolated": 0.25}),
+    "dbr": (DBR, {"warm": ONE, "separate": ONE, "removal": ONE, "poisoned_part": 0.1}),
+    "scan": (SCAn, {"components": 4, "threshold": 0.6, "unlearn_epochs": 1}),
+    "scan_retrain": (SCAn, {"components": 4, "threshold": 0.6, "repair": "retrain"}),
+    "advrbd": (AdvrBD, {"rounds": 1, "pgd_steps": 1, "partition_rate": 0.2, "finetune": ONE}),
+}
+
+
+@pytest.fixture(params=METHODS)
+def module(request, facts):
+    torch.manual_seed(2)
+    method, arguments = METHODS[request.param]
+    return method(**facts, width=4, recipe=ONE, seed=5, **arguments)
+
+
+class Logged(Callback):
+    """The losses of each stage that trains, by its name."""
+
+    def __init__(self):
+        self.stages, self.before = {}, {}
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.name = pl_module.plan()[pl_module._stage].name
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        losses = {k: float(v) for k, v in trainer.callback_metrics.items() if k[:6] == "train/"}
+        self.stages[self.name] = losses.keys() - self.before.keys()
+        self.losses = self.before = losses
+
+
+def test_stages_log_their_loss_by_their_name(module, make_poisoned, make_trainer):
+    logged = Logged()
+    make_trainer(logged).fit(module, make_poisoned())
+    assert logged.stages.keys() == {stage.name for stage in module.plan() if stage.epochs}
+    for name, losses in logged.stages.items():
+        wanted = {"train/loss" if name == "train" else f"train/{name}_loss"}
+        assert losses - {"train/isolate_ce"} == wanted
+    # what is logged is what goes down
+    assert logged.losses.get("train/unlearn_loss", -1.0) < 0
+    assert all(logged.losses.get(f"train/{k}loss", 1.0) > 0 for k in ("", "retrain_", "relearn_"))
+
+
+def test_new_weights_are_those_of_the_seed(module):
+    purposes = {
+        ABL: "abl/retrain",
+        DBR: "dbr/train",
+        SCAn: "scan retrain",
+        AdvrBD: "advrbd retrain",
+    }
+    module.model = module.source.load()
+    state = torch.random.get_rng_state()
+    module.start_anew()
+    assert torch.equal(state, torch.random.get_rng_state())
+    torch.manual_seed(derive_seed(purposes[type(module)], 5))
+    wanted = build(module.model.info).state_dict()
+    assert all(torch.equal(value, wanted[k]) for k, value in module.model.state_dict().items())
