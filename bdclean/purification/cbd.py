@@ -10,8 +10,10 @@ student f (which starts as the suspect f*), and the contrastive loss l_cl (NT-Xe
     sft   = l_cl(f(v_i), f(v_j))                                                         (4)
     total = lambda_pull * pull + lambda_kd * kd + lambda_sft * sft                       (5)
 
-sg is the stop-gradient. The paper keeps no classifier: a linear probe on a few labelled images
-follows, as a stage of its own. docs/methods/cbd.md lists every default with its source.
+sg is the stop-gradient. With a projection head h (for self-supervised ImageNet backbones), h(f)
+stands for f everywhere, and h is thrown away. The paper keeps no classifier: a linear probe on a
+few labelled images follows, as a stage of its own. docs/methods/cbd.md lists every default with
+its source.
 """
 
 from contextlib import nullcontext
@@ -19,28 +21,26 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from bdclean.backbones import SplitModel
 from bdclean.backbones.attacker import Attacker, BatchNormMode, attack_precision
 from bdclean.backbones.batchnorm import momentum_of, reestimate_
-from bdclean.backbones.head import ProbeHead, cache_features
 from bdclean.backbones.source import WeightsSource
 from bdclean.errors import ConfigError
 from bdclean.functional.contrastive import nt_xent
 from bdclean.functional.perturbation import PGD, Norm, StepUnit, pgd
-from bdclean.functional.probe import PROBE_MILESTONES
 from bdclean.functional.schedules import Schedule
 from bdclean.metrics.fitting import scheduled
 from bdclean.purification.base import check_choice, check_positive
-from bdclean.purification.staged import Stage, StagedPurifier, StageOptimizer
+from bdclean.purification.probed import Probe, ProbedPurifier
+from bdclean.purification.projection import Projection, Projections
+from bdclean.purification.staged import Stage, StageOptimizer
 from bdclean.types import AugmentationName, Batch, View
 
 Reference = Literal["j", "i"]
-Probe = Literal["sgd", "lbfgs", "none"]
 
 
-class CBD(StagedPurifier):
+class CBD(ProbedPurifier):
     """Purifies the backbone; see the module. Defaults are those of the paper for CIFAR-10.
 
     Presets of the paper: (lambda_pull, lambda_kd, lambda_sft) is (0, 0, 1) for contrastive
@@ -82,6 +82,12 @@ class CBD(StagedPurifier):
         batch_size: N, per device. Incomplete batches are left out, so that the number of
             negatives is fixed; negatives come from the own device.
         augmentation: Makes the views.
+        projection: `none`; `pretrain`: h is trained on the frozen suspect by (4) first, then along
+            with the student; `joint`: h is drawn and trained along with the student. The
+            teacher's h is the one that purification starts from.
+        projection_dim: Outputs of h.
+        projection_epochs: For `pretrain`.
+        projection_lr: For `pretrain`.
         probe: `sgd` (the protocol of SSL-Backdoor), `lbfgs` (logistic regression on cached
             features of un-augmented images) or `none` (the product has no head).
         probe_epochs: For `sgd`.
@@ -121,15 +127,20 @@ class CBD(StagedPurifier):
         schedule: Schedule = "constant",
         batch_size: int = 128,
         augmentation: AugmentationName = "simclr",
+        projection: Projection = "none",
+        projection_dim: int = 128,
+        projection_epochs: int = 10,
+        projection_lr: float = 0.05,
         probe: Probe = "sgd",
         probe_epochs: int = 40,
         probe_lr: float = 0.01,
         probe_batch_size: int = 256,
         probe_c: float = 0.1,
     ) -> None:
-        super().__init__(WeightsSource(weights, arch, width, input_size, mean, std))
+        source = WeightsSource(weights, arch, width, input_size, mean, std)
+        probing = (probe, probe_epochs, probe_lr, probe_batch_size, probe_c)
+        super().__init__(source, num_classes, *probing)
         self.save_hyperparameters()
-        self.num_classes = num_classes
         self.lambdas = _checked_lambdas(lambda_pull, lambda_kd, lambda_sft)
         self.temperature, self.symmetric = temperature, symmetric
         self.pgd = PGD(epsilon, pgd_steps, step_size, step_unit, norm, random_start)
@@ -139,21 +150,47 @@ class CBD(StagedPurifier):
         self.epochs, self.lr, self.momentum = check_positive("epochs", epochs), lr, momentum
         self.weight_decay, self.schedule = weight_decay, schedule
         self.batch_size, self.augmentation = batch_size, augmentation
-        self.probe: Probe = check_choice("probe", probe, Probe)
-        self.probe_epochs = check_positive("probe_epochs", probe_epochs)
-        self.probe_lr, self.probe_batch_size, self.probe_c = probe_lr, probe_batch_size, probe_c
+        self.projection: Projection = check_choice("projection", projection, Projection)
+        self.projection_dim = check_positive("projection_dim", projection_dim)
+        self.projection_epochs = check_positive("projection_epochs", projection_epochs)
+        self.projection_lr = projection_lr
         self._attacker: Attacker | None = None
 
     def plan(self) -> tuple[Stage, ...]:
-        """Purify, optionally re-estimate batch norm, then probe."""
+        """Optionally train a projection, purify, optionally re-estimate batch norm, then probe."""
         stages = [Stage("purify", self.epochs)]
+        if self.projection == "pretrain":
+            stages.insert(0, Stage("project", self.projection_epochs))
         if self.reestimate_bn:
             stages.append(Stage("reestimate", 0))
-        if self.probe != "none":
-            stages.append(Stage("probe", self.probe_epochs if self.probe == "sgd" else 0))
-        return tuple(stages)
+        return *stages, *self.probe_stages()
+
+    # ------------------------------------------------------------------ projection
+
+    def project_view(self) -> View:
+        """Two views of the clean, unlabelled images."""
+        return View("defense", self.augmentation, 2, self.batch_size, drop_last=True)
+
+    def project_step(self, batch: Batch) -> Tensor:
+        """Eq. (4) on the projected features of the suspect, which stay as they are."""
+        self.model.eval()
+        with torch.no_grad():
+            features = self.model.features(torch.cat(batch["views"]))
+        loss = self.contrast(*self.projections(features).chunk(2))
+        self.log_terms(project_loss=loss)
+        return loss
+
+    def project_optimizer(self) -> StageOptimizer:
+        """SGD on h."""
+        h = self.projections.student.parameters()
+        optimizer = torch.optim.SGD(h, self.projection_lr, 0.9, weight_decay=self.weight_decay)
+        return scheduled(self.trainer, optimizer, "constant", self.projection_epochs)
 
     # ------------------------------------------------------------------ purify
+
+    def begin_purify(self) -> None:
+        """The teacher's projection is the one that the student starts from."""
+        self.projections.snapshot_()
 
     @property
     def view_names(self) -> str:
@@ -178,7 +215,7 @@ class CBD(StagedPurifier):
             terms["pull"] = self.contrast(z_i.detach(), self._adversarial_features(adversarial))
         if self.lambdas["kd"]:
             with torch.no_grad():
-                t_i = self.teacher.features(views["i"])
+                t_i = self.projections.teacher(self.teacher.features(views["i"]))
             terms["kd"] = self.contrast(z_i, t_i)
         if self.lambdas["sft"]:
             terms["sft"] = self.contrast(z_i, z_j)
@@ -187,10 +224,9 @@ class CBD(StagedPurifier):
         return loss
 
     def purify_optimizer(self) -> StageOptimizer:
-        """SGD on the backbone."""
-        optimizer = torch.optim.SGD(
-            self.model.backbone.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay
-        )
+        """SGD on the backbone, and on h."""
+        trained = [*self.model.backbone.parameters(), *self.projections.student.parameters()]
+        optimizer = torch.optim.SGD(trained, self.lr, self.momentum, weight_decay=self.weight_decay)
         return scheduled(self.trainer, optimizer, self.schedule, self.epochs)
 
     def contrast(self, a: Tensor, b: Tensor) -> Tensor:
@@ -204,19 +240,25 @@ class CBD(StagedPurifier):
                 self._attacker = Attacker(self.model, self.attack_bn, dtype)
             attacker = self._attacker
             attacker.refresh_(self.model)
-            with torch.no_grad():
-                fixed = attacker.features(reference)
-            return pgd(images, lambda x: self.contrast(attacker.features(x), fixed), self.pgd)
+            with self.projections.attacked(self.attack_bn):
+                with torch.no_grad():
+                    fixed = self.projections(attacker.features(reference))
+                return pgd(
+                    images,
+                    lambda x: self.contrast(self.projections(attacker.features(x)), fixed),
+                    self.pgd,
+                )
 
     def _clean_features(self, views: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """z_i, and z_j where the loss needs it (else z_i again), in one forward pass."""
         wanted = [views[name] for name in ("ij" if self.lambdas["sft"] else "i")]
-        z = self.model.features(torch.cat(wanted)).chunk(len(wanted))
+        z = self.projections(self.model.features(torch.cat(wanted))).chunk(len(wanted))
         return z[0], z[-1]
 
     def _adversarial_features(self, images: Tensor) -> Tensor:
-        with nullcontext() if self.adv_updates_bn else momentum_of(self.model, 0.0):
-            return self.model.features(images)
+        with nullcontext() if self.adv_updates_bn else momentum_of(self, 0.0):
+            embedded: Tensor = self.projections(self.model.features(images))
+        return embedded
 
     # ------------------------------------------------------------------ after training
 
@@ -224,35 +266,6 @@ class CBD(StagedPurifier):
         """Running statistics become the plain mean over the batches of the defence images."""
         batches = self.scan(View("defense", batch_size=self.batch_size))
         reestimate_(self.model, self.model.features, (batch["image"] for batch in batches))
-
-    def begin_probe(self) -> None:
-        """Statistics of the probe's images, un-augmented, and for `lbfgs` the whole solution."""
-        self.model.eval()
-        batches = self.scan(self.probe_view())
-        features, labels = cache_features(self.model.features, batches)
-        if self.probe == "lbfgs":
-            self._head.solve_(features, labels, self.probe_c)
-        else:
-            self._head.measure_(features)
-
-    def probe_view(self) -> View:
-        """The few labelled images; the one place where CBD sees labels."""
-        return View("probe", "weak", batch_size=self.probe_batch_size, labels=True)
-
-    def probe_step(self, batch: Batch) -> Tensor:
-        """Cross-entropy of the head on frozen features."""
-        self.model.eval()  # batch norm included
-        with torch.no_grad():
-            features = self.model.features(batch["image"])
-        loss = F.cross_entropy(self._head(features).float(), batch["label"])
-        self.log("train/probe_loss", loss.detach(), on_step=False, on_epoch=True, sync_dist=True)
-        return loss
-
-    def probe_optimizer(self) -> StageOptimizer:
-        """SGD on the head, as in SSL-Backdoor's eval_linear.py."""
-        head = self._head.parameters()
-        optimizer = torch.optim.SGD(head, self.probe_lr, momentum=0.9, weight_decay=1e-4)
-        return scheduled(self.trainer, optimizer, "multistep", self.probe_epochs, PROBE_MILESTONES)
 
     # ------------------------------------------------------------------ networks and record
 
@@ -262,28 +275,18 @@ class CBD(StagedPurifier):
         return self.lambdas["kd"] > 0
 
     def make_student(self, suspect: SplitModel) -> SplitModel:
-        """The suspect's backbone; its head, if any, is replaced by that of the probe."""
+        """The suspect's backbone."""
         self._attacker = None
-        suspect.replace_head(None if self.probe == "none" else self.num_classes, "probe")
-        return suspect
+        return super().make_student(suspect)
 
-    def freeze_parts(self) -> None:
-        """A head that is solved for gets no gradient."""
-        if self.probe == "lbfgs" and isinstance(self.model.head, ProbeHead):
-            self.model.head.requires_grad_(False)
-
-    @property
-    def _head(self) -> ProbeHead:
-        if not isinstance(self.model.head, ProbeHead):
-            raise ConfigError("The model has no probe head; set model.init_args.probe.")
-        return self.model.head
+    def _install(self, model: SplitModel, teacher: SplitModel | None) -> None:
+        super()._install(model, teacher)
+        outputs = None if self.projection == "none" else self.projection_dim
+        self.projections = Projections(model.num_features, outputs)
 
     def protocol(self) -> dict[str, Any]:
-        """The probe sees clean labels; purification sees none."""
-        facts = super().protocol() | {"method": "cbd", "labels": "none"}
-        if isinstance(self.model.head, ProbeHead):
-            facts |= {"head": "probe", "probe": self.probe, "probe_labels": "clean"}
-        return facts
+        """Names the method."""
+        return super().protocol() | {"method": "cbd"}
 
 
 def _checked_lambdas(pull: float, kd: float, sft: float) -> dict[str, float]:

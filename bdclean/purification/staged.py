@@ -157,7 +157,7 @@ class StagedPurifier(Purifier, ABC):
         return ahead[0] if ahead else [stage for stage in plan if stage.epochs][-1]
 
     def _advance(self) -> None:
-        share_buffers(self.model)
+        share_buffers(self)
         self._enter(self._stage + 1)
         if self._stage < len(self.plan()):
             self.trainer.strategy.setup_optimizers(self.trainer)
@@ -177,7 +177,7 @@ class StagedPurifier(Purifier, ABC):
             self._stage += 1
 
     def _trainable(self) -> list[Parameter]:
-        return [p for p in self.model.parameters() if p.requires_grad]
+        return [p for p in self.parameters() if p.requires_grad]
 
     def _of(self, part: str, stage: Stage) -> Callable[..., Any]:
         method: Callable[..., Any] = getattr(self, f"{stage.name}_{part}")

@@ -1,0 +1,61 @@
+"""A projection head for purification, thrown away afterwards."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, Self
+
+from lightly.models.modules.heads import ProjectionHead
+from torch import Tensor, nn
+
+from bdclean.backbones.batchnorm import momentum_of
+
+Projection = Literal["none", "pretrain", "joint"]
+
+
+class Projections(nn.Module):
+    """The projection h of the student, and the constant one of the teacher.
+
+    h is linear, batch norm, ReLU, linear; or the identity.
+
+    Args:
+        num_features: D.
+        output_dim: Of h; None makes it the identity.
+    """
+
+    def __init__(self, num_features: int, output_dim: int | None) -> None:
+        super().__init__()
+        self.student, self.teacher = (_make(num_features, output_dim) for _ in range(2))
+        self.snapshot_()
+        self.teacher.requires_grad_(False).eval()
+
+    def snapshot_(self) -> None:
+        """The teacher's projection becomes the student's as it is."""
+        self.teacher.load_state_dict(self.student.state_dict())
+
+    def train(self, mode: bool = True) -> Self:
+        """As of any module, but the teacher's stays in evaluation mode."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Maps features (B, D) of the student to (B, output_dim)."""
+        projected: Tensor = self.student(features)
+        return projected
+
+    @contextmanager
+    def attacked(self, batch_norm: Literal["eval", "train"]) -> Iterator[None]:
+        """For attacks: batch norm in that mode, its running statistics as they are."""
+        self.train(batch_norm == "train")
+        with momentum_of(self, 0.0):
+            yield
+        self.train()
+
+
+def _make(num_features: int, output_dim: int | None) -> nn.Module:
+    if output_dim is None:
+        return nn.Identity()
+    norm = nn.BatchNorm1d(num_features)
+    blocks = [(num_features, num_features, norm, nn.ReLU(), True)]
+    head: nn.Module = ProjectionHead([*blocks, (num_features, output_dim, None, None)])
+    return head
