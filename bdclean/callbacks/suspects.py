@@ -83,10 +83,10 @@ def table(findings: Findings, data: TrainingSet) -> str:
         file = data.files[row] if data.files else ""
         other = proposed[row] if proposed[row] >= 0 else ""
         # Nine digits tell any two numbers of 32 bits apart.
-        cells = (row, file, labels[row], f"{score[row]:.9g}", int(flagged[row]), other)
+        cells = [row, file, labels[row], f"{score[row]:.9g}", int(flagged[row]), other]
         if data.classes:
             named = data.classes[proposed[row]] if proposed[row] >= 0 else ""
-            cells += (data.classes[labels[row]], named)
+            cells += [data.classes[labels[row]], named]
         writer.writerow(cells)
     return text.getvalue()
 
