@@ -7,6 +7,7 @@ resume, the run record, and one clear message with exit status 2 for wrong use.
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,17 @@ from bdclean.callbacks import (
     ExactResume,
     PredictionFiles,
     ProgressLines,
+    ReadTestSet,
     RunRecord,
     SaveRunConfig,
     Suspects,
 )
 from bdclean.callbacks.run_record import is_trial
+from bdclean.callbacks.read_test_set import has_head
 from bdclean.errors import BdcleanError
 from bdclean.experiments.attack import run_attack
 from bdclean.experiments.demo import run_demo
 from bdclean.experiments.sift import SaveSiftConfig, run_sift
-from bdclean.metrics.evaluation import BackdoorModule
 
 LINKED = ("num_classes", "input_size", "mean", "std")
 """Facts of the data set that models receive; they are never written into a config file."""
@@ -83,6 +85,8 @@ class BdcleanCLI(LightningCLI):
             Suspects(),
             PredictionFiles(),
         ]
+        if self._get(self.config_init, "test_after_fit"):
+            callbacks.append(ReadTestSet())
         if not sys.stderr.isatty() and config.get("enable_progress_bar") is None:
             kwargs["enable_progress_bar"] = False
             callbacks.append(ProgressLines())
@@ -109,12 +113,24 @@ class BdcleanCLI(LightningCLI):
                 return str(folder)
         return str(self._get(self.config, "run"))
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs the command; the logger's folder goes again if nothing was written into it."""
+        run = Path(self._run_folder())
+        new = not run.exists()
+        try:
+            super()._run_subcommand(subcommand)
+        except Exception:
+            if new:
+                with suppress(OSError):  # it was not made, or it holds files
+                    run.rmdir()
+            raise
+
     def after_fit(self) -> None:
         """Tests the final weights, which are in memory, unless told not to."""
         wanted = self._get(self.config_init, "test_after_fit")
         if not wanted or is_trial(self.trainer) or self.trainer.interrupted:
             return
-        if isinstance(self.model, BackdoorModule) and self.model.export_model().head is None:
+        if not has_head(self.model):
             print("The result has no classifier head; train a probe to measure it.")
             return
         self.trainer.test(self.model, datamodule=self.datamodule)

@@ -106,12 +106,14 @@ class TrainingSet:
         files: Where each sample came from; empty when it came from an archive.
         poisoned: (N,), bool; None where nobody knows.
         covers: (N,), bool: triggered samples that keep their label; None where nobody knows.
+        classes: Names of the classes in the order of the labels; empty where they have none.
     """
 
     labels: Tensor
     files: tuple[str, ...]
     poisoned: Tensor | None
     covers: Tensor | None
+    classes: tuple[str, ...] = ()
 
 
 @runtime_checkable

@@ -6,12 +6,14 @@ from bdclean.callbacks.resume import AtomicCheckpointIO, ExactResume
 from bdclean.callbacks.run_record import RunRecord
 from bdclean.callbacks.save_config import SaveRunConfig
 from bdclean.callbacks.suspects import Suspects
+from bdclean.callbacks.read_test_set import ReadTestSet
 
 __all__ = [
     "AtomicCheckpointIO",
     "ExactResume",
     "PredictionFiles",
     "ProgressLines",
+    "ReadTestSet",
     "RunRecord",
     "SaveRunConfig",
     "Suspects",

@@ -9,7 +9,7 @@ from bdclean.errors import ConfigError
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Writes `config.yaml` into the run folder when a fit starts.
+    """Writes `config.yaml` into the run folder when a fit starts, after all `setup` hooks.
 
     An equal file is left alone, so that a requeued job passes. A different one is refused,
     unless the run is being resumed: then the new config is written beside it, numbered.
@@ -35,12 +35,15 @@ class SaveRunConfig(SaveConfigCallback):
             raise ConfigError(refusal)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Writes nothing yet: a data set or a file may turn out to be missing."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves on the first process; every process learns of a refusal.
 
         Raises:
             ConfigError: If the run folder belongs to a run with another config.
         """
-        if stage != "fit" or self.already_saved:
+        if self.already_saved:
             return
         log_dir = trainer.log_dir  # on every process: Lightning broadcasts it
         if log_dir is None:

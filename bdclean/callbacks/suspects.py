@@ -18,6 +18,7 @@ from bdclean.metrics.identification import false_positive_rate, true_positive_ra
 from bdclean.types import Findings, ReportableData, TrainingSet
 
 COLUMNS = ("index", "file", "label", "score", "flagged", "proposed")
+NAMES = ("label_name", "proposed_name")
 NUM_PICTURES = 100
 _EVALUATED = ("val/acc", "val/asr")
 _Courses = dict[str, dict[int, float]]
@@ -69,17 +70,24 @@ def ranking(score: Tensor) -> Tensor:
 
 
 def table(findings: Findings, data: TrainingSet) -> str:
-    """`suspects.csv`: a line per sample, in the order of `ranking`, under `COLUMNS`."""
+    """`suspects.csv`: a line per sample, in the order of `ranking`.
+
+    The columns are `COLUMNS` and, where the classes have names, `NAMES`.
+    """
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer.writerow(COLUMNS + NAMES if data.classes else COLUMNS)
     labels, proposed = data.labels.tolist(), findings.proposed.tolist()
     score, flagged = findings.score.tolist(), findings.flagged.tolist()
     for row in ranking(findings.score).tolist():
         file = data.files[row] if data.files else ""
         other = proposed[row] if proposed[row] >= 0 else ""
         # Nine digits tell any two numbers of 32 bits apart.
-        writer.writerow((row, file, labels[row], f"{score[row]:.9g}", int(flagged[row]), other))
+        cells = [row, file, labels[row], f"{score[row]:.9g}", int(flagged[row]), other]
+        if data.classes:
+            named = data.classes[proposed[row]] if proposed[row] >= 0 else ""
+            cells += [data.classes[labels[row]], named]
+        writer.writerow(cells)
     return text.getvalue()
 
 

@@ -87,7 +87,7 @@ class CIFAR10(ImageDataModule):
                 "or data.init_args.download to true."
             ) from error
         images = torch.from_numpy(stored.data).permute(0, 3, 1, 2).contiguous()
-        return ImageSet(images, torch.tensor(stored.targets))
+        return ImageSet(images, torch.tensor(stored.targets), classes=tuple(stored.classes))
 
 
 class CIFAR100(CIFAR10):

@@ -222,16 +222,14 @@ class ImageDataModule(LightningDataModule, ABC):
         """Reads what the stage needs, so that a missing data set is found out at once."""
         if stage == "fit":
             _ = self.rows if self.defense_root is None else self.defense_set
-            _ = (
-                self.plan,
-                self.trigger,
-            )  # settings that do not fit are told before files are written
+            _ = self.plan, self.trigger  # wrong settings are told before files are written
         else:
             _ = self.test_set, self.trigger
 
     def set_view(self, view: View) -> None:
-        """Makes `train_dataloader` serve `view` from its next call on."""
+        """Makes `train_dataloader` serve `view`, whose images are made at once, from now on."""
         self.view = view
+        _ = self._viewed(view)  # a surrogate that is missing is told before files are written
 
     def train_dataloader(self) -> TrainLoader:
         """Shuffled batches of the present view."""

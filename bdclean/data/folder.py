@@ -119,6 +119,11 @@ class ImageFolder(ImageDataModule):
 
     def _folder(self, part: str) -> Path:
         root = Path(str(self.root))
+        if part == "test" and (root / "train").is_dir() and not (root / part).is_dir():
+            raise DataError(
+                f"No folder {root}/test. Expected {root}/test/CLASS/IMAGE.jpg, one folder a class; "
+                "without test images, turn off what needs them (--test_after_fit false)."
+            )
         if (root / "train").is_dir() or not root.is_dir():
             return root / part
         if part == "train":

@@ -19,11 +19,13 @@ class ImageSet:
         images: (N, 3, H, W), uint8.
         labels: (N,), int64; None for a folder of unlabelled images.
         files: Where each image came from, for reports; empty when it came from an archive.
+        classes: Names of the classes in the order of the labels; empty where they have none.
     """
 
     images: Tensor
     labels: Tensor | None
     files: tuple[str, ...] = field(default=(), repr=False)
+    classes: tuple[str, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         """Number of images."""

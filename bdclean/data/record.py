@@ -49,4 +49,5 @@ def training_set(
         files=tuple(images.files[row] for row in rows.tolist()) if images.files else (),
         poisoned=poisoned,
         covers=covers,
+        classes=images.classes,
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -73,7 +74,8 @@ def read_class_folder(
         raise DataError(f"{root / classes[files.index([])]} holds no images; copy it again.")
     labels = torch.cat([torch.full((len(f),), k) for k, f in enumerate(files)])
     everything = [file for of_class in files for file in of_class]
-    return read_files(root, everything, labels, input_size, resizing=resizing, cache=cache)
+    found = read_files(root, everything, labels, input_size, resizing=resizing, cache=cache)
+    return replace(found, classes=tuple(chosen))
 
 
 def read_flat_folder(root: Path, input_size: int, *, cache: bool = True) -> ImageSet:

@@ -65,7 +65,8 @@ def export(data: ImageDataModule, out: str | Path, *, test: bool = True) -> None
     _require_free(out)
     plan = _plan(data)
     classes = class_names(data)
-    parts = [_train(data, classes), *(_tests(data, classes) if test else ())]
+    tests = _tests(data, classes) if test else []  # first: training rows may take long to make
+    parts = [_train(data, classes), *tests]
     rows = _rows(data, plan, parts[0].files)
     try:
         target = out.resolve()

@@ -138,10 +138,13 @@ def test_trigger_is_the_formula(trigger):
     torch.testing.assert_close(trigger.cross(images, donors), wanted)
 
 
-def test_trigger_depends_on_its_image(trigger):
-    pattern, mask = trigger.pattern(floats()), threshold(trigger.mask(floats()))
-    assert (pattern[2] - pattern[3]).abs().max() > 0.01
-    assert (mask[2] - mask[3]).abs().max() > 0.01
+def test_every_image_has_a_trigger_of_its_own(trigger):
+    """Root-mean-square distance of any two; seen with three networks: 0.25 at least."""
+    images = floats()
+    on_one_image = trigger.cross(images[2].expand_as(images), images)
+    for made in (trigger.pattern(images), threshold(trigger.mask(images)), on_one_image):
+        distance = (made[:, None] - made).square().flatten(2).mean(2).sqrt()
+        assert distance[~torch.eye(6, dtype=torch.bool)].min() > 0.1
 
 
 def test_contract_of_forward(trigger):

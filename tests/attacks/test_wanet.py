@@ -125,15 +125,26 @@ def test_ramps_show_the_displacement():
 
 
 def test_psnr_of_trigger_and_noise():
-    """On a photograph reduced until its detail is that of CIFAR-10 images."""
+    """On a photograph reduced until its detail is nearly that of CIFAR-10 images.
+
+    CIFAR-10 has 29 to 32 dB by grid, and about 27.6 dB with noise. Seen here over 20 grids: 31.2
+    to 33.9 dB, and 27.7 to 28.8 with noise. The means move to 33.2 or 30.9 with a strength of
+    0.45 or 0.6, and that of the noise to 29.2 or 27.2 with 0.8 or 1.2 times the jitter.
+    """
     photo = Image.fromarray(load_sample_image("china.jpg")).resize((96, 64))
     pixels = torch.from_numpy(np.array(photo)).permute(2, 0, 1) / 255
     tiles = pixels.unfold(1, H, H).unfold(2, H, H).permute(1, 2, 0, 3, 4).reshape(-1, 3, H, H)
-    for seed in range(5):
+    found = []
+    for seed in range(20):
         trigger = WaNet(grid_seed=seed).make_trigger(H)
         noise = trigger.noise(tiles, draw_jitter(len(tiles), H, generator(seed)))
-        assert 29 < psnr(trigger(tiles), tiles) < 34
-        assert 26 < psnr(noise, tiles) < 29
+        found.append((psnr(trigger(tiles), tiles), psnr(noise, tiles)))
+    of_trigger, of_noise = np.array(found).T
+    assert of_trigger.mean() == pytest.approx(32.37, abs=0.3)
+    assert of_noise.mean() == pytest.approx(28.18, abs=0.2)
+    assert 30.5 < of_trigger.min() < of_trigger.max() < 34.5
+    assert 27.3 < of_noise.min() < of_noise.max() < 29.2
+    assert (of_trigger > of_noise + 2.5).all()
 
 
 def test_trigger_is_deterministic_and_noise_is_not():

@@ -312,6 +312,20 @@ def test_the_table_quotes_and_leaves_empty_what_is_not_there():
     assert text.splitlines()[2] == "0,,4,0.100000001,0,"
 
 
+def test_the_table_names_the_classes_that_have_names():
+    found = made([3.0, 2.0, 1.0], [True, True, False], [2, 0, -1])
+    names = ("bird", 'a "cat", grey', "\udce9")
+    data = TrainingSet(torch.tensor([1, 2, 0]), (), None, None, names)
+    header, *lines = csv.reader(StringIO(suspects.table(found, data)))
+    assert header[6:] == ["label_name", "proposed_name"]
+    assert [line[2] + line[5] for line in lines] == ["12", "20", "0"]
+    assert [line[6:] for line in lines] == [
+        ['a "cat", grey', "\udce9"],
+        ["\udce9", "bird"],
+        ["bird", ""],
+    ]
+
+
 class Plain:
     """Three samples of which nothing is known, with a file name that is not UTF-8."""
 

@@ -215,6 +215,7 @@ def test_image_folder_reads_classes_in_sorted_order(folder):
     assert data.base.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert data.base.images[:, 0, 0, 0].tolist() == [0, 1, 2, 100, 101, 102]
     assert data.base.files[3] == "dog/0.png"
+    assert data.training_set().classes == ("cat", "dog")
 
 
 def test_the_cache_notices_a_changed_file(folder):

@@ -98,6 +98,7 @@ def test_cifar100_has_the_fine_labels(cifar):
     data = CIFAR100(root=str(cifar))
     assert data.base.labels.tolist() == [99, 0, 57]
     assert data.test_set.labels.tolist() == [3, 42]
+    assert data.base.classes == ("a", "b")
     stored = pickle.loads((cifar / "cifar-100-python/train").read_bytes())  # noqa: S301
     assert torch.equal(data.base.images[1], torch.from_numpy(stored["data"][1]).view(3, 32, 32))
 

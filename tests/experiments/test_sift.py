@@ -58,6 +58,9 @@ def test_a_folder_in_suspects_and_a_model_out(folder, tmp_path, capsys):
     assert state(folder) == before
     rows = list(csv.DictReader((out / "suspects.csv").open()))
     assert len(rows) == 90
+    assert all(row["file"].startswith(row["label_name"] + "/") for row in rows)
+    names = {"": "", "0": "apple", "1": "kiwi", "2": "plum"}
+    assert all(row["proposed_name"] == names[row["proposed"]] for row in rows)
     clean = {row["file"] for row in rows if row["flagged"] in ("0", "False", "false")}
     assert {file.as_posix() for file in state(kept)} == clean
     assert f"{90 - len(clean)} of 90 images are flagged" in told

@@ -261,15 +261,22 @@ def test_small_batches_and_no_covers_train(fit):
     assert all(value.isfinite().all() for value in module.state_dict().values())
 
 
-def test_masks_become_sparse_and_differ(fit):
-    """Far from the 0.03 of a full mask stage, which takes thousands of steps."""
-    module = make(mask_epochs=12, epochs=13, batch_size=10, lambda_div=0.1, augmentation="none")
+def test_masks_become_sparse_and_both_depend_on_the_image(fit):
+    """Far from the 0.03 of a full mask stage: a mean of 0.14 was seen after 160 steps.
+
+    Seen here with two seeds: masks 0.14 and 0.24 in the mean and 0.31 and 0.35 apart (root mean
+    square), patterns 0.33 and 0.49 apart.
+    """
+    module = make(mask_epochs=12, epochs=16, batch_size=10, lambda_div=0.1, augmentation="none")
     data, _ = fit(module)
-    images = data.test_set.images.float() / 255
+    images = data.test_set.images[:8].float() / 255
     with torch.no_grad():
-        mask = threshold(module.mask.eval()(images))
+        mask, pattern = threshold(module.mask.eval()(images)), module.pattern.eval()(images)
     assert mask.mean() < 0.3
-    assert (mask[:-1] - mask[1:]).abs().mean() > 0.05
+    apart = torch.triu_indices(8, 8, 1)
+    for made in (mask, pattern):
+        distance = (made[apart[0]] - made[apart[1]]).square().mean((1, 2, 3)).sqrt()
+        assert distance.mean() > 0.15
 
 
 # ---------------------------------------------------------------------- evaluation

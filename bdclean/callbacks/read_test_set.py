@@ -1,0 +1,24 @@
+"""A test set that is wrong is told before the training, not after it."""
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from bdclean.callbacks.run_record import is_trial
+from bdclean.metrics.evaluation import BackdoorModule
+
+
+class ReadTestSet(Callback):
+    """Has the data module read its test set before a fit that ends with a test.
+
+    By then all `setup` hooks have passed, so that it is known whether the model gets a head.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Calls `setup("test")` of the data module, which tells of what is missing."""
+        data = getattr(trainer, "datamodule", None)
+        if data is not None and has_head(pl_module) and not is_trial(trainer):
+            data.setup("test")
+
+
+def has_head(module: LightningModule) -> bool:
+    """Whether the product of a run can be tested; False for a backbone without a classifier."""
+    return not isinstance(module, BackdoorModule) or module.export_model().head is not None

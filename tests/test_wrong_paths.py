@@ -1,0 +1,189 @@
+"""A wrong path is told before anything is trained or written."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bdclean.backbones import ModelInfo, build, save_model
+from bdclean.cli import main
+from bdclean.data import Digits
+from bdclean.training import Supervised
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+pytestmark = pytest.mark.filterwarnings("ignore")
+NO_TEST = "No folder set/test. Expected set/test/CLASS/IMAGE.jpg"
+WAY_OUT = "(--test_after_fit false)"
+NO_FILE = "attack.surrogate is 'missing.safetensors', which is no file"
+
+
+def stack(*names):
+    return [w for name in names for w in ("-c", str(CONFIGS / f"{name}.yaml"))]
+
+
+FOLDER = [
+    *("--data", "bdclean.data.ImageFolder", "--data.input_size", "16", "--data.root", "set"),
+    *("--data.splits.defense", "0", "--data.splits.probe", "0"),
+]
+RUN = ["--trainer.max_epochs", "1", "--model.width", "4", "--run", "run"]
+FIT = ["fit", *stack("trainer/cpu", "train/supervised_fast"), *FOLDER, *RUN]
+ATTACK = ["--data.attack", "bdclean.attacks.BadNets"]
+CONSISTENT = [
+    *stack("data/digits", "attack/label_consistent"),
+    *("--data.attack.surrogate", "missing.safetensors"),
+]
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    """Works in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(part, *classes):
+    for name in classes:
+        for i in range(12):
+            pixels = np.full((16, 16, 3), 20 * i, dtype=np.uint8)
+            (Path("set") / part / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(Path("set") / part / name / f"{i}.png")
+
+
+@pytest.fixture
+def training(monkeypatch):
+    """Whether a step was trained."""
+    steps = []
+    whole = Supervised.training_step
+
+    def step(self, batch, batch_idx):
+        steps.append(batch_idx)
+        return whole(self, batch, batch_idx)
+
+    monkeypatch.setattr(Supervised, "training_step", step)
+    return steps
+
+
+def refused(words, capsys):
+    """The message of a command that must leave the folder as it was."""
+    before = sorted(Path().rglob("*"))
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    assert sorted(Path().rglob("*")) == before
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown
+    told = [line for line in shown.splitlines() if line.startswith("bdclean: ")]
+    assert len(told) == 1
+    return told[0]
+
+
+# ---------------------------------------------------------------------- test folders
+
+
+def spoil(case):
+    """A data set, and what is said of its test images."""
+    if case == "flat":
+        write("", "cat", "dog")
+        return ["There are no test images, because set has no folder train", WAY_OUT]
+    write("train", "cat", "dog")
+    if case == "no test folder":
+        return [NO_TEST, WAY_OUT]
+    if case == "no classes":
+        Path("set/test").mkdir()
+        return ["set/test holds no class folders"]
+    if case == "other classes":
+        write("test", "cat", "emu")
+        return ["differ in the class folders ['dog', 'emu']"]
+    if case == "no images":
+        for name in ("cat", "dog"):
+            (Path("set/test") / name).mkdir(parents=True)
+        return ["No images below set/test"]
+    write("test", "cat", "dog")
+    Path("set/test/dog/3.png").write_bytes(b"no image")
+    return ["dog/3.png is not a readable image"]
+
+
+CASES = ["no test folder", "flat", "no classes", "other classes", "no images", "a broken image"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_wrong_test_images_are_told_before_the_training(case, training, capsys):
+    parts = spoil(case)
+    told = refused(FIT, capsys)
+    assert all(part in told for part in parts)
+    assert not training
+
+
+@pytest.mark.parametrize("case", ["no test folder", "other classes"])
+@pytest.mark.parametrize("command", ["test", "preview", "export"])
+def test_other_commands_tell_it_as_well(command, case, capsys):
+    parts = spoil(case)
+    words = {
+        "test": ["test", *FIT[1:]],
+        "preview": ["attack", "preview", *FOLDER, *ATTACK],
+        "export": ["attack", "export", *FOLDER, *ATTACK, "--out", "out"],
+    }
+    told = refused(words[command], capsys)
+    assert parts[0] in told
+
+
+@pytest.mark.parametrize("words", [["--test_after_fit", "false"], ["--trainer.fast_dev_run", "1"]])
+def test_a_fit_without_a_test_needs_no_test_images(words, training):
+    spoil("no test folder")
+    main([*FIT, *words])
+    assert training
+    assert Path("run/config.yaml").exists() == ("--test_after_fit" in words)
+
+
+def test_a_product_without_a_head_needs_no_test_images(capsys):
+    write("", "a", "b")
+    model = build(ModelInfo("resnet18", 2, 16, (0.5,) * 3, (0.25,) * 3, width=4))
+    save_model(model, Path("suspect.safetensors"))
+    data = ["--data", "bdclean.data.ImageFolder", "--data.input_size", "16"]
+    data += ["--data.num_classes", "2", "--data.defense_root", "set"]
+    words = ["fit", *stack("trainer/cpu", "purify/cbd"), *data, "--run", "run"]
+    words += ["--model.weights", "suspect.safetensors", "--model.epochs", "1"]
+    words += ["--model.pgd_steps", "1", "--model.batch_size", "8"]
+    assert "There are no test images" in refused([*words, "--model.probe", "lbfgs"], capsys)
+    main([*words, "--model.probe", "none"])
+    assert "no classifier head" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------- other files
+
+
+@pytest.mark.parametrize("method", ["train/supervised_noaug", "purify/abl_fast"])
+def test_a_missing_surrogate_is_told_before_anything_is_written(method, training, capsys):
+    assert NO_FILE in refused(["fit", *stack("trainer/cpu", method), *CONSISTENT, *RUN[2:]], capsys)
+    assert not training
+
+
+def test_attack_commands_tell_of_a_missing_surrogate(capsys):
+    assert NO_FILE in refused(["attack", "preview", *CONSISTENT], capsys)
+    assert NO_FILE in refused(["attack", "export", *CONSISTENT, "--out", "out"], capsys)
+
+
+def test_an_evaluation_needs_no_surrogate(capsys):
+    main(["test", *stack("trainer/cpu", "train/supervised_noaug"), *CONSISTENT, *RUN])
+    assert Path("run/test.json").is_file()
+
+
+def test_a_folder_that_was_there_stays(capsys):
+    spoil("no test folder")
+    Path("run").mkdir()
+    refused(FIT, capsys)
+
+
+def test_the_missing_data_set_leaves_no_folder(capsys):
+    words = stack("trainer/cpu", "data/cifar10", "train/supervised_fast")
+    assert "cifar-10-batches-py" in refused(["fit", *words, "--data.root", "no", *RUN], capsys)
+
+
+def test_the_test_set_is_read_once(monkeypatch):
+    """The test after the fit takes what was read before it."""
+    reads, whole = [], Digits.read_test
+    monkeypatch.setattr(Digits, "read_test", lambda self: reads.append(self) or whole(self))
+    words = [*stack("trainer/cpu", "data/digits", "train/supervised_fast"), *RUN]
+    main(["fit", *words, "--trainer.limit_train_batches", "1"])
+    assert len(reads) == 1
