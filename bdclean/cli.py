@@ -32,8 +32,8 @@ from bdclean.callbacks import (
     SaveRunConfig,
     Suspects,
 )
-from bdclean.callbacks.run_record import is_trial
 from bdclean.callbacks.read_test_set import has_head
+from bdclean.callbacks.run_record import is_trial
 from bdclean.errors import BdcleanError
 from bdclean.experiments.attack import run_attack
 from bdclean.experiments.demo import run_demo

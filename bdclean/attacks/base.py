@@ -91,6 +91,9 @@ class Attack(ABC):
     """What the attacker applies to the poisoned rows (not to covers) whenever a training batch
     shows them, before the victim's own augmentation."""
 
+    survives_blur: bool = True
+    """False where the blur of SimCLR's views leaves little of the trigger."""
+
     def __init__(
         self,
         target: int = 0,

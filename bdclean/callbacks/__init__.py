@@ -2,11 +2,11 @@
 
 from bdclean.callbacks.predictions import PredictionFiles
 from bdclean.callbacks.progress import ProgressLines
+from bdclean.callbacks.read_test_set import ReadTestSet
 from bdclean.callbacks.resume import AtomicCheckpointIO, ExactResume
 from bdclean.callbacks.run_record import RunRecord
 from bdclean.callbacks.save_config import SaveRunConfig
 from bdclean.callbacks.suspects import Suspects
-from bdclean.callbacks.read_test_set import ReadTestSet
 
 __all__ = [
     "AtomicCheckpointIO",

@@ -13,12 +13,10 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from bdclean.attacks import Attack, PoisonPlan, Trigger
-from bdclean.data.augmentation import FLIPPING, augment
 from bdclean.data.images import ChosenRows, ImageSet, Overlay, RoleImages, labels_of
 from bdclean.data.loading import TrainLoader, evaluation_loader, scan_loader, to_float
 from bdclean.data.poisoning import (
@@ -32,6 +30,7 @@ from bdclean.data.poisoning import (
 from bdclean.data.record import attack_facts, training_set
 from bdclean.data.sources import read_flat_folder
 from bdclean.data.splits import RoleRows, Splits, draw_roles
+from bdclean.data.views import ViewMaker
 from bdclean.errors import ConfigError
 from bdclean.functional.seeds import derive_seed
 from bdclean.types import Batch, Role, TrainingSet, View
@@ -90,7 +89,6 @@ class ImageDataModule(LightningDataModule, ABC):
         self.defense_labels = defense_labels
         self.validate_in_fit = validate_in_fit
         self.eval_batch_size, self.shuffle_seed = eval_batch_size, shuffle_seed
-        self._told_of_flips = False
 
     @abstractmethod
     def read_train(self) -> ImageSet:
@@ -241,12 +239,7 @@ class ImageDataModule(LightningDataModule, ABC):
                 f"{view.batch_size} on each of {self._world_size} devices; lower "
                 "model.init_args.batch_size or give more images."
             )
-        if view.augmentation in FLIPPING and not self.allow_flip and not self._told_of_flips:
-            self._told_of_flips = True
-            rank_zero_warn(
-                f"{self.name} allows no horizontal flips: the augmentation {view.augmentation} "
-                "runs without them."
-            )
+        self.view_maker.tell(view)
         return TrainLoader(
             images,
             batch_size=view.batch_size,
@@ -255,6 +248,12 @@ class ImageDataModule(LightningDataModule, ABC):
             world_size=self._world_size,
             rank=self._rank,
         )
+
+    @cached_property
+    def view_maker(self) -> ViewMaker:
+        """Augments training batches, without what the data set or the trigger cannot bear."""
+        blur = self.attack is None or self.attack.survives_blur
+        return ViewMaker(self.name, flip=self.allow_flip, blur=blur)
 
     def scan_dataloader(self, view: View, *, shared: bool = False) -> DataLoader[dict[str, Any]]:
         """All rows of `view` in stored order, un-augmented.
@@ -326,15 +325,11 @@ class ImageDataModule(LightningDataModule, ABC):
         generator = torch.Generator(ready["image"].device).manual_seed(draw)
         if self.batch_poisoner is not None and self.view.role == "train":
             self.batch_poisoner(ready, first, generator)
-        image = ready["image"]
-        augmented = (
-            augment(self.view.augmentation, image, generator, flip=self.allow_flip)
-            for _ in range(self.view.views or 1)
-        )
+        made = self.view_maker(self.view, ready["image"], generator)
         if self.view.views:
-            ready["views"] = tuple(augmented)
+            ready["views"] = made
         else:
-            ready["image"] = next(augmented)
+            ready["image"] = made[0]
         return ready
 
     def device_batch(self, batch: dict[str, Any], device: torch.device) -> Batch:

@@ -1,11 +1,17 @@
 """The blur of SimCLR against torchvision, image by image."""
 
+import warnings
+
 import pytest
 import torch
 import torchvision.transforms.functional as tv
 
+from bdclean.attacks import BadNets, Blend
+from bdclean.data import ImageSet
 from bdclean.data.augmentation import augment
 from bdclean.data.blur import SIGMA, draw_sigma, gaussian_blur, kernel_size
+from bdclean.data.datamodule import ImageDataModule
+from bdclean.types import View
 
 
 def generator(seed=0):
@@ -47,3 +53,40 @@ def test_simclr_blur_is_simclr_and_then_the_blur():
     assert torch.equal(augment("simclr_blur", images, generator(2)), expected)
     assert torch.equal(augment("simclr_blur", images, generator(2), blur=False), plain)
     assert not torch.equal(expected, plain)
+
+
+class Tiny(ImageDataModule):
+    name, num_classes, input_size, mean, std = "tiny", 2, 32, (0.5,) * 3, (0.2,) * 3
+
+    def read_train(self):
+        images = torch.randint(0, 256, (20, 3, 32, 32), generator=generator())
+        return ImageSet(images.to(torch.uint8), torch.arange(20) % 2)
+
+    read_test = read_train
+
+
+def views_of(attack):
+    data = Tiny(attack, shuffle_seed=1)
+    data.set_view(View("train", "simclr_blur", views=2, batch_size=20))
+    batch = next(iter(data.train_dataloader()))
+    image, seed = batch["image"].float() / 255, batch["draw"]
+    views = data.on_after_batch_transfer(batch, 0)["views"]
+    g = generator(seed)
+    sharp = [augment("simclr_blur", image, g, blur=False) for _ in range(2)]
+    return views, sharp
+
+
+def test_noise_is_never_blurred_and_this_is_told():
+    attack = Blend(target=1, rate=0.6, rate_base="target_class", label_rule="clean_label")
+    with pytest.warns(UserWarning, match="Blur destroys the trigger .* simclr_blur runs without"):
+        views, sharp = views_of(attack)
+    for view, other in zip(views, sharp, strict=True):
+        assert torch.equal(view, other)
+
+
+@pytest.mark.parametrize("attack", [None, BadNets(target=1), Blend(target=1, image="cartoon")])
+def test_other_triggers_and_clean_images_are_blurred(attack):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        views, sharp = views_of(attack)
+    assert not any(torch.equal(view, other) for view, other in zip(views, sharp, strict=True))
