@@ -7,7 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import torchvision
+from PIL import Image
 
+from bdclean.backbones import load_model
 from bdclean.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -86,10 +90,51 @@ def test_looking_at_attacks_and_exporting_them(workplace):
     assert record["data"]["sizes"]["train"] == 1000
 
 
+def test_a_backbone_from_elsewhere_is_cleaned_used_and_measured(workplace):
+    """The page's lines, with small pictures and a short training."""
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet18()
+    state = {f"module.{k}": v for k, v in theirs.state_dict().items() if k[:3] != "fc."}
+    torch.save({"state_dict": state}, "suspect.pth")
+    for number in range(24):
+        for place in ("photos/walk", f"images/train/{number % 2}", f"images/test/{number % 2}"):
+            pixels = torch.randint(0, 256, (40, 48, 3), dtype=torch.uint8)
+            Path(place).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.numpy()).save(f"{place}/{number}.png")
+    clean, measure = blocks("how_to/self_supervised.md", "bash")
+    (words,) = commands(clean)
+    small = ["--data.input_size", "64"]
+    short = ["--model.epochs", "1", "--model.batch_size", "8", "--model.pgd_steps", "1"]
+    main([*words[1:], *small, *short])
+
+    (code,) = blocks("how_to/self_supervised.md", "python")
+    lines = [line for line in code.splitlines() if line.strip() and "import" not in line]
+    assert len(lines) <= 5
+    names: dict = {}
+    exec(code, names)  # noqa: S102  (the page's own lines)
+    ours = load_model("runs/cleaned/model.safetensors").eval()
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        features = names["model"].eval()(ours.normalize(images))
+        assert torch.allclose(features, ours.features(images), atol=1e-5)
+        theirs.fc = torch.nn.Identity()
+        theirs.load_state_dict(names["weights"])
+        assert torch.allclose(theirs.eval()(ours.normalize(images)), features, atol=1e-5)
+
+    few = ["--data.splits.probe", "8", *small]
+    for words, file in zip(commands(measure), ("probe/result", "knn/test"), strict=True):
+        extra = ["--model.epochs", "1"] if "fit" in words else []
+        main([*words[1:], *few, *extra])
+        assert json.loads(Path(f"runs/{file}.json").read_text())["metrics"]["n_clean"] == 24
+
+
 PAGES = [
     "getting_started.md",
     "how_to/attacks.md",
     "how_to/data_sets.md",
+    "how_to/self_supervised.md",
+    "methods/simclr.md",
+    "methods/knn.md",
     "../README.md",
     "../configs/README.md",
 ]

@@ -7,11 +7,11 @@ from pathlib import Path
 from torch import Tensor
 
 from bdclean.backbones.architectures import Parts
-from bdclean.weights import unwrap
+from bdclean.weights import bare, unwrap
 
 # Where libraries put the classifier, beside the name that belongs to the architecture.
 _HEADS = ("head", "fc", "linear", "classifier")
-# Parts that serve training alone in solo-learn, MoCo, BYOL, SwAV and the like.
+# Parts that serve training alone in solo-learn, lightly, MoCo, BYOL, SwAV and the like.
 _TRAINING_ONLY = (
     "projector",
     "projection_head",
@@ -20,11 +20,23 @@ _TRAINING_ONLY = (
     "prototypes",
     "queue",
     "queue_ptr",
+    "encoder_k",
+    "backbone_momentum",
+    "projection_head_momentum",
     "momentum_backbone",
     "momentum_encoder",
     "momentum_projector",
     "momentum_classifier",
 )
+
+
+# lightly's examples take torchvision's ResNet apart and number the parts; ReLU and pooling count.
+# Its own ResNet for CIFAR loses a ReLU when it is taken apart, so that it is another network, and
+# its numbers are left to the report of names that do not fit.
+_NUMBERED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+# MoCo's encoders end with a projection under the name of the classifier: one layer, or an MLP.
+_MOCO = ("encoder_q", "base_encoder")
+_MOCO_HEADS = ("fc", "head")
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,7 @@ def split_foreign(found: dict[str, Tensor], parts: Parts, weights: str | Path) -
     A warning lists what is left out because it serves self-supervised training alone.
     """
     expected = parts.backbone.state_dict()
+    found, projection = _take_moco_heads(_name_numbered(found, expected))
     inside, outside = unwrap(found, expected)
     if not any(name in expected for name in inside):
         return Foreign(found, None, {})  # nothing fits: report the names as they are in the file
@@ -66,8 +79,34 @@ def split_foreign(found: dict[str, Tensor], parts: Parts, weights: str | Path) -
         if f"normalize.{key}" in rest and rest[f"normalize.{key}"].shape == (3,)
     }
     num_classes = _take_head(state, rest, parts)
-    _drop_training_only(rest, weights)
+    _drop_training_only(rest, projection, weights)
     return Foreign({**state, **rest}, num_classes, normalisation)
+
+
+def _name_numbered(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Gives the numbered parts of a ResNet their names, if that makes more of them fit."""
+
+    def fitting(state: dict[str, Tensor]) -> int:
+        return len({bare(name)[1] for name in state} & expected.keys())
+
+    renamed = {}
+    for name, tensor in found.items():
+        prefix, rest = bare(name)
+        number, dot, end = rest.partition(".")
+        renamed[f"{prefix}{_NUMBERED.get(number, number)}{dot}{end}"] = tensor
+    return max(found, renamed, key=fitting)  # the first of equals
+
+
+def _take_moco_heads(
+    found: dict[str, Tensor],
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """All but the projections of MoCo's encoders, and these."""
+    projection = {
+        name: tensor
+        for name, tensor in found.items()
+        if any(f"{encoder}.{head}." in name for encoder in _MOCO for head in _MOCO_HEADS)
+    }
+    return {name: t for name, t in found.items() if name not in projection}, projection
 
 
 def _rename_shortcuts(inside: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -90,13 +129,16 @@ def _take_head(state: dict[str, Tensor], rest: dict[str, Tensor], parts: Parts) 
     return None
 
 
-def _drop_training_only(rest: dict[str, Tensor], weights: str | Path) -> None:
+def _drop_training_only(
+    rest: dict[str, Tensor], projection: dict[str, Tensor], weights: str | Path
+) -> None:
     dropped = [name for name in rest if name.split(".")[0] in _TRAINING_ONLY]
-    if dropped:
+    if dropped or projection:
         tops = sorted({name.split(".")[0] for name in dropped})
+        tops += sorted({name.rpartition(".")[0] for name in projection})
         warnings.warn(
-            f"{weights}: {len(dropped)} tensors under {', '.join(tops)} serve self-supervised "
-            "training alone and are left out.",
+            f"{weights}: {len(dropped) + len(projection)} tensors under {', '.join(tops)} serve "
+            "self-supervised training alone and are left out.",
             stacklevel=2,
         )
     for name in dropped:

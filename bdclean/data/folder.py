@@ -77,12 +77,12 @@ class ImageFolder(ImageDataModule):
 
     def _count_classes(self, given: int | None) -> int:
         if self.root is None:
-            if self.defense_root is None or given is None:
+            if self.defense_root is None:
                 raise ConfigError(
-                    "Set data.init_args.root to a folder with train/ and test/, or both "
-                    "data.init_args.defense_root and data.init_args.num_classes."
+                    "Set data.init_args.root to a folder with train/ and test/, or "
+                    "data.init_args.defense_root to a folder of photos without labels."
                 )
-            return given
+            return 1 if given is None else given
         found = len(class_folders(self._folder("train")))
         if given is not None and given != found:
             raise ConfigError(

@@ -10,7 +10,7 @@ from bdclean.backbones.source import WeightsSource
 from bdclean.errors import ConfigError
 from bdclean.metrics.evaluation import BackdoorModule
 from bdclean.metrics.fitting import scan
-from bdclean.types import View
+from bdclean.types import Batch, View
 
 
 class KNN(BackdoorModule):
@@ -59,12 +59,23 @@ class KNN(BackdoorModule):
             ConfigError: In a fit.
         """
         if stage == "fit":
-            raise ConfigError(
-                f"{type(self).__name__} has nothing to fit: use `bdclean test` with the same words."
-            )
+            self.configure_optimizers()
         model = self.source.load()
         model.replace_head(None)
         self.model = model.to(memory_format=torch.channels_last).requires_grad_(False)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Lightning asks for one before it calls `setup`."""
+
+    def configure_optimizers(self) -> None:
+        """Refuses, as `setup` does.
+
+        Raises:
+            ConfigError: Always.
+        """
+        raise ConfigError(
+            f"{type(self).__name__} has nothing to fit: use `bdclean test` with the same words."
+        )
 
     def _begin(self, stage: Any) -> None:
         """Takes the features of the labelled images before the counts begin."""

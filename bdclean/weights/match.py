@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-_WRAPPERS = ("module", "model", "backbone", "encoder")
+_WRAPPERS = ("module", "model", "backbone", "encoder", "encoder_q", "base_encoder")
 _SHOWN = 5
 
 
@@ -81,8 +81,9 @@ def unwrap(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Takes the wrappers' prefixes off the names of a foreign state dict.
 
-    Wrappers are `module.`, `model.`, `backbone.` and `encoder.`, in any combination, as data
-    parallel training and self-supervised libraries put them. The prefix under which most names
+    Wrappers are `module.`, `model.`, `backbone.`, `encoder.`, and MoCo's `encoder_q.` and
+    `base_encoder.`, in any combination, as data parallel training and self-supervised libraries
+    put them. The prefix under which most names
     of the model are found is the one that holds it.
 
     Args:
@@ -100,11 +101,16 @@ def unwrap(
         if name.startswith(prefix)
     }
     beside = [name for name in found if not name.startswith(prefix)]
-    bare = [list(_splits(name))[-1][1] for name in beside]
-    if len(set(bare)) < len(bare):
-        bare = beside  # two tensors never end under one name
-    outside = {short: found[name] for short, name in zip(bare, beside, strict=True)}
+    short = [bare(name)[1] for name in beside]
+    if len(set(short)) < len(short):
+        short = beside  # two tensors never end under one name
+    outside = {new: found[name] for new, name in zip(short, beside, strict=True)}
     return inside, outside
+
+
+def bare(name: str) -> tuple[str, str]:
+    """All leading wrapper names, and the rest."""
+    return list(_splits(name))[-1]
 
 
 def _splits(name: str) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from lightly.models import ResNetGenerator
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
@@ -82,6 +83,64 @@ def test_solo_learn_checkpoint(tmp_path, theirs):
     theirs.fc = nn.Identity()
     with torch.no_grad():
         assert torch.equal(model.features(X), theirs(_normalised(X)))
+
+
+def _headless(theirs, state, path):
+    """What a file of `state` gives must be the features of `theirs`."""
+    theirs.fc = nn.Identity()
+    model = _load(_save(state, path))
+    assert model.head is None
+    with torch.no_grad():
+        assert torch.equal(model.features(X), theirs(_normalised(X)))
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_moco_checkpoint(tmp_path, theirs, version):
+    """Key layouts of facebookresearch/moco (v1, v2) and moco-v3, wrapped for data parallel use."""
+    student, teacher = (
+        ("base_encoder", "momentum_encoder") if version == 3 else ("encoder_q", "encoder_k")
+    )
+    body = {k: v for k, v in theirs.state_dict().items() if k[:3] != "fc."}
+    heads = {
+        1: {"fc.weight": torch.ones(128, 64), "fc.bias": torch.ones(128)},
+        2: {"fc.0.weight": torch.ones(64, 64), "fc.2.weight": torch.ones(128, 64)},
+        3: {"fc.0.weight": torch.ones(9, 64), "fc.1.running_mean": torch.ones(9)},
+    }[version]
+    state = {f"module.{student}.{k}": v for k, v in {**body, **heads}.items()}
+    state |= {f"module.{teacher}.{k}": v + 1 for k, v in {**body, **heads}.items()}
+    if version == 3:
+        state["module.predictor.0.weight"] = torch.ones(3)
+    else:
+        state |= {"module.queue": torch.ones(128, 8), "module.queue_ptr": torch.zeros(1)}
+    with pytest.warns(UserWarning, match=rf"under {teacher}.*module\.{student}\.fc"):
+        _headless(theirs, state, tmp_path / "x.pth.tar")
+
+
+def test_lightly_checkpoint_of_a_named_backbone(tmp_path, theirs):
+    """lightly's SimCLR example since 1.4: `resnet.fc = nn.Identity()`, projection beside it."""
+    state = {f"backbone.{k}": v for k, v in theirs.state_dict().items() if k[:3] != "fc."}
+    state["projection_head.layers.0.weight"] = torch.ones(64, 64)
+    with pytest.warns(UserWarning, match="1 tensors under projection_head"):
+        _headless(theirs, state, tmp_path / "x.ckpt")
+
+
+def test_lightly_checkpoint_of_a_numbered_backbone(tmp_path, theirs):
+    """lightly's examples: `nn.Sequential(*list(resnet.children())[:-1])`, a BYOL one."""
+    parts = nn.Sequential(*list(theirs.children())[:-1])
+    state = {f"backbone.{k}": v for k, v in parts.state_dict().items()}
+    state |= {f"backbone_momentum.{k}": v + 1 for k, v in parts.state_dict().items()}
+    assert "backbone.4.0.conv1.weight" in state
+    with pytest.warns(UserWarning, match="under backbone_momentum"):
+        _headless(theirs, state, tmp_path / "x.ckpt")
+
+
+def test_lightlys_own_resnet_numbered_is_another_network(tmp_path):
+    """Taken apart, lightly's ResNet for CIFAR has lost the ReLU behind its first batch norm."""
+    theirs = ResNetGenerator("resnet-18", width=1 / 8)
+    parts = nn.Sequential(*list(theirs.children())[:-1])
+    state = {f"backbone.{k}": v for k, v in parts.state_dict().items()}
+    with pytest.raises(WeightsError, match=r"missing \(backbone\.layer"):
+        _load(_save(state, tmp_path / "x.ckpt"), stem="cifar", input_size=32)
 
 
 def test_without_a_classifier_the_model_has_no_head(tmp_path, theirs):
