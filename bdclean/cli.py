@@ -37,6 +37,7 @@ from bdclean.callbacks.run_record import is_trial
 from bdclean.errors import BdcleanError
 from bdclean.experiments.attack import run_attack
 from bdclean.experiments.demo import run_demo
+from bdclean.experiments.figure import run_figure
 from bdclean.experiments.sift import SaveSiftConfig, run_sift
 
 LINKED = ("num_classes", "input_size", "mean", "std")
@@ -165,6 +166,8 @@ def main(args: Sequence[str] | None = None) -> None:
             run_demo(words[1:])
         elif words[:1] == ["attack"]:
             run_attack(words[1:])
+        elif words[:1] == ["figure"]:
+            run_figure(words[1:])
         elif words[:1] == ["--version"]:
             print(f"bdclean {bdclean.__version__}")
         elif words[:1] == ["sift"]:

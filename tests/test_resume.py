@@ -59,8 +59,15 @@ def kill_after_checkpoint(words, checkpoint):
                 "7",
             ],
         ),
+        (
+            "train/simclr_fast",
+            [
+                *("--model.width", "4", "--trainer.max_epochs", "3", "--model.batch_size", "64"),
+                *("--checkpoint.every_n_train_steps", "7"),
+            ],
+        ),
     ],
-    ids=["at an epoch's end", "within an epoch"],
+    ids=["at an epoch's end", "within an epoch", "contrastive, within an epoch"],
 )
 def test_killed_and_restarted_equals_uninterrupted(tmp_path, method, extra):
     main(command(tmp_path / "whole", method, *extra))

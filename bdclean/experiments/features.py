@@ -17,6 +17,7 @@ from bdclean.experiments.stages import make_trainer
 from bdclean.metrics.evaluation import BackdoorModule
 
 NUM_SAMPLES = 6
+MOST_NAMED = 10  # classes in a legend
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,14 @@ class FeatureMap:
         clean: (N, 2), the clean test images.
         labels: (N,), their classes.
         triggered: (M, 2), the triggered ones.
+        adversarial: (L, 2), adversarial ones; None where there are none.
     """
 
     title: str
     clean: NDArray[np.float32]
     labels: NDArray[np.int64]
     triggered: NDArray[np.float32]
+    adversarial: NDArray[np.float32] | None = None
 
 
 def feature_map(
@@ -48,15 +51,32 @@ def feature_map(
         seed: Of the t-SNE.
         iterations: Of the t-SNE.
     """
-    clean, triggered = _features(module, data)
-    # Cosine, as in the contrastive losses and in the probe, which both normalise features.
-    points = torch.nn.functional.normalize(torch.cat([clean, triggered]), dim=1)
-    tsne = TSNE(init="pca", random_state=seed, max_iter=iterations)
-    plane = tsne.fit_transform(points.numpy())
+    clean, triggered = to_plane(_features(module, data), seed, iterations)
     labels = data.test_set.labels
     if labels is None:
         raise ValueError("The digits have labels.")
-    return FeatureMap(title, plane[: len(clean)], labels.numpy(), plane[len(clean) :])
+    return FeatureMap(title, clean, labels.numpy(), triggered)
+
+
+def to_plane(
+    groups: Sequence[Tensor], seed: int, iterations: int, perplexity: float = 30.0
+) -> list[NDArray[np.float32]]:
+    """One t-SNE of all groups together.
+
+    Args:
+        groups: Features, each (N_g, D).
+        seed: Of the t-SNE.
+        iterations: Of the t-SNE.
+        perplexity: Of the t-SNE; below the number of points.
+
+    Returns:
+        Each group in the plane, (N_g, 2).
+    """
+    # Cosine, as in the contrastive losses and in the probe, which both normalise features.
+    points = torch.nn.functional.normalize(torch.cat(list(groups)), dim=1)
+    tsne = TSNE(init="pca", random_state=seed, max_iter=iterations, perplexity=perplexity)
+    plane = tsne.fit_transform(points.numpy())
+    return list(np.split(plane, np.cumsum([len(group) for group in groups])[:-1]))
 
 
 def _features(module: BackdoorModule, data: Digits) -> list[Tensor]:
@@ -66,13 +86,21 @@ def _features(module: BackdoorModule, data: Digits) -> list[Tensor]:
 
 
 def plot_features(maps: Sequence[FeatureMap]) -> Figure:
-    """One panel per model: clean images coloured by class, triggered ones as black crosses."""
+    """One panel per model: clean images coloured by class, triggered ones as black crosses.
+
+    Adversarial images are grey rings. Beyond ten classes colours repeat, and are not named.
+    """
     figure = Figure(figsize=(4.6 * len(maps), 4.8), layout="constrained")
     panels = figure.subplots(1, len(maps), squeeze=False)[0]
     for panel, each in zip(panels, maps, strict=True):
-        for k in np.unique(each.labels):
+        classes = np.unique(each.labels)
+        for k in classes:
             points = each.clean[each.labels == k]
-            panel.scatter(*points.T, s=10, color=f"C{k}", label=f"clean {k}")
+            name = f"clean {k}" if len(classes) <= MOST_NAMED else None
+            panel.scatter(*points.T, s=10, color=f"C{k % 10}", label=name)
+        if each.adversarial is not None:
+            rings = {"facecolors": "none", "edgecolors": "gray", "linewidths": 0.7}
+            panel.scatter(*each.adversarial.T, s=14, label="adversarial", **rings)
         panel.scatter(
             *each.triggered.T, s=14, color="black", marker="x", linewidths=0.7, label="triggered"
         )
@@ -80,7 +108,8 @@ def plot_features(maps: Sequence[FeatureMap]) -> Figure:
         panel.set_xticks([])
         panel.set_yticks([])
     handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize="small")
+    columns = min(len(names), 3 * len(maps))
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, fontsize="small")
     return figure
 
 

@@ -1,0 +1,204 @@
+"""`bdclean figure tsne RUN...`: features in the plane, before and after a run.
+
+The picture of figure 1 of CBD: clean test images of all classes, test images with the trigger,
+and contrastive adversarial versions of clean ones (eq. 1), as one t-SNE for each model. Backbones
+without a head and classifiers are alike here. Labels colour the points and do nothing else.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from bdclean.backbones import SplitModel, load_model
+from bdclean.backbones.attacker import Attacker
+from bdclean.backbones.source import WeightsSource
+from bdclean.data import ImageDataModule
+from bdclean.errors import ConfigError
+from bdclean.experiments.features import FeatureMap, plot_features, to_plane
+from bdclean.functional.contrastive import nt_xent
+from bdclean.functional.perturbation import PGD, pgd
+from bdclean.functional.seeds import derive_seed
+
+_CHUNK = 100  # images at a time
+_ITERATIONS = 1000  # scikit-learn's
+
+
+def run_figure(args: Sequence[str]) -> None:
+    """The command.
+
+    Args:
+        args: The words after `bdclean figure`.
+
+    Raises:
+        ConfigError: If a run has no test images, trigger or weights, or the picture cannot be
+            written.
+    """
+    chosen = make_parser().parse_args(list(args)).tsne
+    out = Path(chosen.out)
+    if out.suffix.lower() != ".png":
+        raise ConfigError(f"--out={out}: the picture is a PNG; end the name in .png.")
+    maps = []
+    for run in dict.fromkeys(chosen.runs):
+        config = read_config(Path(run))
+        images = choose(make_data(config), chosen)
+        for title, model in models(Path(run), config):
+            maps.append(feature_map(title, model, images, chosen))
+            print(f"{title}: {len(maps[-1].clean)} clean images", flush=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        plot_features(maps).savefig(out, format="png", dpi=110)
+    except OSError as error:
+        raise ConfigError(f"--out={out}: the file cannot be written ({error}).") from error
+    print(f"Written to {out}")
+
+
+def make_parser() -> ArgumentParser:
+    """The parser of the command."""
+    parser = ArgumentParser(prog="bdclean figure", description="Pictures of the papers.")
+    commands = parser.add_subcommands()
+    tsne = ArgumentParser(
+        description="Features of clean, triggered and contrastive adversarial test images by "
+        "t-SNE: a panel for the model that each run started from, if it had one, and a panel for "
+        "its product. Example: bdclean figure tsne runs/cbd --out tsne.png"
+    )
+    tsne.add_argument("runs", nargs="+", type=str, help="Folders that `bdclean fit` has written.")
+    tsne.add_argument("--out", type=str, default="tsne.png", help="PNG file to write.")
+    tsne.add_argument("--clean", type=PositiveInt, default=1000, help="Clean test images.")
+    tsne.add_argument("--triggered", type=PositiveInt, default=500, help="With the trigger.")
+    tsne.add_argument("--adversarial", type=NonNegativeInt, default=500, help="Adversarial ones.")
+    tsne.add_argument("--epsilon", type=NonNegativeFloat, default=8.0, help="8-bit pixel values.")
+    tsne.add_argument("--pgd_steps", type=PositiveInt, default=20, help="Of the attack.")
+    tsne.add_argument("--temperature", type=PositiveFloat, default=0.5, help="Of its loss.")
+    tsne.add_argument("--perplexity", type=PositiveFloat, default=30.0, help="Of the t-SNE.")
+    tsne.add_argument("--seed", type=NonNegativeInt, default=0, help="Of choice, attack and t-SNE.")
+    commands.add_subcommand("tsne", tsne, help="Features in the plane.")
+    return parser
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The config of a run.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    file = run / "config.yaml"
+    if not file.is_file():
+        raise ConfigError(f"{run}: there is no config.yaml; give folders that bdclean fit wrote.")
+    config: dict[str, Any] = yaml.safe_load(file.read_text())
+    return config
+
+
+def make_data(config: dict[str, Any]) -> ImageDataModule:
+    """The data module of a run, its test set at hand.
+
+    Raises:
+        ConfigError: If the run had no attack.
+    """
+    parser = ArgumentParser()
+    parser.add_argument("--data", type=ImageDataModule, required=True)
+    data: ImageDataModule = parser.instantiate(parser.parse_object({"data": config["data"]})).data
+    if data.attack is None:
+        raise ConfigError("data.attack: the run had no attack, so there is no trigger to show.")
+    data.setup("test")
+    return data
+
+
+def choose(data: ImageDataModule, chosen: Namespace) -> dict[str, Tensor]:
+    """Test images, uint8 (N, 3, H, W): `clean` with `labels`, `triggered` and `adversarial`.
+
+    Those that become adversarial are clean images of the first group or others.
+    """
+    draw = torch.Generator().manual_seed(derive_seed("figure", chosen.seed))
+    clean, triggered = data.test_dataloader()[:2]
+    groups = {}
+    for name, loader, count in (
+        ("clean", clean, chosen.clean),
+        ("triggered", triggered, chosen.triggered),
+        ("adversarial", clean, chosen.adversarial),
+    ):
+        images, labels = (torch.cat([b[key] for b in loader]) for key in ("image", "label"))
+        rows = torch.randperm(len(images), generator=draw)[:count].sort().values
+        groups[name] = images[rows]
+        if name == "clean":
+            groups["labels"] = labels[rows]
+    return groups
+
+
+def models(run: Path, config: dict[str, Any]) -> list[tuple[str, SplitModel]]:
+    """The model that a run started from, if it had one and its file is there, and its product.
+
+    Raises:
+        ConfigError: If the run has no product yet.
+    """
+    product = run / "model.safetensors"
+    if not product.is_file():
+        raise ConfigError(f"{run}: there is no model.safetensors; let the run end first.")
+    after = load_model(product)
+    found = [(f"{run.name}: after", after)]
+    given = config["model"].get("init_args", {})
+    info = after.info
+    source = WeightsSource(
+        given.get("weights"),
+        given.get("arch"),
+        given.get("width"),
+        info.input_size,
+        info.mean,
+        info.std,
+    )
+    if source.is_there:
+        found.insert(0, (f"{run.name}: before", source.load()))
+    return found
+
+
+def feature_map(
+    title: str, model: SplitModel, images: dict[str, Tensor], chosen: Namespace
+) -> FeatureMap:
+    """Features of all groups, and one t-SNE of them."""
+    model.eval()
+    groups = {name: images[name] for name in ("clean", "triggered", "adversarial")}
+    pixels = {name: group.float() / 255 for name, group in groups.items() if len(group)}
+    if "adversarial" in pixels:
+        pixels["adversarial"] = attack(model, pixels["adversarial"], chosen)
+    features = {name: _features(model, group) for name, group in pixels.items()}
+    count = sum(map(len, features.values()))
+    if chosen.perplexity >= count:
+        raise ConfigError(f"--perplexity={chosen.perplexity}: it must be below the {count} points.")
+    points = to_plane(list(features.values()), chosen.seed, _ITERATIONS, chosen.perplexity)
+    plane = dict(zip(features, points, strict=True))
+    adversarial = plane.get("adversarial")
+    return FeatureMap(
+        title, plane["clean"], images["labels"].numpy(), plane["triggered"], adversarial
+    )
+
+
+def attack(model: SplitModel, images: Tensor, chosen: Namespace) -> Tensor:
+    """Versions of `images` (N, 3, H, W) that leave their own features, by eq. (1) of CBD."""
+    settings = PGD(chosen.epsilon, chosen.pgd_steps)
+    attacker = Attacker(model)
+    moved = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed("figure, attack", chosen.seed))
+        for chunk in _chunks(images):
+            with torch.no_grad():
+                fixed = attacker.features(chunk)
+
+            def loss(x: Tensor, fixed: Tensor = fixed) -> Tensor:
+                return nt_xent(attacker.features(x), fixed, chosen.temperature)
+
+            moved.append(pgd(chunk, loss, settings))
+    return torch.cat(moved)
+
+
+@torch.no_grad()
+def _features(model: SplitModel, images: Tensor) -> Tensor:
+    return torch.cat([model.features(chunk) for chunk in _chunks(images)])
+
+
+def _chunks(images: Tensor) -> list[Tensor]:
+    return [images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK)]

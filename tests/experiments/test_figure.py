@@ -1,0 +1,136 @@
+"""Features in the plane, of a run of the command line."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from jsonargparse import Namespace
+from PIL import Image
+
+from bdclean.backbones import ModelInfo, build, save_model
+from bdclean.cli import main
+from bdclean.experiments import figure
+from bdclean.experiments.features import FeatureMap, plot_features, to_plane
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+pytestmark = pytest.mark.filterwarnings("ignore")
+FEW = ["--clean", "40", "--triggered", "20", "--adversarial", "10", "--pgd_steps", "2"]
+
+
+def stack(*names):
+    return [w for name in names for w in ("-c", str(CONFIGS / f"{name}.yaml"))]
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "suspect.safetensors"
+    save_model(build(ModelInfo("resnet18", None, 32, (0.5,) * 3, (0.2,) * 3, width=4)), path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def run(backbone, tmp_path_factory):
+    """CBD of a backbone without a head, on 100 digits."""
+    folder = tmp_path_factory.mktemp("runs") / "cbd"
+    words = ["fit", *stack("trainer/cpu", "data/digits", "attack/badnets", "purify/cbd_sft")]
+    words += ["--data.splits.defense", "100", "--model.batch_size", "50", "--model.epochs", "1"]
+    main([*words, "--model.weights", backbone, "--model.probe", "none", "--run", str(folder)])
+    return folder
+
+
+def test_a_panel_before_and_a_panel_after(run, tmp_path, capsys):
+    out = tmp_path / "new" / "tsne.png"
+    main(["figure", "tsne", str(run), "--out", str(out), *FEW])
+    assert capsys.readouterr().out.splitlines() == [
+        "cbd: before: 40 clean images",
+        "cbd: after: 40 clean images",
+        f"Written to {out}",
+    ]
+    with Image.open(out) as picture:
+        assert picture.width > 1.5 * picture.height  # two panels
+
+
+def settings(**changes):
+    usual = {"clean": 40, "triggered": 20, "adversarial": 10, "epsilon": 8.0, "pgd_steps": 5}
+    usual |= {"temperature": 0.5, "perplexity": 10.0, "seed": 0}
+    return Namespace(**(usual | changes))
+
+
+def test_the_images_are_those_of_the_test_set(run):
+    data = figure.make_data(figure.read_config(run))
+    groups = figure.choose(data, settings())
+    known = {image.numpy().tobytes() for image in data.test_set.images}
+    stamped = {i.numpy().tobytes() for i in data.trigger.poison(data.test_set.images)}
+    assert [len(groups[k]) for k in ("clean", "triggered", "adversarial")] == [40, 20, 10]
+    assert all(i.numpy().tobytes() in known for k in ("clean", "adversarial") for i in groups[k])
+    assert all(i.numpy().tobytes() in stamped - known for i in groups["triggered"])
+    again = figure.choose(data, settings())
+    other = figure.choose(data, settings(seed=1))
+    assert all(torch.equal(groups[k], again[k]) for k in groups)
+    assert not torch.equal(groups["clean"], other["clean"])
+
+
+def test_adversarial_images_leave_their_features_within_the_ball(run):
+    (_, before), (_, after) = figure.models(run, figure.read_config(run))
+    assert not torch.equal(before.backbone.conv1.weight, after.backbone.conv1.weight)
+    images = torch.rand(10, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    moved = figure.attack(after.eval(), images, settings())
+    assert (moved - images).abs().max() <= 8 / 255 + 1e-6
+    step = torch.rand(10, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 16 / 255
+    aimless = (images + step - 8 / 255).clamp(0, 1)
+    with torch.no_grad():
+        clean, far, near = (after.features(x) for x in (images, moved, aimless))
+    cosine = torch.nn.functional.cosine_similarity
+    assert (cosine(clean, far) < cosine(clean, near)).float().mean() > 0.8
+
+
+def test_a_run_from_data_alone_has_no_panel_before(run, backbone, tmp_path):
+    config = figure.read_config(run)
+    config["model"]["init_args"]["weights"] = str(tmp_path / "gone.safetensors")
+    assert [title for title, _ in figure.models(run, config)] == ["cbd: after"]
+
+
+def test_groups_keep_their_order_in_the_plane():
+    generator = torch.Generator().manual_seed(0)
+    near, far = (torch.randn(30, 8, generator=generator) * 0.05 + s for s in (1.0, 0.0))
+    far = far + torch.tensor([5.0, -5, 5, -5, 5, -5, 5, -5])
+    one, two = to_plane([near, far], seed=0, iterations=300, perplexity=10)
+    assert one.shape == two.shape == (30, 2)
+    between = np.linalg.norm(one.mean(0) - two.mean(0))
+    assert between > 2 * max(one.std(), two.std()) / 2
+
+
+def test_many_classes_are_not_named():
+    points = np.zeros((40, 2), dtype=np.float32)
+    for classes, named in ((10, 12), (20, 2)):
+        each = FeatureMap("one", points, np.arange(40) % classes, points[:3], points[:2])
+        (legend,) = plot_features([each]).legends
+        assert len(legend.get_texts()) == named
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["missing"], "missing: there is no config.yaml"),
+        (["RUN", "--out", "x.jpg"], "--out=x.jpg: the picture is a PNG"),
+        (["RUN", "--perplexity", "99", *FEW], "--perplexity=99.0: it must be below the 70 points"),
+        (["RUN", "--clean", "0"], "clean"),
+    ],
+)
+def test_wrong_use_is_one_message(run, capsys, words, message):
+    words = [str(run) if word == "RUN" else word for word in words]
+    with pytest.raises(SystemExit) as stop:
+        main(["figure", "tsne", *words])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_without_an_attack_or_a_product_is_told(run, tmp_path):
+    config = figure.read_config(run)
+    config["data"]["init_args"]["attack"] = None
+    with pytest.raises(figure.ConfigError, match="no attack"):
+        figure.make_data(config)
+    with pytest.raises(figure.ConfigError, match="let the run end first"):
+        figure.models(tmp_path, config)
