@@ -8,10 +8,11 @@ module) log `<stage>/<name>`, the share of their images answered with the label 
 Nothing but integer counts is kept between batches.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
@@ -63,8 +64,9 @@ class Scores(nn.Module):
         else:
             self.further[loader](logits, batch["label"], batch["target"])
 
-    def reset(self) -> None:
-        """Forgets everything counted."""
+    def start(self, further: Iterable[str], device: torch.device) -> None:
+        """Counts from zero, with a rate for each of the further loaders."""
+        self.further = nn.ModuleDict({name: AttackSuccessRate() for name in further}).to(device)
         for _, metric in self.items():
             metric.reset()
 
@@ -183,10 +185,7 @@ class BackdoorModule(LightningModule):
         self._start_counts(stage)
 
     def _start_counts(self, stage: Stage) -> None:
-        scores = self._scores(stage)
-        scores.reset()
-        further = {name: AttackSuccessRate() for name in loader_names(self.trainer)[2:]}
-        scores.further = nn.ModuleDict(further).to(self.device)
+        self._scores(stage).start(loader_names(self.trainer)[2:], self.device)
 
     def _evaluate(self, stage: Stage, batch: Batch, dataloader_idx: int) -> None:
         names = loader_names(self.trainer)

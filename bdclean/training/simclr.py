@@ -156,7 +156,7 @@ class SimCLR(BackdoorModule):
         self.monitors["probe"] = probe
         self.monitors["knn"] = KNNHead(features, labels, self.num_classes, self.knn_k)
         for scores in self._monitor_scores().values():
-            scores.reset()
+            scores.start(loader_names(self.trainer)[2:], self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Counts what each monitor says of one batch."""

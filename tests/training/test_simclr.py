@@ -10,7 +10,7 @@ import torch
 from lightning import Trainer
 from torch.nn import functional as F
 
-from bdclean.attacks import BadNets
+from bdclean.attacks import BadNets, TaCT
 from bdclean.backbones import ModelInfo, build, load_model, save_model
 from bdclean.backbones.head import KNNHead
 from bdclean.data import ImageSet, Splits
@@ -140,6 +140,12 @@ def test_monitors_report_and_change_nothing():
     for key, value in quiet.state_dict().items():
         if not key.startswith("monitor"):
             assert torch.equal(value, clean.state_dict()[key]), key
+
+
+def test_monitors_look_at_the_further_sets_of_an_attack():
+    attack = TaCT(source_class=0, cover_classes=[2], rate=0.1, cover_rate=0.05)
+    trainer = fit(make(), TinyData(attack=attack, validate_in_fit=True), epochs=1)
+    assert {"val/probe_leak", "val/knn_leak"} <= set(trainer.callback_metrics)
 
 
 def test_monitors_need_labelled_images():
