@@ -38,7 +38,7 @@ from bdclean.purification.staged import Stage, StageOptimizer
 from bdclean.types import Batch, Subset, View
 
 UNLEARNING = Recipe(
-    epochs=1, lr=0.01, momentum=0.0, weight_decay=0.0, schedule="constant", augmentation="none"
+    epochs=1, lr=0.1, momentum=0.0, weight_decay=0.0, schedule="constant", augmentation="none"
 )
 RELEARNING = Recipe(epochs=1, lr=0.01, schedule="constant")
 FINETUNING = Recipe(epochs=10, lr=0.01)
