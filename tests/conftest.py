@@ -1,6 +1,8 @@
 """Shared fixtures."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -22,3 +24,24 @@ def _own_global_seed(monkeypatch):
 def _own_cache(monkeypatch, tmp_path_factory):
     """Decoded images go into a folder of the test session, not into the user's."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def run_script(tmp_path):
+    """Runs lines of Python in a process of their own, as DDP needs; gives what they print."""
+
+    def run_script(text):
+        script = tmp_path / "run.py"
+        script.write_text(text)
+        done = subprocess.run(
+            [sys.executable, str(script)],
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+            env=os.environ | {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    return run_script

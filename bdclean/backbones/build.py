@@ -176,3 +176,40 @@ def _load(model: SplitModel, state: dict[str, Tensor], weights: str | Path) -> N
             f"{model.info.stem}, input size {model.info.input_size}): {report.message()}."
         )
     model.load_state_dict(state, strict=False)  # absent: num_batches_tracked at most
+
+
+def start_from(
+    num_classes: int | None,
+    input_size: int,
+    mean: RGB,
+    std: RGB,
+    arch: str | None,
+    width: int | None,
+    stem: Stem | None,
+    weights: str | None,
+) -> SplitModel:
+    """The network that a training starts from: a new one, or that of a file.
+
+    Args:
+        num_classes: Outputs of the head; a head with others is replaced. None leaves it out.
+        input_size: Side of the images.
+        mean: Per channel, of a new network.
+        std: As `mean`.
+        arch: None takes that of the file, or resnet18.
+        width: None takes that of the file, or 64.
+        stem: None takes that of the file, or `auto`.
+        weights: The file; None builds a new network.
+
+    Raises:
+        ConfigError: If an argument contradicts the file.
+        WeightsError: If the file cannot be read safely or does not fit.
+    """
+    given: dict[str, Any] = {"arch": arch, "width": width, "stem": stem}
+    given = {key: value for key, value in given.items() if value is not None}
+    if weights is None:
+        arch = given.pop("arch", "resnet18")
+        return build(ModelInfo(arch, num_classes, input_size, mean, std, **given))
+    model = load_model(weights, input_size=input_size, **given)
+    if model.info.num_classes != num_classes:
+        model.replace_head(num_classes)
+    return model

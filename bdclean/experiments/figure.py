@@ -21,6 +21,7 @@ from bdclean.backbones.source import WeightsSource
 from bdclean.data import ImageDataModule
 from bdclean.errors import ConfigError
 from bdclean.experiments.features import FeatureMap, plot_features, to_plane
+from bdclean.experiments.preview import png_path, save_png
 from bdclean.functional.contrastive import nt_xent
 from bdclean.functional.perturbation import PGD, pgd
 from bdclean.functional.seeds import derive_seed
@@ -40,9 +41,7 @@ def run_figure(args: Sequence[str]) -> None:
             written.
     """
     chosen = make_parser().parse_args(list(args)).tsne
-    out = Path(chosen.out)
-    if out.suffix.lower() != ".png":
-        raise ConfigError(f"--out={out}: the picture is a PNG; end the name in .png.")
+    out = png_path(chosen.out)
     maps = []
     for run in dict.fromkeys(chosen.runs):
         config = read_config(Path(run))
@@ -50,11 +49,7 @@ def run_figure(args: Sequence[str]) -> None:
         for title, model in models(Path(run), config):
             maps.append(feature_map(title, model, images, chosen))
             print(f"{title}: {len(maps[-1].clean)} clean images", flush=True)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        plot_features(maps).savefig(out, format="png", dpi=110)
-    except OSError as error:
-        raise ConfigError(f"--out={out}: the file cannot be written ({error}).") from error
+    save_png(plot_features(maps), out)
     print(f"Written to {out}")
 
 

@@ -191,20 +191,39 @@ def write_preview(
     Raises:
         ConfigError: An attack is missing, or the file is no PNG or cannot be written.
     """
-    out = Path(out)
-    if out.suffix.lower() != ".png":
-        raise ConfigError(f"--out={out}: the picture is a PNG; end the name in .png.")
+    out = png_path(out)
     previews = []
     for name, data in modules:
         previews.append(preview(name, data, images, seed))
         print(previews[-1].summary(), flush=True)
+    save_png(draw(previews, amplify), out)
+    print(f"Written to {out}")
+
+
+def png_path(out: str | Path) -> Path:
+    """The path of a picture, checked before work on it begins.
+
+    Raises:
+        ConfigError: If it is not named as a PNG.
+    """
+    out = Path(out)
+    if out.suffix.lower() != ".png":
+        raise ConfigError(f"--out={out}: the picture is a PNG; end the name in .png.")
+    return out
+
+
+def save_png(figure: Figure, out: Path) -> None:
+    """Writes the picture as a whole or not at all; one that exists is replaced.
+
+    Raises:
+        ConfigError: If it cannot be written.
+    """
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        draw(previews, amplify).savefig(temporary, format="png", dpi=110)
+        figure.savefig(temporary, format="png", dpi=110)
         temporary.replace(out)
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
         raise ConfigError(f"--out={out}: the file cannot be written ({error}).") from error
-    print(f"Written to {out}")

@@ -216,7 +216,8 @@ class AdvrBD(DatasetDefense):
     # ------------------------------------------------------------------ algorithm 2
 
     def enhance_view(self) -> View:
-        """All of D."""
+        """All of D, of which a part must be left to learn."""
+        chosen(~self.results["clean_part"], "left beside those held clean")
         return self.labelled(None, self.relearn)
 
     def enhance_step(self, batch: Batch) -> Tensor:

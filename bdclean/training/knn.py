@@ -8,7 +8,7 @@ from torch import Tensor
 from bdclean.backbones.head import KNNHead, cache_features
 from bdclean.backbones.source import WeightsSource
 from bdclean.errors import ConfigError
-from bdclean.metrics.evaluation import BackdoorModule
+from bdclean.metrics.evaluation import BackdoorModule, Stage
 from bdclean.metrics.fitting import scan
 from bdclean.types import Batch, View
 
@@ -77,7 +77,7 @@ class KNN(BackdoorModule):
             f"{type(self).__name__} has nothing to fit: use `bdclean test` with the same words."
         )
 
-    def _begin(self, stage: Any) -> None:
+    def _begin(self, stage: Stage) -> None:
         """Takes the features of the labelled images before the counts begin."""
         self._start_counts(stage)
         batches = scan(self.trainer, self.view, self.device)

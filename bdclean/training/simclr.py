@@ -20,7 +20,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from bdclean.backbones import ModelInfo, build, load_model
+from bdclean.backbones.build import start_from
 from bdclean.backbones.head import KNNHead, ProbeHead, cache_features
 from bdclean.backbones.split import Stem
 from bdclean.errors import ConfigError
@@ -91,14 +91,7 @@ class SimCLR(BackdoorModule):
                 raise ConfigError(f"{name}={value}: it must be above 0.")
         if warmup_epochs < 0:
             raise ConfigError(f"warmup_epochs={warmup_epochs}: it must be 0 or above.")
-        named: dict[str, Any] = {"arch": arch, "width": width, "stem": stem}
-        named = {key: value for key, value in named.items() if value is not None}
-        if weights is None:
-            arch = named.pop("arch", "resnet18")
-            model = build(ModelInfo(arch, None, input_size, mean, std, **named))
-        else:
-            model = load_model(weights, input_size=input_size, **named)
-            model.replace_head(None)
+        model = start_from(None, input_size, mean, std, arch, width, stem, weights)
         self.model = model.to(memory_format=torch.channels_last)
         features = model.num_features
         self.projection = SimCLRProjectionHead(features, hidden_dim or features, output_dim)

@@ -8,7 +8,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.nn import functional as F
 
-from bdclean.backbones import ModelInfo, build, load_model
+from bdclean.backbones.build import start_from
 from bdclean.backbones.split import Stem
 from bdclean.errors import ConfigError
 from bdclean.functional.schedules import Schedule, make_schedule
@@ -69,15 +69,8 @@ class Supervised(BackdoorModule):
         self.label_smoothing = label_smoothing
         self.view = View("train", augmentation, batch_size=batch_size, labels=True)
         self.weights = weights
-        named: dict[str, Any] = {"arch": arch, "width": width, "stem": stem}
-        named = {key: value for key, value in named.items() if value is not None}
-        if weights is None:
-            arch = named.pop("arch", "resnet18")
-            model = build(ModelInfo(arch, num_classes, input_size, mean, std, **named))
-        else:
-            model = load_model(weights, input_size=input_size, **named)
-            if model.info.num_classes != num_classes:
-                model.replace_head(num_classes)
+        facts = (num_classes, input_size, mean, std)
+        model = start_from(*facts, arch, width, stem, weights)
         self.model = model.to(memory_format=torch.channels_last)
 
     def setup(self, stage: str) -> None:

@@ -317,6 +317,13 @@ def test_joint_rounds_read_all_samples_with_the_recipe_of_relearning(
     assert module.findings().round_epochs.tolist() == [1, 3, 5]
 
 
+@pytest.mark.parametrize("update", ["joint", "alternate"])
+def test_something_must_be_left_to_learn(make, make_poisoned, make_trainer, update):
+    module = make(update=update, partition_rate=1.0, max_clean_fraction=1.0, until="identify")
+    with pytest.raises(ConfigError, match="no sample is left beside those held clean"):
+        run(module, make_poisoned(), make_trainer)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

@@ -1,9 +1,5 @@
 """Two processes under plain `strategy=ddp` learn one trigger and one victim."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 SCRIPT = """
@@ -32,16 +28,5 @@ if module.trainer.is_global_zero:
 
 @pytest.mark.slow
 @pytest.mark.ddp
-def test_both_processes_end_with_the_same_networks(tmp_path):
-    script = tmp_path / "run.py"
-    script.write_text(SCRIPT)
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        env=os.environ | {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "equal" in done.stdout
+def test_both_processes_end_with_the_same_networks(run_script):
+    assert "equal" in run_script(SCRIPT)
