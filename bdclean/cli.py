@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
+from torch import distributed
 
 import bdclean
 import bdclean.data
@@ -174,6 +175,9 @@ def main(args: Sequence[str] | None = None) -> None:
             run_sift(words[1:], _fit)
         else:
             _run(words)
+        if distributed.is_available() and distributed.is_initialized():
+            # Gloo's threads must not outlive the interpreter; Lightning leaves only NCCL's group.
+            distributed.destroy_process_group()
     except Exception as error:
         wrong_use = _wrong_use(error)
         if wrong_use is None:

@@ -11,6 +11,13 @@ import torch
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
+# Gloo's threads must not outlive the interpreter: it aborts now and then, else.
+LEAVE_GROUP = """
+from torch import distributed
+if distributed.is_initialized():
+    distributed.destroy_process_group()
+"""
+
 
 @pytest.fixture(autouse=True)
 def _own_global_seed(monkeypatch):
@@ -30,11 +37,11 @@ def _own_cache(monkeypatch, tmp_path_factory):
 def run_script(tmp_path):
     """Runs lines of Python in a process of their own, as DDP needs; gives what they print."""
 
-    def run_script(text):
+    def run_script(text, *args):
         script = tmp_path / "run.py"
-        script.write_text(text)
+        script.write_text(text + LEAVE_GROUP)
         done = subprocess.run(
-            [sys.executable, str(script)],
+            [sys.executable, str(script), *map(str, args)],
             capture_output=True,
             text=True,
             timeout=240,

@@ -67,7 +67,7 @@ class AdvrBD(DatasetDefense):
         inner: What the inner maximisation maximises; see `adversarial_patch`.
         num_masks: Patches tried for each sample; the score is their mean.
         partition_rate: p, share of D that joins D_c in each round.
-        max_clean_fraction: D_c grows no further than this share of D.
+        max_clean_fraction: Share of D at which D_c stops growing.
         rounds: T.
         update: `joint`: every step of a round ascends on D_c and descends on the rest, by the
             recipe `relearn`; `alternate`: a pass of ascent, then one of descent.

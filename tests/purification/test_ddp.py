@@ -1,9 +1,5 @@
 """Two processes under plain `strategy=ddp` end with one model, whatever a stage trains."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 SCRIPT = """
@@ -49,16 +45,5 @@ if module.trainer.is_global_zero:
 @pytest.mark.slow
 @pytest.mark.ddp
 @pytest.mark.parametrize("case", ["sgd", "lbfgs", "bcu", "abl", "dbr", "scan"])
-def test_both_processes_end_with_the_same_model(case, tmp_path):
-    script = tmp_path / "run.py"
-    script.write_text(SCRIPT)
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), case],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        env=os.environ | {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "equal" in done.stdout
+def test_both_processes_end_with_the_same_model(case, tmp_path, run_script):
+    assert "equal" in run_script(SCRIPT, tmp_path, case)
