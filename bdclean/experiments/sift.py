@@ -33,8 +33,7 @@ _SHORT = {
     "recipe.schedule": "onecycle",
     "pgd_steps": "5",
     "step_size": "0.5",
-    "partition_rate": "0.1",
-    "rounds": "9",
+    "finetune.epochs": "5",
 }  # configs/purify/advrbd_fast.yaml; a test compares them
 _CONTINUE = "--ckpt_path=last"
 _TAKEN = {

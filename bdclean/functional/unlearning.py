@@ -1,6 +1,5 @@
 """What gradient ascent climbs, to make a network forget samples."""
 
-import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -20,25 +19,3 @@ def capped_cross_entropy(logits: Tensor, labels: Tensor, cap: float | None) -> T
     """
     losses = cross_entropy(logits.float(), labels, reduction="none")
     return (losses if cap is None else losses.clamp(max=cap)).mean()
-
-
-def opposed_cross_entropy(
-    logits: Tensor, labels: Tensor, forget: Tensor, cap: float | None
-) -> Tensor:
-    """Computes the mean over the batch of l where a sample is kept, of -min(l, cap) elsewhere.
-
-    Descent of it learns the one part of a batch and unlearns the other in the same step (AdvrBD,
-    eq. 4, as reconstructed).
-
-    Args:
-        logits: (B, K).
-        labels: (B,).
-        forget: (B,), bool.
-        cap: In nats; None leaves the cross-entropy as it is.
-
-    Returns:
-        A scalar, computed in float32.
-    """
-    losses = cross_entropy(logits.float(), labels, reduction="none")
-    climbed = losses if cap is None else losses.clamp(max=cap)
-    return torch.where(forget, -climbed, losses).mean()

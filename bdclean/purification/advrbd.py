@@ -7,8 +7,8 @@ the paper, with D the training set, y~ its labels, and f the network:
     train      f on all of D, as anybody would
     partition  s_i = KL(P(x_i) || P(clip(x_i + m_i * delta_i))), delta_i the worst one in the ball;
                the samples with the largest s_i join D_c, held to be clean      (algorithm 1)
-    enhance    descent of CE(D \ D_c) - CE(D_c), in every step      (algorithm 2, eq. 4), or
-               `unlearn`, ascent on D_c, and `relearn`, descent on D \ D_c, one after the other
+    relearn    a pass of descent on CE(D \ D_c)
+    unlearn    a pass of ascent on CE(D_c)                          (algorithm 2, eq. 4)
                (in rounds: f forgets what is clean and keeps the backdoor)
     identify   flagged = {i : argmax f(x_i) = y~_i}
     retrain    a new network on the samples that are not flagged
@@ -32,18 +32,16 @@ from bdclean.functional.consistency import Inner, PatchScore, PatchShape
 from bdclean.functional.perturbation import PGD
 from bdclean.functional.ranking import share_of
 from bdclean.functional.seeds import derive_seed
-from bdclean.functional.unlearning import opposed_cross_entropy
 from bdclean.purification.base import check_choice, check_positive, check_share
 from bdclean.purification.dataset import DatasetDefense, Recipe, chosen
 from bdclean.purification.staged import Stage, StageOptimizer
 from bdclean.types import Batch, Subset, View
 
 UNLEARNING = Recipe(
-    epochs=1, lr=0.1, momentum=0.0, weight_decay=0.0, schedule="constant", augmentation="none"
+    epochs=1, lr=0.03, momentum=0.0, weight_decay=0.0, schedule="constant", augmentation="none"
 )
-RELEARNING = Recipe(epochs=1, lr=0.01, schedule="constant")
+RELEARNING = Recipe(epochs=1, lr=0.01, schedule="constant", augmentation="none")
 FINETUNING = Recipe(epochs=10, lr=0.01)
-Update = Literal["joint", "alternate"]
 Until = Literal["score", "identify", "retrain", "relabel"]
 
 
@@ -69,12 +67,10 @@ class AdvrBD(DatasetDefense):
         partition_rate: p, share of D that joins D_c in each round.
         max_clean_fraction: Share of D at which D_c stops growing.
         rounds: T.
-        update: `joint`: every step of a round ascends on D_c and descends on the rest, by the
-            recipe `relearn`; `alternate`: a pass of ascent, then one of descent.
-        unlearn: Ascent on D_c in each round; not used by `joint`.
+        relearn: Descent on the rest in each round.
+        unlearn: Ascent on D_c in each round, after `relearn`.
         ascent_cap: A sample is left alone once its cross-entropy exceeds this many ln K; None
             sets no limit.
-        relearn: Descent on the rest in each round, and both in one for `joint`.
         until: The last thing to be done: `score`, `identify`, `retrain` (the paper's main tables)
             or `relabel`, which includes fine-tuning.
         finetune: Of the last stage.
@@ -107,11 +103,10 @@ class AdvrBD(DatasetDefense):
         num_masks: int = 1,
         partition_rate: float = 0.05,
         max_clean_fraction: float = 0.9,
-        rounds: int = 18,
-        update: Update = "joint",
-        unlearn: Recipe = UNLEARNING,
-        ascent_cap: float | None = 2.0,
+        rounds: int = 4,
         relearn: Recipe = RELEARNING,
+        unlearn: Recipe = UNLEARNING,
+        ascent_cap: float | None = 1.0,
         until: Until = "relabel",
         finetune: Recipe = FINETUNING,
         scoring_batch_size: int = 256,
@@ -133,8 +128,7 @@ class AdvrBD(DatasetDefense):
         self.partition_rate = check_share("partition_rate", partition_rate)
         self.max_clean_fraction = check_share("max_clean_fraction", max_clean_fraction)
         self.rounds = check_positive("rounds", rounds)
-        self.update: Update = check_choice("update", update, Update)
-        self.unlearn, self.relearn, self.finetune = unlearn, relearn, finetune
+        self.relearn, self.unlearn, self.finetune = relearn, unlearn, finetune
         if ascent_cap is not None:
             self.cap = check_positive("ascent_cap", ascent_cap) * math.log(num_classes)
         self.until: Until = check_choice("until", until, Until)
@@ -149,10 +143,8 @@ class AdvrBD(DatasetDefense):
 
     def plan(self) -> tuple[Stage, ...]:
         """Train, rounds of enhancement, identify, train anew, relabel."""
-        passes = ("enhance",) if self.update == "joint" else ("unlearn", "relearn")
-        lengths = {"unlearn": self.unlearn.epochs}
-        trained = [Stage(name, lengths.get(name, self.relearn.epochs)) for name in passes]
-        one_round = (Stage("partition", 0), *trained)
+        passes = (Stage("relearn", self.relearn.epochs), Stage("unlearn", self.unlearn.epochs))
+        one_round = (Stage("partition", 0), *passes)
         parts: dict[Until, tuple[Stage, ...]] = {
             "score": (Stage("train", self.recipe.epochs), Stage("score", 0)),
             "identify": (*one_round * self.rounds, Stage("identify", 0)),
@@ -215,32 +207,6 @@ class AdvrBD(DatasetDefense):
 
     # ------------------------------------------------------------------ algorithm 2
 
-    def enhance_view(self) -> View:
-        """All of D, of which a part must be left to learn."""
-        chosen(~self.results["clean_part"], "left beside those held clean")
-        return self.labelled(None, self.relearn)
-
-    def enhance_step(self, batch: Batch) -> Tensor:
-        """Descent on what is not in D_c, ascent on what is as far as the cap."""
-        forget = self.results["clean_part"].to(self.device)[batch["index"]]
-        logits = self.model(batch["image"])
-        loss = opposed_cross_entropy(logits, batch["label"], forget, self.cap)
-        self.log_terms(enhance_loss=loss)
-        return loss
-
-    def enhance_optimizer(self) -> StageOptimizer:
-        """SGD."""
-        return self.sgd(self.relearn)
-
-    def unlearn_view(self) -> View:
-        """D_c."""
-        clean = chosen(self.results["clean_part"], "held to be clean")
-        return self.labelled(clean, self.unlearn)
-
-    def unlearn_optimizer(self) -> StageOptimizer:
-        """SGD."""
-        return self.sgd(self.unlearn)
-
     def relearn_view(self) -> View:
         """D without D_c."""
         rest = chosen(~self.results["clean_part"], "left beside those held clean")
@@ -253,6 +219,15 @@ class AdvrBD(DatasetDefense):
     def relearn_optimizer(self) -> StageOptimizer:
         """SGD."""
         return self.sgd(self.relearn)
+
+    def unlearn_view(self) -> View:
+        """D_c."""
+        clean = chosen(self.results["clean_part"], "held to be clean")
+        return self.labelled(clean, self.unlearn)
+
+    def unlearn_optimizer(self) -> StageOptimizer:
+        """SGD."""
+        return self.sgd(self.unlearn)
 
     # ------------------------------------------------------------------ identify
 
@@ -298,4 +273,4 @@ class AdvrBD(DatasetDefense):
 
     def protocol(self) -> dict[str, Any]:
         """Adds the method."""
-        return super().protocol() | {"method": "advrbd", "update": self.update, "until": self.until}
+        return super().protocol() | {"method": "advrbd", "until": self.until}

@@ -64,21 +64,19 @@ def same(a, b):
 
 
 def test_the_outline(make):
-    names = [(stage.name, stage.epochs) for stage in make(update="alternate").plan()]
-    one_round = [("partition", 0), ("unlearn", 1), ("relearn", 1)]
+    names = [(stage.name, stage.epochs) for stage in make().plan()]
+    one_round = [("partition", 0), ("relearn", 1), ("unlearn", 1)]
     first = [("train", 2), ("score", 0), *one_round * 2, ("identify", 0)]
-    first += [("retrain", 2), ("propose", 0)]
-    assert names == [*first, ("relabel", 0), ("finetune", 1)]
-    plan = make(until="retrain", update="alternate").plan()
-    assert [(s.name, s.epochs) for s in plan] == first
-    joint = [s.name for s in make(until="identify").plan()]
-    assert joint == ["train", "score", *["partition", "enhance"] * 2, "identify"]
+    retrained = [*first, ("retrain", 2), ("propose", 0)]
+    assert names == [*retrained, ("relabel", 0), ("finetune", 1)]
+    assert [(s.name, s.epochs) for s in make(until="retrain").plan()] == retrained
+    assert [(s.name, s.epochs) for s in make(until="identify").plan()] == first
     assert [s.name for s in make(until="score").plan()] == ["train", "score"]
 
 
 def test_findings_follow_from_the_networks(make, make_poisoned, make_trainer):
     data = make_poisoned()
-    module = run(make(update="alternate"), data, make_trainer)
+    module = run(make(), data, make_trainer)
     found = module.findings()
     assert found.score.shape == found.flagged.shape == found.proposed.shape == (64,)
     assert found.rounds.shape == (3, 64)
@@ -187,13 +185,12 @@ def test_nothing_depends_on_the_truth(make, make_poisoned, make_data, make_train
     assert same(outcome(first), outcome(second))
 
 
-@pytest.mark.parametrize("update", ["joint", "alternate"])
-def test_resume_from_any_epoch(make, make_poisoned, make_trainer, every_epoch, update):
-    whole = run(make(update=update), make_poisoned(), make_trainer, every_epoch)
+def test_resume_from_any_epoch(make, make_poisoned, make_trainer, every_epoch):
+    whole = run(make(), make_poisoned(), make_trainer, every_epoch)
     for epoch in range(whole.total_epochs):
         path = f"{every_epoch.dirpath}/epoch={epoch}.ckpt"
         torch.load(path, weights_only=True)
-        resumed = make(update=update)
+        resumed = make()
         make_trainer(name="resumed").fit(resumed, make_poisoned(), ckpt_path=path)
         assert same(outcome(resumed), outcome(whole)), epoch
 
@@ -262,7 +259,7 @@ def test_networks_on_the_way_are_written(make, make_poisoned, make_trainer, tmp_
 
 def test_the_ascent_raises_the_loss_as_far_as_the_cap(make, make_poisoned, make_trainer):
     module = make()
-    assert module.cap == pytest.approx(2 * math.log(4))
+    assert module.cap == pytest.approx(math.log(4))
     run(module, make_poisoned(), make_trainer)
     batch = {"image": torch.rand(8, 3, 8, 8), "index": torch.arange(8)}
     batch["label"] = torch.zeros(8, dtype=torch.long)
@@ -288,38 +285,8 @@ def test_the_ascent_raises_the_loss_as_far_as_the_cap(make, make_poisoned, make_
     assert module.unlearn_step(batch).item() == pytest.approx(-after.item(), abs=1e-5)
 
 
-def test_a_joint_step_forgets_the_clean_part_and_learns_the_rest(make, make_poisoned, make_trainer):
-    module = run(make(), make_poisoned(), make_trainer)
-    clean = module.results["clean_part"]
-    rows = torch.cat([clean.nonzero()[:5, 0], (~clean).nonzero()[:3, 0]])
-    batch = {"image": torch.rand(8, 3, 8, 8), "index": rows, "label": rows % 4}
-    logged = {}
-    module.log_terms = logged.update
-    module.model.eval()  # so that a forward pass changes nothing
-    probability = module.model(batch["image"]).softmax(1)
-    loss = module.enhance_step(batch)
-    total = 0.0
-    for i, row in enumerate(rows.tolist()):
-        each = -probability[i, batch["label"][i]].log().item()
-        total += -min(each, module.cap) if clean[row] else each
-    assert loss.item() == pytest.approx(total / 8, abs=1e-5)
-    assert logged["enhance_loss"] is loss
-
-
-def test_joint_rounds_read_all_samples_with_the_recipe_of_relearning(
-    make, make_poisoned, make_trainer
-):
-    data = make_poisoned()
-    relearn = Recipe(epochs=2, lr=0.03, schedule="constant", batch_size=20, augmentation="none")
-    module = run(make(relearn=relearn, until="identify"), data, make_trainer)
-    (view,) = {v for v in data.asked if v.batch_size == 20 and v.labels}
-    assert (view.role, view.augmentation, view.subset) == ("train", "none", None)
-    assert module.findings().round_epochs.tolist() == [1, 3, 5]
-
-
-@pytest.mark.parametrize("update", ["joint", "alternate"])
-def test_something_must_be_left_to_learn(make, make_poisoned, make_trainer, update):
-    module = make(update=update, partition_rate=1.0, max_clean_fraction=1.0, until="identify")
+def test_something_must_be_left_to_learn(make, make_poisoned, make_trainer):
+    module = make(partition_rate=1.0, max_clean_fraction=1.0, until="identify")
     with pytest.raises(ConfigError, match="no sample is left beside those held clean"):
         run(module, make_poisoned(), make_trainer)
 

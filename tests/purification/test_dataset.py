@@ -12,14 +12,12 @@ from bdclean.purification import ABL, DBR, AdvrBD, Recipe, SCAn
 pytestmark = pytest.mark.filterwarnings("ignore:All samples of the classes")
 
 ONE = Recipe(epochs=1, lr=0.02, schedule="constant", batch_size=12, augmentation="none")
-ADVRBD = {"rounds": 1, "pgd_steps": 1, "partition_rate": 0.2, "finetune": ONE}
 METHODS = {
     "abl": (ABL, {"isolation": ONE, "unlearning": ONE, "isolated": 0.25}),
     "dbr": (DBR, {"warm": ONE, "separate": ONE, "removal": ONE, "poisoned_part": 0.1}),
     "scan": (SCAn, {"components": 4, "threshold": 0.6, "unlearn_epochs": 1}),
     "scan_retrain": (SCAn, {"components": 4, "threshold": 0.6, "repair": "retrain"}),
-    "advrbd": (AdvrBD, ADVRBD),
-    "advrbd_alternate": (AdvrBD, ADVRBD | {"update": "alternate"}),
+    "advrbd": (AdvrBD, {"rounds": 1, "pgd_steps": 1, "partition_rate": 0.2, "finetune": ONE}),
 }
 
 
