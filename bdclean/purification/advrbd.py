@@ -69,6 +69,8 @@ class AdvrBD(DatasetDefense):
         rounds: T.
         relearn: Descent on the rest in each round.
         unlearn: Ascent on D_c in each round, after `relearn`.
+        ascent_steps: Steps that the ascent of the first round has at least, on one device: in all
+            rounds a pass goes over D_c as many times as that takes, once for a large D.
         ascent_cap: A sample is left alone once its cross-entropy exceeds this many ln K; None
             sets no limit.
         until: The last thing to be done: `score`, `identify`, `retrain` (the paper's main tables)
@@ -106,6 +108,7 @@ class AdvrBD(DatasetDefense):
         rounds: int = 4,
         relearn: Recipe = RELEARNING,
         unlearn: Recipe = UNLEARNING,
+        ascent_steps: int = 16,
         ascent_cap: float | None = 1.0,
         until: Until = "relabel",
         finetune: Recipe = FINETUNING,
@@ -129,6 +132,7 @@ class AdvrBD(DatasetDefense):
         self.max_clean_fraction = check_share("max_clean_fraction", max_clean_fraction)
         self.rounds = check_positive("rounds", rounds)
         self.relearn, self.unlearn, self.finetune = relearn, unlearn, finetune
+        self.ascent_steps = check_positive("ascent_steps", ascent_steps)
         if ascent_cap is not None:
             self.cap = check_positive("ascent_cap", ascent_cap) * math.log(num_classes)
         self.until: Until = check_choice("until", until, Until)
@@ -221,9 +225,11 @@ class AdvrBD(DatasetDefense):
         return self.sgd(self.relearn)
 
     def unlearn_view(self) -> View:
-        """D_c."""
+        """D_c, several times over where it is small: a few steps would not make f forget."""
         clean = chosen(self.results["clean_part"], "held to be clean")
-        return self.labelled(clean, self.unlearn)
+        first = share_of(len(self.results["clean_part"]), self.partition_rate)
+        times = math.ceil(self.ascent_steps * self.unlearn.batch_size / first)
+        return self.labelled(Subset(clean.rows.repeat(times)), self.unlearn)
 
     def unlearn_optimizer(self) -> StageOptimizer:
         """SGD."""

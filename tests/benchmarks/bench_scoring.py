@@ -28,7 +28,7 @@ class Timed(AdvrBD):
 
     def train_step(self, batch):
         start = time.perf_counter()
-        self.inconsistency()
+        self.inconsistency(None)
         self.seconds = time.perf_counter() - start
         return super().train_step(batch)
 

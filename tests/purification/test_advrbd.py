@@ -29,7 +29,7 @@ SMALL = Recipe(epochs=2, lr=0.05, batch_size=16, augmentation="crop")
 def make(facts):
     def make(**arguments):
         torch.manual_seed(2)
-        one = {"finetune": replace(SMALL, epochs=1), "partition_rate": 0.2}
+        one = {"finetune": replace(SMALL, epochs=1), "partition_rate": 0.2, "ascent_steps": 1}
         few = {"width": 4, "recipe": SMALL, "rounds": 2, "pgd_steps": 2, **one}
         return AdvrBD(**(facts | few | arguments))
 
@@ -285,6 +285,25 @@ def test_the_ascent_raises_the_loss_as_far_as_the_cap(make, make_poisoned, make_
     assert module.unlearn_step(batch).item() == pytest.approx(-after.item(), abs=1e-5)
 
 
+def test_a_small_clean_part_is_passed_over_until_there_are_steps_enough(
+    make, make_poisoned, make_trainer
+):
+    unlearn = Recipe(epochs=1, lr=0.01, schedule="constant", batch_size=6)
+    data, steps = make_poisoned(), []
+    module = make(unlearn=unlearn, ascent_steps=5, until="identify")
+
+    def watched(batch, step=module.unlearn_step):
+        steps.append(batch["index"])
+        return step(batch)
+
+    module.unlearn_step = watched
+    run(module, data, make_trainer)
+    # 12 of 64 samples, then 24; 3 times 12 are enough for 6 steps of 6
+    assert [len(rows) for rows in steps] == [6] * (6 + 12)
+    seen = torch.cat(steps).bincount(minlength=64)
+    assert set(seen[module.results["clean_part"]].tolist()) == {3, 6}
+
+
 def test_something_must_be_left_to_learn(make, make_poisoned, make_trainer):
     module = make(partition_rate=1.0, max_clean_fraction=1.0, until="identify")
     with pytest.raises(ConfigError, match="no sample is left beside those held clean"):
@@ -300,6 +319,7 @@ def test_something_must_be_left_to_learn(make, make_poisoned, make_trainer):
         ({"inner": "mse"}, r"inner='mse': it must be one of kl, ce"),
         ({"until": "sift"}, r"until='sift': it must be one of score"),
         ({"patch_shape": "star"}, r"patch_shape='star'"),
+        ({"ascent_steps": 0}, r"ascent_steps=0"),
         ({"ascent_cap": 0.0}, r"ascent_cap=0.0"),
         ({"patch_radius": -1}, r"patch_radius=-1: it must be 0 or above"),
         ({"scoring_batch_size": 0}, r"scoring_batch_size=0"),
