@@ -138,7 +138,7 @@ class ABL(DatasetDefense):
 
     def begin_rank(self) -> None:
         """Scores all samples; those with the lowest loss are held to be poisoned."""
-        losses = self.loss_of_each(self.logits_of_each(), self.labels_of_each())
+        losses = self.loss_of_each(self.logits_of_each(exact=True), self.labels_of_each())
         self.results["score"] = -losses.float()
         self.results["flagged"] = lowest(losses, self.isolated)
 

@@ -239,13 +239,13 @@ class AdvrBD(DatasetDefense):
 
     def begin_identify(self) -> None:
         """Flags the samples whose label the enhanced network still knows."""
-        self.results["score"] = -self._look().float()
+        self.results["score"] = -self._look(exact=True).float()
         self.results["flagged"] = self.results["rounds"][-1]
         self.keep("enhanced")
 
-    def _look(self) -> Tensor:
+    def _look(self, exact: bool = False) -> Tensor:
         """Logs and keeps what the present network would flag; returns CE of each sample (N,)."""
-        logits, labels = self.logits_of_each(), self.labels_of_each()
+        logits, labels = self.logits_of_each(exact), self.labels_of_each()
         loss = self.loss_of_each(logits, labels)
         self.close_round(logits.argmax(1) == labels)
         self.log("round/flagged", self.results["rounds"][-1].float().mean())

@@ -8,6 +8,7 @@ Truth about the poison is neither asked for nor reachable.
 import json
 from abc import ABC
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -203,11 +204,17 @@ class DatasetDefense(StagedPurifier, ABC):
             )
         return table
 
-    def logits_of_each(self) -> Tensor:
-        """(N, K), float32; the model in evaluation mode, and in its mode again afterwards."""
+    def logits_of_each(self, exact: bool = False) -> Tensor:
+        """(N, K), float32; the model in evaluation mode, and in its mode again afterwards.
+
+        Args:
+            exact: Without autocast, for losses that are ranked: in a coarse format the logits of
+                well-known samples tie.
+        """
         training = self.model.training
         self.model.eval()
-        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+        fine = torch.autocast(self.device.type, enabled=False) if exact else nullcontext()
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context(), fine:
             logits = self.of_each(lambda batch: self.model(batch["image"]).float(), labels=False)
         self.model.train(training)
         return logits

@@ -28,10 +28,10 @@ def make(facts):
 
 @pytest.fixture
 def run(make, make_poisoned, make_trainer):
-    def fit(*callbacks, data=None, ckpt_path=None, **arguments):
+    def fit(*callbacks, data=None, ckpt_path=None, precision="32-true", **arguments):
         module, data = make(**arguments), data or make_poisoned()
         torch.manual_seed(0)
-        make_trainer(*callbacks).fit(module, data, ckpt_path=ckpt_path)
+        make_trainer(*callbacks, precision=precision).fit(module, data, ckpt_path=ckpt_path)
         return module, data
 
     return fit
@@ -139,9 +139,10 @@ def test_unlearning_is_ascent_on_the_cross_entropy_up_to_the_cap(ready, ascent_c
 # ---------------------------------------------------------------- whole runs
 
 
-def test_stages_their_samples_and_their_ranking(run):
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_stages_their_samples_and_their_ranking(run, precision):
     watch = Watch()
-    module, data = run(watch)
+    module, data = run(watch, precision=precision)
     assert module.plan() == (
         Stage("isolate", 2),
         Stage("rank", 0),

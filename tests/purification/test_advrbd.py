@@ -74,9 +74,10 @@ def test_the_outline(make):
     assert [s.name for s in make(until="score").plan()] == ["train", "score"]
 
 
-def test_findings_follow_from_the_networks(make, make_poisoned, make_trainer):
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_findings_follow_from_the_networks(make, make_poisoned, make_trainer, precision):
     data = make_poisoned()
-    module = run(make(), data, make_trainer)
+    module = run(make(), data, make_trainer, precision=precision)
     found = module.findings()
     assert found.score.shape == found.flagged.shape == found.proposed.shape == (64,)
     assert found.rounds.shape == (3, 64)
