@@ -105,7 +105,7 @@ class AdvrBD(DatasetDefense):
         num_masks: int = 1,
         partition_rate: float = 0.05,
         max_clean_fraction: float = 0.9,
-        rounds: int = 4,
+        rounds: int = 3,
         relearn: Recipe = RELEARNING,
         unlearn: Recipe = UNLEARNING,
         ascent_steps: int = 16,
