@@ -34,6 +34,27 @@ def highest(scores: Tensor, fraction: float) -> Tensor:
     return _mask(order[len(scores) - share_of(len(scores), fraction) :], len(scores))
 
 
+def highest_of_each(scores: Tensor, labels: Tensor, taken: Tensor, fraction: float) -> Tensor:
+    """Marks more of each label, from the highest score on, until floor(fraction * N_k) are marked.
+
+    Args:
+        scores: (N,).
+        labels: (N,).
+        taken: What is marked already, (N,), bool; its scores are not read.
+        fraction: In [0, 1], of the N_k samples of each label.
+
+    Returns:
+        (N,), bool; all of `taken` is in it. Of equal scores the first counts as higher.
+    """
+    marked = taken.clone()
+    for label in range(int(labels.max()) + 1):
+        rows = (labels == label).nonzero().flatten()
+        free = rows[~taken[rows]]
+        missing = share_of(len(rows), fraction) - (len(rows) - len(free))
+        marked[free[scores[free].argsort(descending=True, stable=True)[: max(missing, 0)]]] = True
+    return marked
+
+
 def _ascending(scores: Tensor) -> Tensor:
     if scores.isnan().any():
         raise ConfigError(

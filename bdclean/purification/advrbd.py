@@ -6,7 +6,7 @@ the paper, with D the training set, y~ its labels, and f the network:
 
     train      f on all of D, as anybody would
     partition  s_i = KL(P(x_i) || P(clip(x_i + m_i * delta_i))), delta_i the worst one in the ball;
-               the samples with the largest s_i join D_c, held to be clean      (algorithm 1)
+               the largest s_i of each label join D_c, held to be clean         (algorithm 1)
     relearn    a pass of descent on CE(D \ D_c)
     unlearn    a pass of ascent on CE(D_c)                          (algorithm 2, eq. 4)
                (in rounds: f forgets what is clean and keeps the backdoor)
@@ -30,7 +30,7 @@ from bdclean.backbones.split import Stem
 from bdclean.errors import ConfigError
 from bdclean.functional.consistency import Inner, PatchScore, PatchShape
 from bdclean.functional.perturbation import PGD
-from bdclean.functional.ranking import share_of
+from bdclean.functional.ranking import highest_of_each, share_of
 from bdclean.functional.seeds import derive_seed
 from bdclean.purification.base import check_choice, check_positive, check_share
 from bdclean.purification.dataset import DatasetDefense, Recipe, chosen
@@ -64,8 +64,8 @@ class AdvrBD(DatasetDefense):
         step_size: As a share of the radius.
         inner: What the inner maximisation maximises; see `adversarial_patch`.
         num_masks: Patches tried for each sample; the score is their mean.
-        partition_rate: p, share of D that joins D_c in each round.
-        max_clean_fraction: Share of D at which D_c stops growing.
+        partition_rate: p, share of the samples of each label that joins D_c in each round.
+        max_clean_fraction: Share of them at which D_c stops growing.
         rounds: T.
         relearn: Descent on the rest in each round.
         unlearn: Ascent on D_c in each round, after `relearn`.
@@ -108,7 +108,7 @@ class AdvrBD(DatasetDefense):
         rounds: int = 3,
         relearn: Recipe = RELEARNING,
         unlearn: Recipe = UNLEARNING,
-        ascent_steps: int = 16,
+        ascent_steps: int = 32,
         ascent_cap: float | None = 1.0,
         until: Until = "relabel",
         finetune: Recipe = FINETUNING,
@@ -167,18 +167,19 @@ class AdvrBD(DatasetDefense):
         self.results["flagged"] = self.results["clean_part"] = nothing
 
     def begin_partition(self) -> None:
-        """Adds the samples with the largest scores to D_c; what it flags so far is logged."""
+        """Adds the largest scores of each label to D_c; what it flags so far is logged.
+
+        The target class has few of the largest scores of all. Were it missing in D_c, f would
+        forget all other classes, and flag the whole of it.
+        """
         self._look()
-        clean = self.results["clean_part"]
-        room = share_of(len(clean), self.max_clean_fraction) - int(clean.sum())
-        wanted = min(share_of(len(clean), self.partition_rate), room)
-        if wanted <= 0:
+        if self.round * self.partition_rate >= self.max_clean_fraction:
             return
+        share = min((self.round + 1) * self.partition_rate, self.max_clean_fraction)
+        clean = self.results["clean_part"]
         rest = Subset((~clean).nonzero().flatten())
         score = self.inconsistency(rest) if self.round else -self.results["consistency"]
-        ranked = score.masked_fill(clean, -math.inf).sort(descending=True, stable=True).indices
-        self.results["clean_part"] = clean.clone()
-        self.results["clean_part"][ranked[:wanted]] = True
+        self.results["clean_part"] = highest_of_each(score, self.labels_of_each(), clean, share)
 
     def inconsistency(self, subset: Subset | None) -> Tensor:
         """s_i of the samples of `subset`, or of all, (N,), in nats; labels are not read."""

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from bdclean.errors import ConfigError
-from bdclean.functional.ranking import highest, lowest, share_of
+from bdclean.functional.ranking import highest, highest_of_each, lowest, share_of
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,20 @@ def test_the_rank_counts_and_not_the_value():
     assert lowest(equal, 0.3).nonzero().flatten().tolist() == [0, 1, 2]
     assert highest(equal, 0.3).nonzero().flatten().tolist() == [7, 8, 9]
     assert not (lowest(equal, 0.5) & highest(equal, 0.5)).any()
+
+
+def test_more_of_each_label_up_to_its_share():
+    scores = torch.tensor([5.0, 1.0, 4.0, 3.0, 9.0, 8.0, 7.0, 9.0, 0.0])
+    labels = torch.tensor([0, 0, 0, 0, 2, 2, 2, 2, 5])
+    none = torch.zeros(9, dtype=torch.bool)
+    first = highest_of_each(scores, labels, none, 0.25)
+    assert first.nonzero().flatten().tolist() == [0, 4]  # of equal ones the first
+    lowered = scores.masked_fill(first, -1.0)  # what is taken stays, whatever its score is now
+    second = highest_of_each(lowered, labels, first, 0.5)
+    assert second.nonzero().flatten().tolist() == [0, 2, 4, 7]
+    assert torch.equal(highest_of_each(scores, labels, second, 0.3), second)
+    assert highest_of_each(scores, labels, none, 1.0).all()
+    assert none.sum() == 0
 
 
 def test_refuses_scores_that_are_not_numbers():
