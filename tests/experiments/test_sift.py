@@ -21,7 +21,7 @@ OURS = "run: out\nmodel:\n  class_path: bdclean.purification.AdvrBD\n"
 QUICK = [
     *("--size", "16", "--fast", "--model.width", "4", "--model.recipe.epochs", "1"),
     *("--model.recipe.batch_size", "16", "--model.rounds", "1", "--model.pgd_steps", "1"),
-    *("--model.finetune.epochs", "1", "--model.partition_rate", "0.3"),
+    *("--model.finetune.epochs", "1", "--model.partition_rate", "0.3", "--model.ascent_steps", "1"),
     *("--trainer.accelerator", "cpu", "--trainer.precision", "32-true"),
 ]
 
