@@ -108,7 +108,7 @@ class AdvrBD(DatasetDefense):
         rounds: int = 3,
         relearn: Recipe = RELEARNING,
         unlearn: Recipe = UNLEARNING,
-        ascent_steps: int = 32,
+        ascent_steps: int = 16,
         ascent_cap: float | None = 1.0,
         until: Until = "relabel",
         finetune: Recipe = FINETUNING,
