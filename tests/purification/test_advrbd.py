@@ -1,8 +1,5 @@
 import json
 import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -415,21 +412,11 @@ if module.trainer.is_global_zero:
 
 @pytest.mark.slow
 @pytest.mark.ddp
-def test_two_processes_score_as_one(tmp_path):
-    script = tmp_path / "run.py"
-    script.write_text(DDP)
+def test_two_processes_score_as_one(tmp_path, run_script):
     scores = []
     for devices in (1, 2):
         out = tmp_path / f"scores{devices}.pt"
-        done = subprocess.run(
-            [sys.executable, str(script), str(devices), str(tmp_path / "net.pt"), str(out)],
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-            env=os.environ | {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"},
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        run_script(DDP, devices, tmp_path / "net.pt", out)
         scores.append(torch.load(out, weights_only=True))
     assert len(scores[0]) == 300
     assert scores[0].any()
