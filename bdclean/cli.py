@@ -176,7 +176,7 @@ def main(args: Sequence[str] | None = None) -> None:
         else:
             _run(words)
         if distributed.is_available() and distributed.is_initialized():
-            # Gloo's threads must not outlive the interpreter; Lightning leaves only NCCL's group.
+            # Gloo's threads should not outlive the interpreter; Lightning ends NCCL's group alone.
             distributed.destroy_process_group()
     except Exception as error:
         wrong_use = _wrong_use(error)

@@ -11,7 +11,7 @@ import torch
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
-# Gloo's threads must not outlive the interpreter: it aborts now and then, else.
+# Gloo's threads should not outlive the interpreter.
 LEAVE_GROUP = """
 from torch import distributed
 if distributed.is_initialized():
@@ -34,14 +34,12 @@ def _own_cache(monkeypatch, tmp_path_factory):
 
 
 @pytest.fixture
-def run_script(tmp_path):
-    """Runs lines of Python in a process of their own, as DDP needs; gives what they print."""
+def run_python():
+    """Runs Python with these words in a process of its own; gives what it prints."""
 
-    def run_script(text, *args):
-        script = tmp_path / "run.py"
-        script.write_text(text + LEAVE_GROUP)
+    def run_python(*words):
         done = subprocess.run(
-            [sys.executable, str(script), *map(str, args)],
+            [sys.executable, *map(str, words)],
             capture_output=True,
             text=True,
             timeout=240,
@@ -50,5 +48,17 @@ def run_script(tmp_path):
         )
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
+
+    return run_python
+
+
+@pytest.fixture
+def run_script(tmp_path, run_python):
+    """Runs lines of Python in a process of their own, as DDP needs; gives what they print."""
+
+    def run_script(text, *args):
+        script = tmp_path / "run.py"
+        script.write_text(text + LEAVE_GROUP)
+        return run_python(script, *args)
 
     return run_script

@@ -1,27 +1,11 @@
 """Two CPU processes under `strategy=ddp`: the same plan, and metrics equal to the last count."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-
-
-def bdclean(*words):
-    done = subprocess.run(
-        [sys.executable, "-m", "bdclean", *words],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        env=os.environ | {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
 
 
 def stack(*names):
@@ -33,16 +17,16 @@ DATA = stack("data/digits", "attack/badnets", "train/supervised_fast")
 
 @pytest.mark.slow
 @pytest.mark.ddp
-def test_two_processes_equal_one(tmp_path):
+def test_two_processes_equal_one(tmp_path, run_python):
     run = tmp_path / "run"
     small = ["--model.width", "4", "--trainer.max_epochs", "1", "--model.batch_size", "64"]
-    bdclean("fit", *stack("trainer/ddp_cpu"), *DATA, *small, "--run", str(run))
+    run_python("-m", "bdclean", "fit", *stack("trainer/ddp_cpu"), *DATA, *small, "--run", str(run))
     two = json.loads((run / "result.json").read_text())
     assert two["cost"]["num_devices"] == 2
 
     config, checkpoint = str(run / "config.yaml"), str(run / "checkpoints" / "last.ckpt")
     single = ["--trainer.devices", "1", "--trainer.strategy", "auto"]
-    bdclean("test", "-c", config, "--ckpt_path", checkpoint, *single)
+    run_python("-m", "bdclean", "test", "-c", config, "--ckpt_path", checkpoint, *single)
     one = json.loads((run / "test.json").read_text())
     assert one["cost"]["num_devices"] == 1
     # 397 and 361 are odd: repeated or dropped rows would show

@@ -37,6 +37,8 @@ def highest(scores: Tensor, fraction: float) -> Tensor:
 def highest_of_each(scores: Tensor, labels: Tensor, taken: Tensor, fraction: float) -> Tensor:
     """Marks more of each label, from the highest score on, until floor(fraction * N_k) are marked.
 
+    At least one of each label is marked.
+
     Args:
         scores: (N,).
         labels: (N,).
@@ -50,7 +52,7 @@ def highest_of_each(scores: Tensor, labels: Tensor, taken: Tensor, fraction: flo
     for label in range(int(labels.max()) + 1):
         rows = (labels == label).nonzero().flatten()
         free = rows[~taken[rows]]
-        missing = share_of(len(rows), fraction) - (len(rows) - len(free))
+        missing = max(share_of(len(rows), fraction), 1) - (len(rows) - len(free))
         marked[free[scores[free].argsort(descending=True, stable=True)[: max(missing, 0)]]] = True
     return marked
 

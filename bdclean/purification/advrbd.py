@@ -69,8 +69,8 @@ class AdvrBD(DatasetDefense):
         rounds: T.
         relearn: Descent on the rest in each round.
         unlearn: Ascent on D_c in each round, after `relearn`.
-        ascent_steps: Steps that the ascent of the first round has at least, on one device: in all
-            rounds a pass goes over D_c as many times as that takes, once for a large D.
+        ascent_steps: So many steps, or more, has the ascent on a share p of D, on one device: in
+            all rounds a pass goes over D_c as many times as that takes, once for a large D.
         ascent_cap: A sample is left alone once its cross-entropy exceeds this many ln K; None
             sets no limit.
         until: The last thing to be done: `score`, `identify`, `retrain` (the paper's main tables)
@@ -170,16 +170,16 @@ class AdvrBD(DatasetDefense):
         """Adds the largest scores of each label to D_c; what it flags so far is logged.
 
         The target class has few of the largest scores of all. Were it missing in D_c, f would
-        forget all other classes, and flag the whole of it.
+        forget all other classes, and name everything as the target.
         """
-        self._look()
+        _, labels = self._look()
         if self.round * self.partition_rate >= self.max_clean_fraction:
             return
         share = min((self.round + 1) * self.partition_rate, self.max_clean_fraction)
         clean = self.results["clean_part"]
         rest = Subset((~clean).nonzero().flatten())
         score = self.inconsistency(rest) if self.round else -self.results["consistency"]
-        self.results["clean_part"] = highest_of_each(score, self.labels_of_each(), clean, share)
+        self.results["clean_part"] = highest_of_each(score, labels, clean, share)
 
     def inconsistency(self, subset: Subset | None) -> Tensor:
         """s_i of the samples of `subset`, or of all, (N,), in nats; labels are not read."""
@@ -240,12 +240,13 @@ class AdvrBD(DatasetDefense):
 
     def begin_identify(self) -> None:
         """Flags the samples whose label the enhanced network still knows."""
-        self.results["score"] = -self._look(exact=True).float()
+        loss, _ = self._look(exact=True)
+        self.results["score"] = -loss.float()
         self.results["flagged"] = self.results["rounds"][-1]
         self.keep("enhanced")
 
-    def _look(self, exact: bool = False) -> Tensor:
-        """Logs and keeps what the present network would flag; returns CE of each sample (N,)."""
+    def _look(self, exact: bool = False) -> tuple[Tensor, Tensor]:
+        """Logs and keeps what the present network would flag; CE and label of each sample (N,)."""
         logits, labels = self.logits_of_each(exact), self.labels_of_each()
         loss = self.loss_of_each(logits, labels)
         self.close_round(logits.argmax(1) == labels)
@@ -255,7 +256,7 @@ class AdvrBD(DatasetDefense):
         self.log("round/loss_rest", loss[~clean].float().mean())
         if clean.any():
             self.log("round/loss_clean_part", loss[clean].float().mean())
-        return loss
+        return loss, labels
 
     # ------------------------------------------------------------------ a clean network
 

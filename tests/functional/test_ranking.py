@@ -45,10 +45,10 @@ def test_more_of_each_label_up_to_its_share():
     labels = torch.tensor([0, 0, 0, 0, 2, 2, 2, 2, 5])
     none = torch.zeros(9, dtype=torch.bool)
     first = highest_of_each(scores, labels, none, 0.25)
-    assert first.nonzero().flatten().tolist() == [0, 4]  # of equal ones the first
+    assert first.nonzero().flatten().tolist() == [0, 4, 8]  # of equal ones the first; one of each
     lowered = scores.masked_fill(first, -1.0)  # what is taken stays, whatever its score is now
     second = highest_of_each(lowered, labels, first, 0.5)
-    assert second.nonzero().flatten().tolist() == [0, 2, 4, 7]
+    assert second.nonzero().flatten().tolist() == [0, 2, 4, 7, 8]
     assert torch.equal(highest_of_each(scores, labels, second, 0.3), second)
     assert highest_of_each(scores, labels, none, 1.0).all()
     assert none.sum() == 0

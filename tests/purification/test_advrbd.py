@@ -12,6 +12,7 @@ from bdclean.backbones.attacker import Attacker
 from bdclean.callbacks.suspects import Suspects
 from bdclean.data import ImageSet, Splits
 from bdclean.errors import ConfigError
+from bdclean.functional.ranking import share_of
 from bdclean.functional.seeds import derive_seed
 from bdclean.purification import AdvrBD, Recipe
 from bdclean.purification.dataset import chosen
@@ -225,8 +226,10 @@ def test_only_the_rest_is_scored_again(make, make_poisoned, make_trainer):
     assert first is None
     assert second is not None
     labels = module.labels_of_each()
-    held = [sum(int(share * int(n)) for n in labels.bincount()) for share in (0.2, 0.4)]
-    assert [64 - len(second), 64 - len(third)] == held
+    shares = (0.2, 0.4, 0.45)
+    held = [sum(share_of(int(n), share) for n in labels.bincount()) for share in shares]
+    last = int(module.results["clean_part"].sum())
+    assert [64 - len(second), 64 - len(third), last] == held
     assert set(third.tolist()) < set(second.tolist())
 
 
