@@ -30,6 +30,9 @@ from bdclean.metrics.fitting import num_rows, scheduled, together
 from bdclean.purification.staged import StagedPurifier, StageOptimizer
 from bdclean.types import AugmentationName, Batch, Findings, Subset, View
 
+# Share of a class; a network that is trained without so many of its samples does not know it.
+LOST = 0.95
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -299,14 +302,15 @@ class DatasetDefense(StagedPurifier, ABC):
         return self.sgd(self.recipe)
 
     def tell_of_lost_classes(self) -> None:
-        """Warns, and notes it for the record, if all samples of a class are flagged."""
-        labels = self.labels_of_each()
-        lost = set(labels.tolist()) - set(labels[~self.results["flagged"]].tolist())
-        self.results["lost_classes"] = torch.tensor(sorted(lost), dtype=torch.long)
-        if lost:
+        """Warns, and notes it for the record, if nearly all samples of a class are flagged."""
+        labels, flagged = self.labels_of_each(), self.results["flagged"]
+        numbers = torch.bincount(labels)
+        lost = (torch.bincount(labels[flagged], minlength=len(numbers)) > LOST * numbers).nonzero()
+        self.results["lost_classes"] = lost.flatten()
+        if len(lost):
             rank_zero_warn(
-                f"All samples of the classes {sorted(lost)} are flagged, so the network that is "
-                "trained now will not know them."
+                f"More than {LOST:.0%} of the samples of the classes {lost.flatten().tolist()} are "
+                "flagged, so the network that is trained now will hardly know them."
             )
 
     # ------------------------------------------------------------------ findings

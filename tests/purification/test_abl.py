@@ -10,7 +10,7 @@ from bdclean.errors import ConfigError
 from bdclean.purification import ABL, Recipe, Stage
 
 # Small networks may flag the whole of a class.
-pytestmark = pytest.mark.filterwarnings("ignore:All samples of the classes")
+pytestmark = pytest.mark.filterwarnings("ignore:More than 95% of the samples")
 
 SMALL = {
     "width": 4,

@@ -18,7 +18,7 @@ from bdclean.purification import AdvrBD, Recipe
 from bdclean.purification.dataset import chosen
 
 # Networks of two epochs may flag the whole of a class.
-pytestmark = pytest.mark.filterwarnings("ignore:All samples of the classes")
+pytestmark = pytest.mark.filterwarnings("ignore:More than 95% of the samples")
 
 SMALL = Recipe(epochs=2, lr=0.05, batch_size=16, augmentation="crop")
 
@@ -239,17 +239,30 @@ def test_a_network_without_numbers_is_told(make, make_poisoned, make_trainer):
         run(module, make_poisoned(), make_trainer)
 
 
-def test_all_of_a_class_flagged_is_told_and_kept(make, make_poisoned, make_trainer):
+def test_a_class_that_is_flagged_is_told_and_kept(make, make_poisoned, make_trainer):
     module = make(until="retrain")
 
-    def flag_class_two(look=module.begin_identify):
+    def flag_class_two_and_half_of_one(look=module.begin_identify):
         look()
-        module.results["flagged"] = module.labels_of_each() == 2
+        labels = module.labels_of_each()
+        module.results["flagged"] = flagged = labels == 2
+        flagged[(labels == 1).nonzero().flatten()[::2]] = True
 
-    module.begin_identify = flag_class_two
-    with pytest.warns(UserWarning, match=r"All samples of the classes \[2\] are flagged"):
+    module.begin_identify = flag_class_two_and_half_of_one
+    with pytest.warns(UserWarning, match=r"95% of the samples of the classes \[2\] are flagged"):
         run(module, make_poisoned(), make_trainer)
     assert module.protocol()["lost_classes"] == [2]
+
+
+@pytest.mark.parametrize(("kept", "lost"), [(1, [1]), (2, [])])
+def test_a_class_is_lost_where_nearly_all_of_it_is_flagged(make, kept, lost):
+    module = make()
+    labels = torch.cat((torch.zeros(10, dtype=torch.long), torch.ones(40, dtype=torch.long)))
+    module.labels_of_each = lambda: labels
+    module.results["flagged"] = flagged = labels == 1
+    flagged[-kept:] = False
+    module.tell_of_lost_classes()
+    assert module.results["lost_classes"].tolist() == lost
 
 
 def test_networks_on_the_way_are_written(make, make_poisoned, make_trainer, tmp_path):

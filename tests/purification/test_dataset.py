@@ -9,7 +9,7 @@ from bdclean.functional.seeds import derive_seed
 from bdclean.purification import ABL, DBR, AdvrBD, Recipe, SCAn
 
 # Small networks may flag the whole of a class.
-pytestmark = pytest.mark.filterwarnings("ignore:All samples of the classes")
+pytestmark = pytest.mark.filterwarnings("ignore:More than 95% of the samples")
 
 ONE = Recipe(epochs=1, lr=0.02, schedule="constant", batch_size=12, augmentation="none")
 METHODS = {

@@ -14,7 +14,7 @@ from bdclean.functional.seeds import derive_seed
 from bdclean.purification import Recipe, SCAn
 
 # Small networks may flag the whole of a class.
-pytestmark = pytest.mark.filterwarnings("ignore:All samples of the classes")
+pytestmark = pytest.mark.filterwarnings("ignore:More than 95% of the samples")
 
 SMALL = {
     "width": 4,
