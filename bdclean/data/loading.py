@@ -29,7 +29,7 @@ class TrainLoader(DataLoader[dict[str, Any]]):
     Args:
         images: The rows to read.
         batch_size: Images per step on this device.
-        drop_last: Leave out an incomplete last batch.
+        drop_last: Leave out an incomplete last batch. One of a single image is always left out.
         seed: Seed of order and augmentation.
         world_size: Number of devices in all.
         rank: This device's number.
@@ -54,11 +54,13 @@ class TrainLoader(DataLoader[dict[str, Any]]):
             shuffle=True,
             seed=derive_seed("order", seed) >> 1,
         )
+        # Batch norm cannot train on a single image; the next epoch's order leaves out another one.
+        one_is_left = len(sampler) > batch_size and len(sampler) % batch_size == 1
         super().__init__(
             images,
             batch_size=batch_size,
             sampler=sampler,
-            drop_last=drop_last,
+            drop_last=drop_last or one_is_left,
             collate_fn=_whole_batch,
             pin_memory=torch.cuda.is_available(),
         )

@@ -4,7 +4,7 @@ The method of the AdvrBD paper: a poisoned sample is recognised by its trigger, 
 image is disturbed, so its prediction changes less under an adversarial patch. In the order of
 the paper, with D the training set, y~ its labels, and f the network:
 
-    train      f on all of D, as anybody would
+    train      f on all of D, without augmentation
     partition  s_i = KL(P(x_i) || P(clip(x_i + m_i * delta_i))), delta_i the worst one in the ball;
                the largest s_i of each label join D_c, held to be clean         (algorithm 1)
     relearn    a pass of descent on CE(D \ D_c)
@@ -20,6 +20,7 @@ reconstructed; docs/methods/advrbd.md tells what is stated.
 """
 
 import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -56,7 +57,9 @@ class AdvrBD(DatasetDefense):
         arch: See `bdclean.backbones.build`, as for `width` and `stem`.
         width: Channels of the first stage.
         stem: `auto` takes the CIFAR stem up to 64 pixels.
-        recipe: Of the first network and of the new one.
+        recipe: Of the new network.
+        fitting: Of the first network, which is to know every poisoned sample; None takes `recipe`
+            without augmentation.
         patch_shape: `square` or `disc`.
         patch_radius: r in pixels; None takes H / 8.
         epsilon: Radius of the ball, in 8-bit pixel values.
@@ -96,6 +99,7 @@ class AdvrBD(DatasetDefense):
         width: int = 64,
         stem: Stem = "auto",
         recipe: Recipe = Recipe(),  # noqa: B008  (frozen)
+        fitting: Recipe | None = None,
         patch_shape: PatchShape = "square",
         patch_radius: int | None = None,
         epsilon: float = 8.0,
@@ -117,7 +121,7 @@ class AdvrBD(DatasetDefense):
     ) -> None:
         super().__init__(num_classes, input_size, mean, std, arch, width, stem, recipe)
         # Checkpoints hold plain values, so that they load without unpickling.
-        self.save_hyperparameters(ignore=["recipe", "unlearn", "relearn", "finetune"])
+        self.save_hyperparameters(ignore=["recipe", "fitting", "unlearn", "relearn", "finetune"])
         radius = input_size // 8 if patch_radius is None else patch_radius
         if radius < 0:
             raise ConfigError(f"patch_radius={radius}: it must be 0 or above.")
@@ -131,6 +135,7 @@ class AdvrBD(DatasetDefense):
         self.partition_rate = check_share("partition_rate", partition_rate)
         self.max_clean_fraction = check_share("max_clean_fraction", max_clean_fraction)
         self.rounds = check_positive("rounds", rounds)
+        self.fitting = replace(recipe, augmentation="none") if fitting is None else fitting
         self.relearn, self.unlearn, self.finetune = relearn, unlearn, finetune
         self.ascent_steps = check_positive("ascent_steps", ascent_steps)
         if ascent_cap is not None:
@@ -150,13 +155,23 @@ class AdvrBD(DatasetDefense):
         passes = (Stage("relearn", self.relearn.epochs), Stage("unlearn", self.unlearn.epochs))
         one_round = (Stage("partition", 0), *passes)
         parts: dict[Until, tuple[Stage, ...]] = {
-            "score": (Stage("train", self.recipe.epochs), Stage("score", 0)),
+            "score": (Stage("train", self.fitting.epochs), Stage("score", 0)),
             "identify": (*one_round * self.rounds, Stage("identify", 0)),
             "retrain": (Stage("retrain", self.recipe.epochs), Stage("propose", 0)),
             "relabel": (Stage("relabel", 0), Stage("finetune", self.finetune.epochs)),
         }
         wanted = list(parts)[: list(parts).index(self.until) + 1]
         return tuple(stage for name in wanted for stage in parts[name])
+
+    # ------------------------------------------------------------------ the first network
+
+    def train_view(self) -> View:
+        """All samples."""
+        return self.labelled(recipe=self.fitting)
+
+    def train_optimizer(self) -> StageOptimizer:
+        """SGD by `fitting`."""
+        return self.sgd(self.fitting)
 
     # ------------------------------------------------------------------ algorithm 1
 

@@ -121,9 +121,10 @@ def test_a_batch_larger_than_the_role_is_refused(data):
         data.train_dataloader()
 
 
-def make_loader(rank=0, world_size=1, epoch=0):
-    images = RoleImages(torch.zeros(50, 3, 4, 4, dtype=torch.uint8), torch.arange(50))
-    loader = TrainLoader(images, batch_size=8, seed=3, rank=rank, world_size=world_size)
+def make_loader(rank=0, world_size=1, epoch=0, number=50, batch_size=9):
+    images = RoleImages(torch.zeros(number, 3, 4, 4, dtype=torch.uint8), torch.arange(number))
+    facts = {"batch_size": batch_size, "seed": 3, "rank": rank, "world_size": world_size}
+    loader = TrainLoader(images, **facts)
     loader.sampler.set_epoch(epoch)
     return loader
 
@@ -141,6 +142,23 @@ def test_order_and_draws_are_functions_of_seed_epoch_step_and_rank():
     assert seen == list(range(50))
     draws = [d for _, d in order(make_loader())]
     assert len(set(draws)) == len(draws)
+
+
+@pytest.mark.parametrize(
+    ("number", "batch_size", "world_size", "sizes"),
+    [
+        (25, 8, 1, [8, 8, 8]),
+        (50, 8, 2, [8, 8, 8]),
+        (26, 8, 1, [8, 8, 8, 2]),
+        (8, 8, 1, [8]),
+        (1, 8, 1, [1]),
+        (3, 1, 1, [1, 1, 1]),
+    ],
+)
+def test_no_last_batch_of_one_image(number, batch_size, world_size, sizes):
+    loader = make_loader(number=number, batch_size=batch_size, world_size=world_size)
+    assert [len(batch["index"]) for batch in loader] == sizes
+    assert len(loader) == len(sizes)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
