@@ -31,7 +31,7 @@ from bdclean.backbones.split import Stem
 from bdclean.errors import ConfigError
 from bdclean.functional.consistency import Inner, PatchScore, PatchShape
 from bdclean.functional.perturbation import PGD
-from bdclean.functional.ranking import highest_of_each, share_of
+from bdclean.functional.ranking import highest_of_each
 from bdclean.functional.seeds import derive_seed
 from bdclean.purification.base import check_choice, check_positive, check_share
 from bdclean.purification.dataset import DatasetDefense, Recipe, chosen
@@ -72,8 +72,8 @@ class AdvrBD(DatasetDefense):
         rounds: T.
         relearn: Descent on the rest in each round.
         unlearn: Ascent on D_c in each round, after `relearn`.
-        ascent_steps: So many steps, or more, has the ascent on a share p of D, on one device: in
-            all rounds a pass goes over D_c as many times as that takes, once for a large D.
+        ascent_steps: The ascent of a round has so many steps, or more, on one device: a pass goes
+            over D_c as often as that takes, once where D_c is large.
         ascent_cap: A sample is left alone once its cross-entropy exceeds this many ln K; None
             sets no limit.
         until: The last thing to be done: `score`, `identify`, `retrain` (the paper's main tables)
@@ -107,12 +107,12 @@ class AdvrBD(DatasetDefense):
         step_size: float = 0.25,
         inner: Inner = "kl",
         num_masks: int = 1,
-        partition_rate: float = 0.05,
+        partition_rate: float = 0.02,
         max_clean_fraction: float = 0.9,
-        rounds: int = 3,
+        rounds: int = 8,
         relearn: Recipe = RELEARNING,
         unlearn: Recipe = UNLEARNING,
-        ascent_steps: int = 16,
+        ascent_steps: int = 48,
         ascent_cap: float | None = 1.0,
         until: Until = "relabel",
         finetune: Recipe = FINETUNING,
@@ -242,10 +242,9 @@ class AdvrBD(DatasetDefense):
 
     def unlearn_view(self) -> View:
         """D_c, several times over where it is small: a few steps would not make f forget."""
-        clean = chosen(self.results["clean_part"], "held to be clean")
-        first = share_of(len(self.results["clean_part"]), self.partition_rate)
-        times = math.ceil(self.ascent_steps * self.unlearn.batch_size / first)
-        return self.labelled(Subset(clean.rows.repeat(times)), self.unlearn)
+        rows = chosen(self.results["clean_part"], "held to be clean").rows
+        times = math.ceil(self.ascent_steps * self.unlearn.batch_size / len(rows))
+        return self.labelled(Subset(rows.repeat(times)), self.unlearn)
 
     def unlearn_optimizer(self) -> StageOptimizer:
         """SGD."""

@@ -327,12 +327,12 @@ def test_a_small_clean_part_is_passed_over_until_there_are_steps_enough(
 
     module.unlearn_step = watched
     run(module, data, make_trainer)
-    # a fifth of 64 samples are 12, and 3 times 12 are enough for 5 steps of 6
+    # a fifth of 64 samples are 12, and 3 times 12 are enough for 5 steps of 6; then 2 times 24
     seen = torch.cat(steps).bincount(minlength=64)
     held = module.results["clean_part"]
-    assert set(seen[held].tolist()) == {3, 6}
+    assert set(seen[held].tolist()) == {2, 3 + 2}
     assert not seen[~held].any()
-    assert len(steps) >= 5 + 10
+    assert len(steps) == 6 + 8
 
 
 def test_something_must_be_left_to_learn(make, make_poisoned, make_trainer):
