@@ -10,7 +10,7 @@ the paper, with D the training set, y~ its labels, and f the network:
     relearn    a pass of descent on CE(D \ D_c)
     unlearn    a pass of ascent on CE(D_c)                          (algorithm 2, eq. 4)
                (in rounds: f forgets what is clean and keeps the backdoor)
-    identify   flagged = {i : argmax f(x_i) = y~_i}
+    identify   flagged = {i : argmax f(x_i) = y~_i}, in each of the last rounds
     retrain    a new network on the samples that are not flagged
     relabel    the new network names the flagged samples
     finetune   on all samples, the flagged ones with their new labels
@@ -72,10 +72,10 @@ class AdvrBD(DatasetDefense):
         rounds: T.
         relearn: Descent on the rest in each round.
         unlearn: Ascent on D_c in each round, after `relearn`.
-        ascent_steps: The ascent of a round has so many steps, or more, on one device: a pass goes
-            over D_c as often as that takes, once where D_c is large.
+        ascent_steps: Fewest steps of a round's ascent, on one device; a small D_c is repeated.
         ascent_cap: A sample is left alone once its cross-entropy exceeds this many ln K; None
             sets no limit.
+        agreement: Flagged is what the network names as labelled after each of so many last rounds.
         until: The last thing to be done: `score`, `identify`, `retrain` (the paper's main tables)
             or `relabel`, which includes fine-tuning.
         finetune: Of the last stage.
@@ -114,6 +114,7 @@ class AdvrBD(DatasetDefense):
         unlearn: Recipe = UNLEARNING,
         ascent_steps: int = 48,
         ascent_cap: float | None = 1.0,
+        agreement: int = 4,
         until: Until = "relabel",
         finetune: Recipe = FINETUNING,
         scoring_batch_size: int = 256,
@@ -140,6 +141,7 @@ class AdvrBD(DatasetDefense):
         self.ascent_steps = check_positive("ascent_steps", ascent_steps)
         if ascent_cap is not None:
             self.cap = check_positive("ascent_cap", ascent_cap) * math.log(num_classes)
+        self.agreement = check_positive("agreement", agreement)
         self.until: Until = check_choice("until", until, Until)
         self.scoring_batch_size = check_positive("scoring_batch_size", scoring_batch_size)
         self.seed = seed
@@ -253,10 +255,10 @@ class AdvrBD(DatasetDefense):
     # ------------------------------------------------------------------ identify
 
     def begin_identify(self) -> None:
-        """Flags the samples whose label the enhanced network still knows."""
+        """Flags the samples whose label the enhanced networks still know."""
         loss, _ = self._look(exact=True)
         self.results["score"] = -loss.float()
-        self.results["flagged"] = self.results["rounds"][-1]
+        self.results["flagged"] = self.results["rounds"][1:][-self.agreement :].all(0)
         self.keep("enhanced")
 
     def _look(self, exact: bool = False) -> tuple[Tensor, Tensor]:

@@ -91,7 +91,8 @@ def test_findings_follow_from_the_networks(make, make_poisoned, make_trainer, pr
     net.load_state_dict(kept)
     with torch.no_grad():
         logits = net(images)
-    assert torch.equal(found.flagged, logits.argmax(1) == labels)
+    assert torch.equal(found.rounds[-1], logits.argmax(1) == labels)
+    assert torch.equal(found.flagged, found.rounds[1] & found.rounds[2])
     losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     torch.testing.assert_close(found.score, -losses, atol=1e-4, rtol=1e-4)
     assert torch.equal(found.proposed >= 0, found.flagged)
@@ -115,6 +116,21 @@ def test_the_clean_part_is_what_scores_highest(make, make_poisoned, make_trainer
         mine = labels == label
         assert held[mine].sum() == int(0.2 * mine.sum())
         assert score[held & mine].min() >= score[~held & mine].max()
+
+
+@pytest.mark.parametrize(("agreement", "since"), [(1, 3), (2, 2), (3, 1), (9, 1)])
+def test_the_last_rounds_must_agree(make, make_poisoned, make_trainer, agreement, since):
+    module = make(rounds=3, agreement=agreement, until="identify")
+    rounds = torch.rand(4, 64, generator=torch.Generator().manual_seed(4)) < 0.8
+
+    def watched(look=module.begin_identify):
+        module.close_round = lambda flags: module.results.update(rounds=rounds)
+        look()
+
+    module.begin_identify = watched
+    run(module, make_poisoned(), make_trainer)
+    assert torch.equal(module.findings().flagged, rounds[since:].all(0))
+    assert not torch.equal(rounds[since:].all(0), rounds.all(0))
 
 
 def test_scores_alone(make, make_poisoned, make_trainer):
