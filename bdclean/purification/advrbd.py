@@ -114,7 +114,7 @@ class AdvrBD(DatasetDefense):
         unlearn: Recipe = UNLEARNING,
         ascent_steps: int = 48,
         ascent_cap: float | None = 1.0,
-        agreement: int = 4,
+        agreement: int = 6,
         until: Until = "relabel",
         finetune: Recipe = FINETUNING,
         scoring_batch_size: int = 256,
