@@ -36,7 +36,7 @@ from bdclean.functional.seeds import derive_seed
 from bdclean.purification.base import check_choice, check_positive, check_share
 from bdclean.purification.dataset import DatasetDefense, Recipe, chosen
 from bdclean.purification.staged import Stage, StageOptimizer
-from bdclean.types import Batch, Subset, View
+from bdclean.types import AugmentationName, Batch, Subset, View
 
 UNLEARNING = Recipe(
     epochs=1, lr=0.03, momentum=0.0, weight_decay=0.0, schedule="constant", augmentation="none"
@@ -57,9 +57,8 @@ class AdvrBD(DatasetDefense):
         arch: See `bdclean.backbones.build`, as for `width` and `stem`.
         width: Channels of the first stage.
         stem: `auto` takes the CIFAR stem up to 64 pixels.
-        recipe: Of the new network.
-        fitting: Of the first network, which is to know every poisoned sample; None takes `recipe`
-            without augmentation.
+        recipe: Of the new network and, but for its augmentation, of the first.
+        fitting_augmentation: Of the first network, which is to know every poisoned sample.
         patch_shape: `square` or `disc`.
         patch_radius: r in pixels; None takes H / 8.
         epsilon: Radius of the ball, in 8-bit pixel values.
@@ -99,7 +98,7 @@ class AdvrBD(DatasetDefense):
         width: int = 64,
         stem: Stem = "auto",
         recipe: Recipe = Recipe(),  # noqa: B008  (frozen)
-        fitting: Recipe | None = None,
+        fitting_augmentation: AugmentationName = "none",
         patch_shape: PatchShape = "square",
         patch_radius: int | None = None,
         epsilon: float = 8.0,
@@ -122,7 +121,7 @@ class AdvrBD(DatasetDefense):
     ) -> None:
         super().__init__(num_classes, input_size, mean, std, arch, width, stem, recipe)
         # Checkpoints hold plain values, so that they load without unpickling.
-        self.save_hyperparameters(ignore=["recipe", "fitting", "unlearn", "relearn", "finetune"])
+        self.save_hyperparameters(ignore=["recipe", "unlearn", "relearn", "finetune"])
         radius = input_size // 8 if patch_radius is None else patch_radius
         if radius < 0:
             raise ConfigError(f"patch_radius={radius}: it must be 0 or above.")
@@ -136,7 +135,7 @@ class AdvrBD(DatasetDefense):
         self.partition_rate = check_share("partition_rate", partition_rate)
         self.max_clean_fraction = check_share("max_clean_fraction", max_clean_fraction)
         self.rounds = check_positive("rounds", rounds)
-        self.fitting = replace(recipe, augmentation="none") if fitting is None else fitting
+        self.fitting_augmentation: AugmentationName = fitting_augmentation
         self.relearn, self.unlearn, self.finetune = relearn, unlearn, finetune
         self.ascent_steps = check_positive("ascent_steps", ascent_steps)
         if ascent_cap is not None:
@@ -157,7 +156,7 @@ class AdvrBD(DatasetDefense):
         passes = (Stage("relearn", self.relearn.epochs), Stage("unlearn", self.unlearn.epochs))
         one_round = (Stage("partition", 0), *passes)
         parts: dict[Until, tuple[Stage, ...]] = {
-            "score": (Stage("train", self.fitting.epochs), Stage("score", 0)),
+            "score": (Stage("train", self.recipe.epochs), Stage("score", 0)),
             "identify": (*one_round * self.rounds, Stage("identify", 0)),
             "retrain": (Stage("retrain", self.recipe.epochs), Stage("propose", 0)),
             "relabel": (Stage("relabel", 0), Stage("finetune", self.finetune.epochs)),
@@ -168,12 +167,8 @@ class AdvrBD(DatasetDefense):
     # ------------------------------------------------------------------ the first network
 
     def train_view(self) -> View:
-        """All samples."""
-        return self.labelled(recipe=self.fitting)
-
-    def train_optimizer(self) -> StageOptimizer:
-        """SGD by `fitting`."""
-        return self.sgd(self.fitting)
+        """All samples, un-augmented unless told otherwise."""
+        return replace(super().train_view(), augmentation=self.fitting_augmentation)
 
     # ------------------------------------------------------------------ algorithm 1
 

@@ -257,13 +257,10 @@ def test_a_network_without_numbers_is_told(make, make_poisoned, make_trainer):
 
 def test_the_first_network_trains_without_augmentation(make):
     module = make()
-    assert module.fitting == replace(SMALL, augmentation="none")
-    assert module.train_view().augmentation == "none"
+    assert module.train_view() == replace(module.labelled(), augmentation="none")
     module.results["flagged"] = torch.tensor([True, False])
     assert module.retrain_view().augmentation == SMALL.augmentation == "crop"
-    own = make(fitting=replace(SMALL, epochs=3))
-    assert own.train_view().augmentation == "crop"
-    assert own.plan()[0].epochs == 3
+    assert make(fitting_augmentation="weak").train_view().augmentation == "weak"
 
 
 def test_a_class_that_is_flagged_is_told_and_kept(make, make_poisoned, make_trainer):
