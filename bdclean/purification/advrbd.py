@@ -11,6 +11,7 @@ the paper, with D the training set, y~ its labels, and f the network:
     unlearn    a pass of ascent on CE(D_c)                          (algorithm 2, eq. 4)
                (in rounds: f forgets what is clean and keeps the backdoor)
     identify   flagged = {i : argmax f(x_i) = y~_i}, in each of the last rounds
+               (score: the least log P(y~_i) of these rounds)
     retrain    a new network on the samples that are not flagged
     relabel    the new network names the flagged samples
     finetune   on all samples, the flagged ones with their new labels
@@ -184,7 +185,7 @@ class AdvrBD(DatasetDefense):
         The target class has few of the largest scores of all. Were it missing in D_c, f would
         forget all other classes, and name everything as the target.
         """
-        _, labels = self._look()
+        labels = self._look()
         if self.round * self.partition_rate >= self.max_clean_fraction:
             return
         share = min((self.round + 1) * self.partition_rate, self.max_clean_fraction)
@@ -251,23 +252,26 @@ class AdvrBD(DatasetDefense):
 
     def begin_identify(self) -> None:
         """Flags the samples whose label the enhanced networks still know."""
-        loss, _ = self._look(exact=True)
-        self.results["score"] = -loss.float()
+        self._look()
         self.results["flagged"] = self.results["rounds"][1:][-self.agreement :].all(0)
         self.keep("enhanced")
 
-    def _look(self, exact: bool = False) -> tuple[Tensor, Tensor]:
-        """Logs and keeps what the present network would flag; CE and label of each sample (N,)."""
-        logits, labels = self.logits_of_each(exact), self.labels_of_each()
+    def _look(self) -> Tensor:
+        """Logs and keeps what the present network would flag, and the score; gives labels (N,)."""
+        logits, labels = self.logits_of_each(exact=True), self.labels_of_each()
         loss = self.loss_of_each(logits, labels)
         self.close_round(logits.argmax(1) == labels)
+        counted = len(self.results["rounds"]) - 1 - max(0, self.rounds - self.agreement)
+        if counted >= 1:
+            so_far = self.results["score"] if counted > 1 else torch.tensor(math.inf)
+            self.results["score"] = torch.minimum(so_far, -loss.float())
         self.log("round/flagged", self.results["rounds"][-1].float().mean())
         clean = self.results["clean_part"]
         self.log("round/clean_part", clean.float().mean())
-        self.log("round/loss_rest", loss[~clean].float().mean())
+        self.log("round/loss_rest", loss[~clean].mean())
         if clean.any():
-            self.log("round/loss_clean_part", loss[clean].float().mean())
-        return loss, labels
+            self.log("round/loss_clean_part", loss[clean].mean())
+        return labels
 
     # ------------------------------------------------------------------ a clean network
 
