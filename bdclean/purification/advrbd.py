@@ -4,13 +4,13 @@ The method of the AdvrBD paper: a poisoned sample is recognised by its trigger, 
 image is disturbed, so its prediction changes less under an adversarial patch. In the order of
 the paper, with D the training set, y~ its labels, and f the network:
 
-    train      f on all of D, without augmentation
+    train      f on all of D
     partition  s_i = KL(P(x_i) || P(clip(x_i + m_i * delta_i))), delta_i the worst one in the ball;
                the largest s_i of each label join D_c, held to be clean         (algorithm 1)
     relearn    a pass of descent on CE(D \ D_c)
     unlearn    a pass of ascent on CE(D_c)                          (algorithm 2, eq. 4)
                (in rounds: f forgets what is clean and keeps the backdoor)
-    identify   flagged = {i : argmax f(x_i) = y~_i}, in each of the last rounds
+    identify   flagged = {i : argmax f(x_i) = y~_i}, in most of the last rounds
                (score: the least log P(y~_i) of these rounds)
     retrain    a new network on the samples that are not flagged
     relabel    the new network names the flagged samples
@@ -58,8 +58,8 @@ class AdvrBD(DatasetDefense):
         arch: See `bdclean.backbones.build`, as for `width` and `stem`.
         width: Channels of the first stage.
         stem: `auto` takes the CIFAR stem up to 64 pixels.
-        recipe: Of the new network and, but for its augmentation, of the first.
-        fitting_augmentation: Of the first network, which is to know every poisoned sample.
+        recipe: Of the first network and of the new one.
+        fitting_augmentation: Of the first network, in the place of the recipe's.
         patch_shape: `square` or `disc`.
         patch_radius: r in pixels; None takes H / 8.
         epsilon: Radius of the ball, in 8-bit pixel values.
@@ -75,7 +75,8 @@ class AdvrBD(DatasetDefense):
         ascent_steps: Fewest steps of a round's ascent, on one device; a small D_c is repeated.
         ascent_cap: A sample is left alone once its cross-entropy exceeds this many ln K; None
             sets no limit.
-        agreement: Flagged is what the network names as labelled after each of so many last rounds.
+        voting_rounds: The last so many rounds say what is flagged.
+        agreement: Share of these rounds in which the network must name a sample as labelled.
         until: The last thing to be done: `score`, `identify`, `retrain` (the paper's main tables)
             or `relabel`, which includes fine-tuning.
         finetune: Of the last stage.
@@ -99,7 +100,7 @@ class AdvrBD(DatasetDefense):
         width: int = 64,
         stem: Stem = "auto",
         recipe: Recipe = Recipe(),  # noqa: B008  (frozen)
-        fitting_augmentation: AugmentationName = "none",
+        fitting_augmentation: AugmentationName | None = None,
         patch_shape: PatchShape = "square",
         patch_radius: int | None = None,
         epsilon: float = 8.0,
@@ -113,8 +114,9 @@ class AdvrBD(DatasetDefense):
         relearn: Recipe = RELEARNING,
         unlearn: Recipe = UNLEARNING,
         ascent_steps: int = 48,
-        ascent_cap: float | None = 1.0,
-        agreement: int = 6,
+        ascent_cap: float | None = 0.5,
+        voting_rounds: int = 6,
+        agreement: float = 0.6,
         until: Until = "relabel",
         finetune: Recipe = FINETUNING,
         scoring_batch_size: int = 256,
@@ -136,12 +138,13 @@ class AdvrBD(DatasetDefense):
         self.partition_rate = check_share("partition_rate", partition_rate)
         self.max_clean_fraction = check_share("max_clean_fraction", max_clean_fraction)
         self.rounds = check_positive("rounds", rounds)
-        self.fitting_augmentation: AugmentationName = fitting_augmentation
+        self.fitting_augmentation = fitting_augmentation or recipe.augmentation
         self.relearn, self.unlearn, self.finetune = relearn, unlearn, finetune
         self.ascent_steps = check_positive("ascent_steps", ascent_steps)
         if ascent_cap is not None:
             self.cap = check_positive("ascent_cap", ascent_cap) * math.log(num_classes)
-        self.agreement = check_positive("agreement", agreement)
+        self.voting_rounds = min(check_positive("voting_rounds", voting_rounds), rounds)
+        self.agreement = check_share("agreement", agreement)
         self.until: Until = check_choice("until", until, Until)
         self.scoring_batch_size = check_positive("scoring_batch_size", scoring_batch_size)
         self.seed = seed
@@ -168,7 +171,7 @@ class AdvrBD(DatasetDefense):
     # ------------------------------------------------------------------ the first network
 
     def train_view(self) -> View:
-        """All samples, un-augmented unless told otherwise."""
+        """All samples."""
         return replace(super().train_view(), augmentation=self.fitting_augmentation)
 
     # ------------------------------------------------------------------ algorithm 1
@@ -253,7 +256,8 @@ class AdvrBD(DatasetDefense):
     def begin_identify(self) -> None:
         """Flags the samples whose label the enhanced networks still know."""
         self._look()
-        self.results["flagged"] = self.results["rounds"][1:][-self.agreement :].all(0)
+        named = self.results["rounds"][-self.voting_rounds :].sum(0).double()
+        self.results["flagged"] = named / self.voting_rounds >= self.agreement
         self.keep("enhanced")
 
     def _look(self) -> Tensor:
@@ -261,7 +265,7 @@ class AdvrBD(DatasetDefense):
         logits, labels = self.logits_of_each(exact=True), self.labels_of_each()
         loss = self.loss_of_each(logits, labels)
         self.close_round(logits.argmax(1) == labels)
-        counted = len(self.results["rounds"]) - 1 - max(0, self.rounds - self.agreement)
+        counted = len(self.results["rounds"]) - 1 - (self.rounds - self.voting_rounds)
         if counted >= 1:
             so_far = self.results["score"] if counted > 1 else torch.tensor(math.inf)
             self.results["score"] = torch.minimum(so_far, -loss.float())

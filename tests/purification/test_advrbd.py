@@ -75,7 +75,7 @@ def test_the_outline(make):
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_findings_follow_from_the_networks(make, make_poisoned, make_trainer, precision):
     data = make_poisoned()
-    module = run(make(agreement=1), data, make_trainer, precision=precision)
+    module = run(make(voting_rounds=1), data, make_trainer, precision=precision)
     found = module.findings()
     assert found.score.shape == found.flagged.shape == found.proposed.shape == (64,)
     assert found.rounds.shape == (3, 64)
@@ -118,11 +118,17 @@ def test_the_clean_part_is_what_scores_highest(make, make_poisoned, make_trainer
         assert score[held & mine].min() >= score[~held & mine].max()
 
 
-@pytest.mark.parametrize(("agreement", "since"), [(1, 3), (2, 2), (3, 1), (9, 1)])
-def test_the_last_rounds_must_agree(make, make_poisoned, make_trainer, agreement, since):
-    module = make(rounds=3, agreement=agreement, until="identify")
+@pytest.mark.parametrize(
+    ("voting_rounds", "agreement", "since", "least"),
+    [(1, 1.0, 3, 1), (2, 1.0, 2, 2), (9, 1.0, 1, 3), (3, 0.6, 1, 2), (3, 0.3, 1, 1)],
+)
+def test_the_last_rounds_vote(
+    make, make_poisoned, make_trainer, voting_rounds, agreement, since, least
+):
+    vote = {"voting_rounds": voting_rounds, "agreement": agreement}
+    module = make(rounds=3, **vote, until="identify")
     generator = torch.Generator().manual_seed(4)
-    named = torch.rand(4, 64, generator=generator) < 0.8
+    named = torch.rand(4, 64, generator=generator) < 0.5
     losses = torch.rand(4, 64, generator=generator)
     looked = []
 
@@ -136,8 +142,8 @@ def test_the_last_rounds_must_agree(make, make_poisoned, make_trainer, agreement
     module.loss_of_each, module.close_round = loss, close_round
     found = run(module, make_poisoned(), make_trainer).findings()
     assert len(looked) == 4
-    assert torch.equal(found.flagged, named[since:].all(0))
-    assert not torch.equal(named[since:].all(0), named.all(0))
+    assert torch.equal(found.flagged, named[since:].sum(0) >= least)
+    assert 0 < found.flagged.sum() < 64
     assert torch.equal(found.score, -losses[since:].amax(0))
 
 
@@ -263,12 +269,12 @@ def test_a_network_without_numbers_is_told(make, make_poisoned, make_trainer):
         run(module, make_poisoned(), make_trainer)
 
 
-def test_the_first_network_trains_without_augmentation(make):
-    module = make()
+def test_the_first_network_has_an_augmentation_of_its_own(make):
+    assert make().train_view() == make().labelled()
+    module = make(fitting_augmentation="none")
     assert module.train_view() == replace(module.labelled(), augmentation="none")
     module.results["flagged"] = torch.tensor([True, False])
     assert module.retrain_view().augmentation == SMALL.augmentation == "crop"
-    assert make(fitting_augmentation="weak").train_view().augmentation == "weak"
 
 
 def test_a_class_that_is_flagged_is_told_and_kept(make, make_poisoned, make_trainer):
@@ -309,7 +315,7 @@ def test_networks_on_the_way_are_written(make, make_poisoned, make_trainer, tmp_
 
 def test_the_ascent_raises_the_loss_as_far_as_the_cap(make, make_poisoned, make_trainer):
     module = make()
-    assert module.cap == pytest.approx(math.log(4))
+    assert module.cap == pytest.approx(math.log(4) / 2)
     run(module, make_poisoned(), make_trainer)
     batch = {"image": torch.rand(8, 3, 8, 8), "index": torch.arange(8)}
     batch["label"] = torch.zeros(8, dtype=torch.long)
