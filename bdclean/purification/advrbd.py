@@ -168,8 +168,6 @@ class AdvrBD(DatasetDefense):
         wanted = list(parts)[: list(parts).index(self.until) + 1]
         return tuple(stage for name in wanted for stage in parts[name])
 
-    # ------------------------------------------------------------------ the first network
-
     def train_view(self) -> View:
         """All samples."""
         return replace(super().train_view(), augmentation=self.fitting_augmentation)
@@ -185,8 +183,7 @@ class AdvrBD(DatasetDefense):
     def begin_partition(self) -> None:
         """Adds the largest scores of each label to D_c; what it flags so far is logged.
 
-        The target class has few of the largest scores of all. Were it missing in D_c, f would
-        forget all other classes, and name everything as the target.
+        Of the largest scores of all, D_c would lack the target class: f would name it everywhere.
         """
         labels = self._look()
         if self.round * self.partition_rate >= self.max_clean_fraction:
