@@ -13,10 +13,11 @@ from typing import Any
 
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import distributed
 
 import bdclean
@@ -40,6 +41,7 @@ from bdclean.experiments.attack import run_attack
 from bdclean.experiments.demo import run_demo
 from bdclean.experiments.figure import run_figure
 from bdclean.experiments.sift import SaveSiftConfig, run_sift
+from bdclean.functional.precision import cpu_has_bfloat16
 
 LINKED = ("num_classes", "input_size", "mean", "std")
 """Facts of the data set that models receive; they are never written into a config file."""
@@ -98,7 +100,13 @@ class BdcleanCLI(LightningCLI):
                 _keep_old_metrics(run)
             kwargs["logger"] = CSVLogger(run, name="", version="")
         kwargs |= {"default_root_dir": str(run), "plugins": plugins, "callbacks": callbacks}
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        on_cpu = isinstance(trainer.accelerator, CPUAccelerator)
+        if on_cpu and trainer.precision.startswith("bf16") and not cpu_has_bfloat16():
+            rank_zero_info(
+                "This CPU has no instructions for bfloat16: --trainer.precision 32-true is faster."
+            )
+        return trainer
 
     def _require_own(self, run: Path) -> None:
         """Refuses a fit in the folder of another one; the logger deletes what it finds there."""

@@ -88,6 +88,15 @@ def test_a_run_folder_is_complete(victim):
     assert str(victim) not in (victim / "result.json").read_text()
 
 
+@pytest.mark.parametrize(("instructions", "told"), [(True, False), (False, True)])
+def test_slow_bfloat16_is_told(tmp_path, monkeypatch, caplog, instructions, told):
+    monkeypatch.setattr("bdclean.cli.cpu_has_bfloat16", lambda: instructions)
+    words = ["--trainer.fast_dev_run", "true", "--test_after_fit", "false"]
+    with caplog.at_level("INFO"):
+        main(["fit", *BASE, *stack("train/supervised_fast"), "--run", str(tmp_path), *words])
+    assert ("--trainer.precision 32-true is faster" in caplog.text) == told
+
+
 @pytest.mark.parametrize("method", [name for name in QUICK if name != "train/supervised_fast"])
 def test_every_method_fits_tests_reloads_and_predicts(tmp_path, victim, method):
     run = tmp_path / "run"

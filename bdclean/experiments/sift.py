@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
@@ -19,6 +20,7 @@ from bdclean.callbacks.suspects import ranking
 from bdclean.data import ImageFolder
 from bdclean.data.sources import class_folders, image_files, require_images
 from bdclean.errors import ConfigError, DataError
+from bdclean.functional.precision import cpu_has_bfloat16
 from bdclean.purification import AdvrBD
 from bdclean.types import Findings, TrainingSet
 
@@ -172,8 +174,9 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _words(options: argparse.Namespace, size: int, others: Sequence[str], out: Path) -> list[str]:
+    half = torch.accelerator.is_available() or cpu_has_bfloat16()
     settings = {
-        "trainer.precision": "bf16-mixed",
+        "trainer.precision": "bf16-mixed" if half else "32-true",
         "trainer.max_epochs": "-1",
         "trainer.reload_dataloaders_every_n_epochs": "1",
         "trainer.num_sanity_val_steps": "0",

@@ -313,6 +313,19 @@ def test_other_words_reach_the_fit_and_ours_win(small, tmp_path):
     assert words_of(small, "--out", out, "--dry", "1")[-4:-2] == ["--dry", "1"]  # no short forms
 
 
+@pytest.mark.parametrize(
+    ("accelerator", "instructions", "precision"),
+    [(False, True, "bf16-mixed"), (False, False, "32-true"), (True, False, "bf16-mixed")],
+)
+def test_the_precision_is_one_that_is_fast_here(
+    small, tmp_path, monkeypatch, accelerator, instructions, precision
+):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerator)
+    monkeypatch.setattr(sift, "cpu_has_bfloat16", lambda: instructions)
+    words = words_of(small, "--out", str(tmp_path / "out"))
+    assert f"--trainer.precision={precision}" in words
+
+
 def test_help(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["sift", "--help"])
