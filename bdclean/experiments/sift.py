@@ -33,8 +33,8 @@ _SHORT = {
     "recipe.epochs": "8",
     "recipe.nesterov": "true",
     "recipe.schedule": "onecycle",
-    "pgd_steps": "5",
-    "step_size": "0.5",
+    "pgd_steps": "2",
+    "step_size": "0.75",
     "finetune.epochs": "5",
 }  # configs/purify/advrbd_fast.yaml; a test compares them
 _CONTINUE = "--ckpt_path=last"

@@ -47,6 +47,7 @@ def prediction_change(before: Tensor, after: Tensor) -> Tensor:
 
 def adversarial_patch(
     images: Tensor,
+    clean: Tensor,
     mask: Tensor,
     predict: Callable[[Tensor], Tensor],
     config: PGD,
@@ -60,6 +61,7 @@ def adversarial_patch(
 
     Args:
         images: x, (B, 3, H, W), in [0, 1].
+        clean: Logits at x, (B, K).
         mask: m, (B, 1, H, W), bool.
         predict: Maps images to logits (B, K).
         config: Ball and steps.
@@ -70,8 +72,6 @@ def adversarial_patch(
     Returns:
         clip(x + m * delta), (B, 3, H, W), detached.
     """
-    with torch.no_grad():
-        clean = predict(images).float()
 
     def loss(moved: Tensor) -> Tensor:
         logits = predict(torch.where(mask, moved, images))
@@ -86,12 +86,15 @@ def adversarial_patch(
 class PatchScore:
     """s_i: how far the prediction for an image moves under adversarial patches.
 
+    Of several patches the least effect counts. A patch may hit the trigger, and then the
+    prediction for a poisoned image moves far, too; that all of them hit it is unlikely.
+
     Attributes:
         shape: Of the patches.
         radius: r in pixels.
         pgd: Ball and steps.
         inner: See `adversarial_patch`.
-        num_masks: Patches tried for each image; the score is their mean.
+        num_masks: Patches tried for each image; the score is the least of them.
     """
 
     shape: PatchShape
@@ -118,12 +121,13 @@ class PatchScore:
         Returns:
             (B,), in nats.
         """
-        size = images.shape[-1]
-        before, change = predict_exactly(images), torch.zeros(len(images), device=images.device)
+        size, before, changes = images.shape[-1], predict_exactly(images), []
         for _ in range(self.num_masks):
             places = (len(images), 2)
             centres = torch.randint(size, places, generator=generator, device=images.device)
             mask = patch_mask(centres, self.radius, size, self.shape)
-            moved = adversarial_patch(images, mask, predict, self.pgd, self.inner, generator)
-            change += prediction_change(before, predict_exactly(moved))
-        return change / self.num_masks
+            moved = adversarial_patch(
+                images, before, mask, predict, self.pgd, self.inner, generator
+            )
+            changes.append(prediction_change(before, predict_exactly(moved)))
+        return torch.stack(changes).amin(0)

@@ -39,10 +39,8 @@ from bdclean.purification.dataset import DatasetDefense, Recipe, chosen
 from bdclean.purification.staged import Stage, StageOptimizer
 from bdclean.types import AugmentationName, Batch, Subset, View
 
-UNLEARNING = Recipe(
-    epochs=1, lr=0.03, momentum=0.0, weight_decay=0.0, schedule="constant", augmentation="none"
-)
 RELEARNING = Recipe(epochs=1, lr=0.01, schedule="constant", augmentation="none")
+UNLEARNING = replace(RELEARNING, lr=0.03, momentum=0.0, weight_decay=0.0)
 FINETUNING = Recipe(epochs=10, lr=0.01)
 Until = Literal["score", "identify", "retrain", "relabel"]
 
@@ -66,7 +64,7 @@ class AdvrBD(DatasetDefense):
         pgd_steps: Steps of the inner maximisation.
         step_size: As a share of the radius.
         inner: What the inner maximisation maximises; see `adversarial_patch`.
-        num_masks: Patches tried for each sample; the score is their mean.
+        num_masks: Patches tried for each sample; the score is the least of them.
         partition_rate: p, share of the samples of each label that joins D_c in each round.
         max_clean_fraction: Share of them at which D_c stops growing.
         rounds: T.
@@ -77,8 +75,7 @@ class AdvrBD(DatasetDefense):
             sets no limit.
         voting_rounds: The last so many rounds say what is flagged.
         agreement: Share of these rounds in which the network must name a sample as labelled.
-        until: The last thing to be done: `score`, `identify`, `retrain` (the paper's main tables)
-            or `relabel`, which includes fine-tuning.
+        until: The last step: `score`, `identify`, `retrain` (main tables of the paper), `relabel`.
         finetune: Of the last stage.
         scoring_batch_size: Per device, while scoring.
         seed: Of the patches and of the second initialisation.
@@ -107,7 +104,7 @@ class AdvrBD(DatasetDefense):
         pgd_steps: int = 10,
         step_size: float = 0.25,
         inner: Inner = "kl",
-        num_masks: int = 1,
+        num_masks: int = 3,
         partition_rate: float = 0.02,
         max_clean_fraction: float = 0.9,
         rounds: int = 8,
@@ -176,23 +173,27 @@ class AdvrBD(DatasetDefense):
 
     def begin_score(self) -> None:
         """The first scores; nothing is flagged yet, and nothing in D_c."""
+        self.keep("suspect")
         self.results["consistency"] = self.results["score"] = -self.inconsistency(None)
         nothing = torch.zeros(len(self.results["score"]), dtype=torch.bool)
         self.results["flagged"] = self.results["clean_part"] = nothing
 
     def begin_partition(self) -> None:
-        """Adds the largest scores of each label to D_c; what it flags so far is logged.
+        """Adds the largest scores of each label to D_c; a score is the least of all rounds so far.
 
-        Of the largest scores of all, D_c would lack the target class: f would name it everywhere.
+        Of the largest of all, D_c would lack the target class: f would name it everywhere. What
+        the first f has not learned comes last: the poisoned samples in it have large scores.
         """
         labels = self._look()
-        if self.round * self.partition_rate >= self.max_clean_fraction:
-            return
+        clean, known = self.results["clean_part"], self.results["rounds"][0]
+        rest = known & ~clean
         share = min((self.round + 1) * self.partition_rate, self.max_clean_fraction)
-        clean = self.results["clean_part"]
-        rest = Subset((~clean).nonzero().flatten())
-        score = self.inconsistency(rest) if self.round else -self.results["consistency"]
-        self.results["clean_part"] = highest_of_each(score, labels, clean, share)
+        if share > self.round * self.partition_rate and rest.any():
+            if self.round:
+                new = self.inconsistency(Subset(rest.nonzero().flatten())).where(rest, math.inf)
+                self.results["consistency"] = torch.maximum(self.results["consistency"], -new)
+            score = (-self.results["consistency"]).where(known, -math.inf)
+            self.results["clean_part"] = highest_of_each(score, labels, clean, share)
 
     def inconsistency(self, subset: Subset | None) -> Tensor:
         """s_i of the samples of `subset`, or of all, (N,), in nats; labels are not read."""
@@ -202,7 +203,6 @@ class AdvrBD(DatasetDefense):
             self._attacker = Attacker(self.model, "eval", dtype)
             size = self.scoring_batch_size
             scores = self.of_each(self._score, labels=False, batch_size=size, subset=subset)
-        self._attacker = None
         self.model.train()
         return scores
 

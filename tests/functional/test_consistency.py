@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from bdclean.functional.consistency import (
+    PatchScore,
     adversarial_patch,
     patch_mask,
     prediction_change,
@@ -56,7 +57,9 @@ def test_prediction_change_is_the_divergence_from_before():
 def test_only_the_patch_moves_and_only_within_the_ball(net, images, inner):
     mask = patch_mask(CENTRES, 1, 8)
     config = PGD(8, 5, 0.5)
-    moved = adversarial_patch(images, mask, net, config, inner, torch.Generator().manual_seed(0))
+    moved = adversarial_patch(
+        images, net(images).detach(), mask, net, config, inner, torch.Generator().manual_seed(0)
+    )
     change = moved - images
     assert not change[~mask.expand_as(change)].any()
     assert change[mask.expand_as(change)].any()
@@ -72,7 +75,7 @@ def test_the_patch_is_the_worst_one_for_a_linear_network(net, images):
     inner = images * 0.5 + 0.25  # away from 0 and 1
     weight = (linear[1].weight[0] - linear[1].weight[1]).view(3, 8, 8)
     reach = (8 / 255) * (weight.abs() * mask).flatten(1).sum(1)
-    moved = adversarial_patch(inner, mask, linear, PGD(8, 8, 0.5))
+    moved = adversarial_patch(inner, linear(inner).detach(), mask, linear, PGD(8, 8, 0.5))
     logits = linear(moved) - linear(inner)
     torch.testing.assert_close((logits[:, 0] - logits[:, 1]).abs(), reach)
 
@@ -94,7 +97,45 @@ def test_more_steps_change_the_prediction_more(net, images):
 
     def reached(steps):
         draw = torch.Generator().manual_seed(3)
-        moved = adversarial_patch(images, mask, net, PGD(8, steps, 0.25), "kl", draw)
+        moved = adversarial_patch(
+            images, net(images).detach(), mask, net, PGD(8, steps, 0.25), "kl", draw
+        )
         return prediction_change(net(images), net(moved))
 
     assert (reached(8) > reached(1)).all()
+
+
+def test_the_least_effect_of_all_patches_counts(net, images):
+    """One patch of many that moves the prediction says nothing: it may have hit the trigger."""
+    many = images.repeat(40, 1, 1, 1)
+
+    def score(num_masks, seed=0):
+        draw = torch.Generator().manual_seed(seed)
+        pgd = PGD(8, 2, 0.75, random_start=True)
+        return PatchScore("square", 1, pgd, "kl", num_masks)(many, net, net, draw)
+
+    with torch.no_grad():
+        first, least = score(1), score(4)
+    assert (least <= first).all()  # the first patch is the same
+    assert (least < first).float().mean() > 0.5
+    assert (least > 0).all()
+
+
+def test_a_patch_on_the_trigger_moves_only_the_score_of_that_patch():
+    """A network that reads one pixel: a poisoned image is stable unless the patch is there."""
+
+    def reads_a_corner(x):
+        return torch.stack([200 * (x[:, 0, 0, 0] - 0.02), torch.zeros(len(x))], 1)
+
+    images = torch.full((400, 3, 8, 8), 0.03)
+
+    def moved(num_masks):
+        draw = torch.Generator().manual_seed(5)
+        pgd = PGD(8, 2, 0.75, random_start=True)
+        score = PatchScore("square", 1, pgd, "kl", num_masks)
+        return (score(images, reads_a_corner, reads_a_corner, draw) > 1).float().mean()
+
+    hit = 4 / 64  # centres from which a patch of radius 1 covers the corner
+    assert moved(1) == pytest.approx(hit, abs=0.04)
+    assert moved(1) > 0
+    assert moved(3) == 0
