@@ -37,6 +37,7 @@ def score(arguments):
     """Forward-backward passes per second and image while scoring."""
     torch.manual_seed(0)
     data = RandomImages()
+    data.num_images = arguments.images
     module = Timed(
         10,
         32,
@@ -44,6 +45,7 @@ def score(arguments):
         data.std,
         width=arguments.width,
         pgd_steps=arguments.steps,
+        num_masks=arguments.masks,
         rounds=1,
         recipe=Recipe(epochs=1, batch_size=arguments.batch_size),
         scoring_batch_size=arguments.batch_size,
@@ -59,7 +61,12 @@ def score(arguments):
         enable_model_summary=False,
         reload_dataloaders_every_n_epochs=1,
     ).fit(module, datamodule=data)
-    return data.num_images * arguments.steps / module.seconds
+    return passes(arguments) / module.seconds
+
+
+def passes(arguments):
+    """Forward-backward passes that the score asks for."""
+    return arguments.images * arguments.masks * arguments.steps
 
 
 def bare(arguments):
@@ -71,7 +78,7 @@ def bare(arguments):
         memory_format=torch.channels_last
     )
     labels = torch.arange(len(images)) % 10
-    count = max(20, RandomImages.num_images * arguments.steps // len(images) // 4)
+    count = max(20, passes(arguments) // len(images) // 4)
     start = time.perf_counter()
     for _ in range(count):
         leaf = images.detach().requires_grad_()
@@ -87,7 +94,9 @@ def main():
     parser.add_argument("--out", type=Path)
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--batch_size", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--images", type=int, default=12_800)
+    parser.add_argument("--masks", type=int, default=3)  # as configs/purify/advrbd.yaml
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--precision", default="bf16-mixed")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
@@ -102,6 +111,8 @@ def main():
         "what": "AdvrBD's score against a bare forward-backward loop, passes per second and image",
         "width": arguments.width,
         "batch_size": arguments.batch_size,
+        "images": arguments.images,
+        "num_masks": arguments.masks,
         "pgd_steps": arguments.steps,
         "precision": arguments.precision,
         "threads": torch.get_num_threads(),
