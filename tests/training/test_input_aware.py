@@ -265,9 +265,9 @@ def test_masks_become_sparse_and_both_depend_on_the_image(fit):
     """Far from the 0.03 of a full mask stage, and not the same on every processor.
 
     Seen with four seeds: masks 0.07 to 0.39 in the mean and 0.17 to 0.41 apart (root mean square),
-    patterns 0.11 to 0.29 apart. Untrained, masks are 0.41 to 0.64, and all is 1e-5 apart or less.
+    patterns 0.25 to 0.51 apart. Untrained, masks are 0.41 to 0.64, and all is 1e-5 apart or less.
     """
-    module = make(mask_epochs=20, epochs=22, batch_size=10, lambda_div=0.1, augmentation="none")
+    module = make(mask_epochs=20, epochs=24, batch_size=10, lambda_div=0.1, augmentation="none")
     data, _ = fit(module)
     images = data.test_set.images[:8].float() / 255
     with torch.no_grad():
@@ -276,7 +276,7 @@ def test_masks_become_sparse_and_both_depend_on_the_image(fit):
     apart = torch.triu_indices(8, 8, 1)
     for made in (mask, pattern):
         distance = (made[apart[0]] - made[apart[1]]).square().mean((1, 2, 3)).sqrt()
-        assert distance.mean() > 0.05
+        assert distance.mean() > 0.15
 
 
 # ---------------------------------------------------------------------- evaluation
