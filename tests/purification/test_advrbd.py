@@ -119,7 +119,7 @@ def test_the_clean_part_is_what_scores_highest(make, make_poisoned, make_trainer
     assert (second > first)[again].any()
     assert torch.equal(module.results["consistency"], -least)
     for score, taken, share, old in (
-        (first, before, 0.2, ~known & known),
+        (first, before, 0.2, torch.zeros_like(known)),
         (least, after, 0.4, before),
     ):
         rank = score.where(known, -1)  # not learned: last, and the first of them first
