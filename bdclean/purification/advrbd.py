@@ -8,16 +8,13 @@ the paper, with D the training set, y~ its labels, and f the network:
     partition  s_i = KL(P(x_i) || P(clip(x_i + m_i * delta_i))), delta_i the worst one in the ball;
                the largest s_i of each label join D_c, held to be clean         (algorithm 1)
     relearn    a pass of descent on CE(D \ D_c)
-    unlearn    a pass of ascent on CE(D_c)                          (algorithm 2, eq. 4)
-               (in rounds: f forgets what is clean and keeps the backdoor)
+    unlearn    a pass of ascent on CE(D_c); in rounds, f keeps the backdoor  (algorithm 2, eq. 4)
     identify   flagged = {i : argmax f(x_i) = y~_i}, in most of the last rounds
-               (score: the least log P(y~_i) of these rounds)
     retrain    a new network on the samples that are not flagged
     relabel    the new network names the flagged samples
     finetune   on all samples, the flagged ones with their new labels
 
-`train`, the steps of `unlearn`, and `retrain` are those of `DatasetDefense`. The formulas are
-reconstructed; docs/methods/advrbd.md tells what is stated.
+The formulas are reconstructed; docs/methods/advrbd.md tells what is stated.
 """
 
 import math
@@ -67,12 +64,12 @@ class AdvrBD(DatasetDefense):
         num_masks: Patches tried for each sample; the score is the least of them.
         partition_rate: p, share of the samples of each label that joins D_c in each round.
         max_clean_fraction: Share of them at which D_c stops growing.
+        candidates: Scored anew in each round: so many times p of each label, the largest so far.
         rounds: T.
         relearn: Descent on the rest in each round.
         unlearn: Ascent on D_c in each round, after `relearn`.
         ascent_steps: Fewest steps of a round's ascent, on one device; a small D_c is repeated.
-        ascent_cap: A sample is left alone once its cross-entropy exceeds this many ln K; None
-            sets no limit.
+        ascent_cap: Cross-entropy in ln K above which a sample is left alone; None: no limit.
         voting_rounds: The last so many rounds say what is flagged.
         agreement: Share of these rounds in which the network must name a sample as labelled.
         until: The last step: `score`, `identify`, `retrain` (main tables of the paper), `relabel`.
@@ -107,6 +104,7 @@ class AdvrBD(DatasetDefense):
         num_masks: int = 3,
         partition_rate: float = 0.02,
         max_clean_fraction: float = 0.9,
+        candidates: int = 4,
         rounds: int = 8,
         relearn: Recipe = RELEARNING,
         unlearn: Recipe = UNLEARNING,
@@ -134,6 +132,7 @@ class AdvrBD(DatasetDefense):
         )
         self.partition_rate = check_share("partition_rate", partition_rate)
         self.max_clean_fraction = check_share("max_clean_fraction", max_clean_fraction)
+        self.candidates = check_positive("candidates", candidates)
         self.rounds = check_positive("rounds", rounds)
         self.fitting_augmentation = fitting_augmentation or recipe.augmentation
         self.relearn, self.unlearn, self.finetune = relearn, unlearn, finetune
@@ -184,16 +183,17 @@ class AdvrBD(DatasetDefense):
         Of the largest of all, D_c would lack the target class: f would name it everywhere. What
         the first f has not learned comes last: the poisoned samples in it have large scores.
         """
-        labels = self._look()
-        clean, known = self.results["clean_part"], self.results["rounds"][0]
-        rest = known & ~clean
-        share = min((self.round + 1) * self.partition_rate, self.max_clean_fraction)
-        if share > self.round * self.partition_rate and rest.any():
-            if self.round:
-                new = self.inconsistency(Subset(rest.nonzero().flatten())).where(rest, math.inf)
-                self.results["consistency"] = torch.maximum(self.results["consistency"], -new)
-            score = (-self.results["consistency"]).where(known, -math.inf)
-            self.results["clean_part"] = highest_of_each(score, labels, clean, share)
+        labels, clean, p = self._look(), self.results["clean_part"], self.partition_rate
+        known, s = self.results["rounds"][0], -self.results["consistency"]
+        last, share = (min(n * p, self.max_clean_fraction) for n in (self.round, self.round + 1))
+        # Only the largest so far are scored anew; no other sample may join.
+        nearest = min(last + self.candidates * p, 1.0)
+        near = highest_of_each(s.where(known, -math.inf), labels, clean, nearest) & ~clean
+        if share > last and near.any():
+            new = self.inconsistency(Subset(near.nonzero().flatten()))
+            s = torch.minimum(s, new.where(near, math.inf))
+            self.results["consistency"], rank = -s, s.where(known & near, -math.inf)
+            self.results["clean_part"] = highest_of_each(rank, labels, clean, share)
 
     def inconsistency(self, subset: Subset | None) -> Tensor:
         """s_i of the samples of `subset`, or of all, (N,), in nats; labels are not read."""

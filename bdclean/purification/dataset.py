@@ -186,20 +186,17 @@ class DatasetDefense(StagedPurifier, ABC):
             (N, ...), on the CPU, the same on every rank.
 
         Raises:
-            ConfigError: If there are fewer batches than devices, or a value is not a number.
+            ConfigError: If a value is not a number.
         """
         view = View("train", batch_size=batch_size, labels=labels, subset=subset)
-        if num_rows(self.trainer, view) <= batch_size * (self.trainer.world_size - 1):
-            raise ConfigError(
-                f"The training set has fewer batches of {batch_size} than there are devices; use "
-                "fewer devices."
-            )
-        values, index = [], []
-        for batch in self.scan(view, shared=True):
-            values.append(function(batch))
-            index.append(batch["index"])
+        # With fewer batches than devices one would have none: each computes all, the first counts.
+        few = num_rows(self.trainer, view) <= batch_size * (self.trainer.world_size - 1)
+        done = [(function(b), b["index"]) for b in self.scan(view, shared=not few)]
+        values, index = (torch.cat(part) for part in zip(*done, strict=True))
+        if few and not self.trainer.is_global_zero:
+            values, index = values[:0], index[:0]
         size = num_rows(self.trainer, replace(view, subset=None))
-        table = together(torch.cat(values), torch.cat(index), size).cpu()
+        table = together(values, index, size).cpu()
         if not table.isfinite().all():
             raise ConfigError(
                 "What the network says of some samples is not a number, because its training "

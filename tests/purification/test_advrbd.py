@@ -101,47 +101,48 @@ def test_findings_follow_from_the_networks(make, make_poisoned, make_trainer, pr
 
 
 def test_the_clean_part_is_what_scores_highest(make, make_poisoned, make_trainer):
-    module = make(rounds=2)
-    scores, held = [], []
+    """Of what is scored anew, which is what scored highest before."""
+    module = make(rounds=2, partition_rate=0.15, candidates=2)
+    scores, asked, held = [], [], []
 
     def watched(subset, score=module.inconsistency):
         scores.append(score(subset))
+        asked.append(subset)
         held.append(module.results.get("clean_part"))
         return scores[-1]
 
     module.inconsistency = watched
     run(module, make_poisoned(), make_trainer)
     labels, known = module.labels_of_each(), module.results["rounds"][0]
-    (first, second), before, after = scores, held[1], module.results["clean_part"]
-    again = known & ~before  # of all others, `second` says nothing
-    least = torch.where(again, torch.minimum(first, second), first)
-    assert (second < first)[again].any()
-    assert (second > first)[again].any()
+    assert known.any()
+    assert asked[0] is None
+    least = scores[0]
+    for turn, after in ((1, held[2]), (2, module.results["clean_part"])):
+        before, near = held[turn], torch.zeros(64, dtype=torch.bool)
+        near[asked[turn].rows] = True
+        first = least.where(known, -1)  # not learned: last, and the first of them first
+        least = least.where(~near, torch.minimum(least, scores[turn]))
+        then = least.where(known & near, -1)
+        for mine in (labels == label for label in range(4)):
+            size = int(mine.sum())
+            assert (mine & before).sum() == share_of(size, 0.15 * (turn - 1))
+            assert (mine & (before | near)).sum() == share_of(size, 0.15 * (turn + 1))
+            assert (mine & after).sum() == share_of(size, 0.15 * turn)
+            assert first[mine & near].min() >= first[mine & ~near & ~before].max()
+            joined, left = mine & after & ~before, mine & near & ~after
+            assert then[joined].min() >= then[left].max()
     assert torch.equal(module.results["consistency"], -least)
-    for score, taken, share, old in (
-        (first, before, 0.2, torch.zeros_like(known)),
-        (least, after, 0.4, before),
-    ):
-        rank = score.where(known, -1)  # not learned: last, and the first of them first
-        for label in range(4):
-            mine = labels == label
-            joined, left = mine & taken & ~old, mine & ~taken
-            assert (mine & taken).sum() == int(share * mine.sum())
-            assert rank[joined].min() >= rank[left].max()
-    assert (before & known).any()
 
 
 def test_what_was_not_learned_joins_last(make, make_poisoned, make_trainer):
     """A sample that the first network does not know cannot be forgotten."""
     module = make(rounds=3, until="identify")
     learned = torch.arange(64) % 2 == 0
-    asked = []
 
     def close_round(_, close=module.close_round):
         close(learned if "rounds" not in module.results else ~learned)
 
-    def highest_where_not_learned(subset):
-        asked.append(subset)
+    def highest_where_not_learned(_):
         return torch.arange(64) % 2 + torch.rand(64)
 
     module.close_round = close_round
@@ -153,8 +154,6 @@ def test_what_was_not_learned_joins_last(make, make_poisoned, make_trainer):
         assert held[mine].sum() == share_of(int(mine.sum()), 0.6)
         left = learned & mine & ~held
         assert not left.any() or not (held & mine & ~learned).any()
-    for subset in asked[1:]:
-        assert learned[subset.rows].all()
 
 
 @pytest.mark.parametrize(
@@ -282,20 +281,16 @@ def test_retraining_starts_from_new_weights_of_the_seed(make, make_poisoned, mak
         assert torch.equal(parameter, seen[name]), name
 
 
-def test_only_the_rest_is_scored_again(make, make_poisoned, make_trainer):
-    module, asked = make(rounds=4, max_clean_fraction=0.45), []
+def test_nothing_is_scored_once_the_clean_part_is_full(make, make_poisoned, make_trainer):
+    module, asked = make(rounds=4, max_clean_fraction=0.45, until="identify"), []
 
     def watched(subset, score=module.inconsistency):
-        asked.append((subset, module.results.get("clean_part")))
+        asked.append(subset)
         return score(subset)
 
     module.inconsistency = watched
     run(module, make_poisoned(), make_trainer)
-    assert asked[0] == (None, None)
-    assert len(asked) == 3  # the fourth round finds D_c full
-    for subset, held in asked[1:]:
-        rest = module.results["rounds"][0] & ~held
-        assert torch.equal(subset.rows, rest.nonzero().flatten())
+    assert len(asked) == 1 + 3
 
 
 def test_a_network_without_numbers_is_told(make, make_poisoned, make_trainer):
@@ -411,6 +406,7 @@ def test_something_must_be_left_to_learn(make, make_poisoned, make_trainer):
         ({"partition_rate": 0.0}, r"partition_rate=0.0: .* above 0 and at most 1"),
         ({"max_clean_fraction": 1.5}, r"max_clean_fraction=1.5"),
         ({"rounds": 0}, r"rounds=0"),
+        ({"candidates": 0}, r"candidates=0: it must be above 0"),
         ({"inner": "mse"}, r"inner='mse': it must be one of kl, ce"),
         ({"until": "sift"}, r"until='sift': it must be one of score"),
         ({"patch_shape": "star"}, r"patch_shape='star'"),
@@ -477,6 +473,7 @@ from bdclean.attacks import BadNets
 from bdclean.backbones.attacker import Attacker
 from bdclean.data import Digits, Splits
 from bdclean.purification import AdvrBD, Recipe
+from bdclean.types import Subset
 
 seed_everything(0)
 data = Digits(attack=BadNets(target=0, rate=0.1), splits=Splits(defense=1000, probe=100))
@@ -487,8 +484,9 @@ strategy = "ddp" if devices > 1 else "auto"
 seen = {}
 def watched(subset, score=module.inconsistency):
     module.model.load_state_dict(torch.load(sys.argv[2], weights_only=True))
-    seen["score"] = score(subset)
-    return seen["score"]
+    few = Subset(torch.arange(250, 290))  # a single batch: none for the second process
+    seen["score"] = torch.stack((score(subset), score(few)))
+    return seen["score"][0]
 module.inconsistency = watched
 if devices == 1:
     torch.save(module.source.load().state_dict(), sys.argv[2])
@@ -509,6 +507,7 @@ def test_two_processes_score_as_one(tmp_path, run_script):
         out = tmp_path / f"scores{devices}.pt"
         run_script(DDP, devices, tmp_path / "net.pt", out)
         scores.append(torch.load(out, weights_only=True))
-    assert len(scores[0]) == 300
-    assert scores[0].any()
+    assert scores[0].shape == (2, 300)
+    assert scores[0].any(1).all()
+    assert not scores[0][1, :250].any()
     assert torch.equal(*scores)
