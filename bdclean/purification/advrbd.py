@@ -54,7 +54,7 @@ class AdvrBD(DatasetDefense):
         width: Channels of the first stage.
         stem: `auto` takes the CIFAR stem up to 64 pixels.
         recipe: Of the first network and of the new one.
-        fitting_augmentation: Of the first network, in the place of the recipe's.
+        fitting_augmentation: Of the first network; None takes that of `recipe`.
         patch_shape: `square` or `disc`.
         patch_radius: r in pixels; None takes H / 8.
         epsilon: Radius of the ball, in 8-bit pixel values.
@@ -94,7 +94,7 @@ class AdvrBD(DatasetDefense):
         width: int = 64,
         stem: Stem = "auto",
         recipe: Recipe = Recipe(),  # noqa: B008  (frozen)
-        fitting_augmentation: AugmentationName | None = None,
+        fitting_augmentation: AugmentationName | None = "none",
         patch_shape: PatchShape = "square",
         patch_radius: int | None = None,
         epsilon: float = 8.0,
@@ -108,10 +108,10 @@ class AdvrBD(DatasetDefense):
         rounds: int = 8,
         relearn: Recipe = RELEARNING,
         unlearn: Recipe = UNLEARNING,
-        ascent_steps: int = 48,
-        ascent_cap: float | None = 0.5,
+        ascent_steps: int = 96,
+        ascent_cap: float | None = 1.0,
         voting_rounds: int = 6,
-        agreement: float = 0.6,
+        agreement: float = 0.8,
         until: Until = "relabel",
         finetune: Recipe = FINETUNING,
         scoring_batch_size: int = 256,
