@@ -22,7 +22,7 @@ from bdclean.backbones.split import Stem
 from bdclean.errors import ConfigError
 from bdclean.functional.isolation import flooding, local_gradient_ascent
 from bdclean.functional.ranking import lowest
-from bdclean.purification.base import check_choice, check_positive
+from bdclean.purification.base import check_choice, check_not_negative, check_positive
 from bdclean.purification.dataset import DatasetDefense, Recipe, chosen
 from bdclean.purification.staged import Stage, StageOptimizer
 from bdclean.types import Batch, View
@@ -92,11 +92,10 @@ class ABL(DatasetDefense):
         self.isolation, self.unlearning = isolation, unlearning
         self.ascent: Ascent = check_choice("ascent", ascent, Ascent)
         self.level_of: LevelOf = check_choice("level_of", level_of, LevelOf)
-        if level < 0:
-            raise ConfigError(f"level={level}: it must be 0 or above.")
+        self.level = check_not_negative("level", level)
         if not 0 < isolated < 1:
             raise ConfigError(f"isolated={isolated}: it must lie between 0 and 1.")
-        self.level, self.isolated = level, isolated
+        self.isolated = isolated
         self.fresh_start, self.seed = fresh_start, seed
         if ascent_cap is not None:
             self.cap = check_positive("ascent_cap", ascent_cap) * math.log(num_classes)

@@ -1,12 +1,11 @@
 r"""AdvrBD: find the poisoned samples of a labelled data set, and train without them.
 
-The method of the AdvrBD paper: a poisoned sample is recognised by its trigger, wherever else the
-image is disturbed, so its prediction changes less under an adversarial patch. In the order of
-the paper, with D the training set, y~ its labels, and f the network:
+A poisoned sample is recognised by its trigger, wherever else the image is disturbed, so its
+prediction changes less under an adversarial patch. With D the training set, y~ its labels:
 
     train      f on all of D
     partition  s_i = KL(P(x_i) || P(clip(x_i + m_i * delta_i))), delta_i the worst one in the ball;
-               the largest s_i of each label join D_c, held to be clean         (algorithm 1)
+               the largest s_i, later of each label, join D_c, held clean       (algorithm 1)
     relearn    a pass of descent on CE(D \ D_c)
     unlearn    a pass of ascent on CE(D_c); in rounds, f keeps the backdoor  (algorithm 2, eq. 4)
     identify   flagged = {i : argmax f(x_i) = y~_i}, in most of the last rounds
@@ -26,12 +25,11 @@ from torch import Tensor
 
 from bdclean.backbones.attacker import Attacker, attack_precision
 from bdclean.backbones.split import Stem
-from bdclean.errors import ConfigError
 from bdclean.functional.consistency import Inner, PatchScore, PatchShape
 from bdclean.functional.perturbation import PGD
 from bdclean.functional.ranking import highest_of_each
 from bdclean.functional.seeds import derive_seed
-from bdclean.purification.base import check_choice, check_positive, check_share
+from bdclean.purification.base import check_choice, check_not_negative, check_positive, check_share
 from bdclean.purification.dataset import DatasetDefense, Recipe, chosen
 from bdclean.purification.staged import Stage, StageOptimizer
 from bdclean.types import AugmentationName, Batch, Subset, View
@@ -62,10 +60,11 @@ class AdvrBD(DatasetDefense):
         step_size: As a share of the radius.
         inner: What the inner maximisation maximises; see `adversarial_patch`.
         num_masks: Patches tried for each sample; the score is the least of them.
-        partition_rate: p, share of the samples of each label that joins D_c in each round.
+        partition_rate: p: so much of all samples, or of each label, joins D_c in a round.
         max_clean_fraction: Share of them at which D_c stops growing.
-        candidates: Scored anew in each round: so many times p of each label, the largest so far.
+        candidates: Scored anew in each round: so many times p, the largest so far.
         rounds: T.
+        rounds_of_all: The first so many take the largest scores of all, the others of each label.
         relearn: Descent on the rest in each round.
         unlearn: Ascent on D_c in each round, after `relearn`.
         ascent_steps: Fewest steps of a round's ascent, on one device; a small D_c is repeated.
@@ -106,11 +105,12 @@ class AdvrBD(DatasetDefense):
         max_clean_fraction: float = 0.9,
         candidates: int = 4,
         rounds: int = 8,
+        rounds_of_all: int = 3,
         relearn: Recipe = RELEARNING,
         unlearn: Recipe = UNLEARNING,
         ascent_steps: int = 96,
         ascent_cap: float | None = 1.0,
-        voting_rounds: int = 6,
+        voting_rounds: int = 8,
         agreement: float = 0.8,
         until: Until = "relabel",
         finetune: Recipe = FINETUNING,
@@ -121,11 +121,9 @@ class AdvrBD(DatasetDefense):
         # Checkpoints hold plain values, so that they load without unpickling.
         self.save_hyperparameters(ignore=["recipe", "unlearn", "relearn", "finetune"])
         radius = input_size // 8 if patch_radius is None else patch_radius
-        if radius < 0:
-            raise ConfigError(f"patch_radius={radius}: it must be 0 or above.")
         self.patch_score = PatchScore(
             shape=check_choice("patch_shape", patch_shape, PatchShape),
-            radius=radius,
+            radius=check_not_negative("patch_radius", radius),
             pgd=PGD(epsilon, pgd_steps, step_size, "relative", "linf", random_start=True),
             inner=check_choice("inner", inner, Inner),
             num_masks=check_positive("num_masks", num_masks),
@@ -134,6 +132,7 @@ class AdvrBD(DatasetDefense):
         self.max_clean_fraction = check_share("max_clean_fraction", max_clean_fraction)
         self.candidates = check_positive("candidates", candidates)
         self.rounds = check_positive("rounds", rounds)
+        self.rounds_of_all = check_not_negative("rounds_of_all", rounds_of_all)
         self.fitting_augmentation = fitting_augmentation or recipe.augmentation
         self.relearn, self.unlearn, self.finetune = relearn, unlearn, finetune
         self.ascent_steps = check_positive("ascent_steps", ascent_steps)
@@ -178,13 +177,14 @@ class AdvrBD(DatasetDefense):
         self.results["flagged"] = self.results["clean_part"] = nothing
 
     def begin_partition(self) -> None:
-        """Adds the largest scores of each label to D_c; a score is the least of all rounds so far.
+        """Adds the largest scores to D_c; a score is the least of all rounds so far.
 
-        Of the largest of all, D_c would lack the target class: f would name it everywhere. What
-        the first f has not learned comes last: the poisoned samples in it have large scores.
+        First of all samples: D_c lacks the target class then, and f comes to name it everywhere.
+        Then of each label, until its share is in D_c. What the first f has not learned comes last.
         """
         labels, clean, p = self._look(), self.results["clean_part"], self.partition_rate
         known, s = self.results["rounds"][0], -self.results["consistency"]
+        labels = labels * (self.round >= self.rounds_of_all)
         last, share = (min(n * p, self.max_clean_fraction) for n in (self.round, self.round + 1))
         # Only the largest so far are scored anew; no other sample may join.
         nearest = min(last + self.candidates * p, 1.0)

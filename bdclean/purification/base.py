@@ -181,6 +181,17 @@ def check_positive(key: str, value: Number) -> Number:
     return value
 
 
+def check_not_negative(key: str, value: Number) -> Number:
+    """Returns `value` if it is 0 or above.
+
+    Raises:
+        ConfigError: If it is not.
+    """
+    if value < 0:
+        raise ConfigError(f"{key}={value}: it must be 0 or above.")
+    return value
+
+
 def check_share(key: str, value: float) -> float:
     """Returns `value` if it is above 0 and at most 1.
 

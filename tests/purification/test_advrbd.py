@@ -28,7 +28,7 @@ def make(facts):
     def make(**arguments):
         torch.manual_seed(2)
         one = {"finetune": replace(SMALL, epochs=1), "partition_rate": 0.2, "ascent_steps": 1}
-        few = {"width": 4, "recipe": SMALL, "rounds": 2, "pgd_steps": 2, **one}
+        few = {"width": 4, "recipe": SMALL, "rounds": 2, "rounds_of_all": 0, "pgd_steps": 2, **one}
         return AdvrBD(**(facts | few | arguments))
 
     return make
@@ -100,9 +100,10 @@ def test_findings_follow_from_the_networks(make, make_poisoned, make_trainer, pr
     assert torch.equal(module.results["labels"], wanted)
 
 
-def test_the_clean_part_is_what_scores_highest(make, make_poisoned, make_trainer):
+@pytest.mark.parametrize("of_all", [False, True])
+def test_the_clean_part_is_what_scores_highest(make, make_poisoned, make_trainer, of_all):
     """Of what is scored anew, which is what scored highest before."""
-    module = make(rounds=2, partition_rate=0.15, candidates=2)
+    module = make(rounds=2, rounds_of_all=2 * of_all, partition_rate=0.15, candidates=2)
     scores, asked, held = [], [], []
 
     def watched(subset, score=module.inconsistency):
@@ -113,7 +114,7 @@ def test_the_clean_part_is_what_scores_highest(make, make_poisoned, make_trainer
 
     module.inconsistency = watched
     run(module, make_poisoned(), make_trainer)
-    labels, known = module.labels_of_each(), module.results["rounds"][0]
+    labels, known = module.labels_of_each() * (not of_all), module.results["rounds"][0]
     assert known.any()
     assert asked[0] is None
     least = scores[0]
@@ -123,7 +124,7 @@ def test_the_clean_part_is_what_scores_highest(make, make_poisoned, make_trainer
         first = least.where(known, -1)  # not learned: last, and the first of them first
         least = least.where(~near, torch.minimum(least, scores[turn]))
         then = least.where(known & near, -1)
-        for mine in (labels == label for label in range(4)):
+        for mine in (labels == label for label in labels.unique()):
             size = int(mine.sum())
             assert (mine & before).sum() == share_of(size, 0.15 * (turn - 1))
             assert (mine & (before | near)).sum() == share_of(size, 0.15 * (turn + 1))
@@ -132,6 +133,32 @@ def test_the_clean_part_is_what_scores_highest(make, make_poisoned, make_trainer
             joined, left = mine & after & ~before, mine & near & ~after
             assert then[joined].min() >= then[left].max()
     assert torch.equal(module.results["consistency"], -least)
+
+
+def test_labels_that_lack_their_share_catch_up(make, make_poisoned, make_trainer):
+    last = {"voting_rounds": 1, "until": "identify"}
+    module = make(rounds=2, rounds_of_all=1, partition_rate=0.25, candidates=1, **last)
+    held = []
+
+    def score(_, of=module.labels_of_each):
+        held.append(module.results.get("clean_part"))
+        return 1 + (of() == 3) + torch.arange(64) / 64  # the largest have the label 3
+
+    module.inconsistency = score
+    close = module.close_round
+    module.close_round = lambda named: close(torch.ones_like(named))
+    run(module, make_poisoned(), make_trainer)
+    labels = module.labels_of_each()
+    sizes = labels.bincount(minlength=4)
+    first, last = (part.int() for part in (held[2], module.results["clean_part"]))
+    in_first = torch.zeros(4, dtype=torch.int).index_add(0, labels, first)
+    in_last = torch.zeros(4, dtype=torch.int).index_add(0, labels, last)
+    assert in_first.sum() == share_of(64, 0.25)
+    assert in_first[3] == min(int(sizes[3]), 16)
+    lacking = torch.tensor([share_of(int(size), 0.5) for size in sizes])
+    assert torch.equal(in_last, torch.maximum(in_first, lacking.int()))
+    assert (in_last > in_first).any()
+    assert ((last - first) >= 0).all()
 
 
 def test_what_was_not_learned_joins_last(make, make_poisoned, make_trainer):
@@ -413,6 +440,7 @@ def test_something_must_be_left_to_learn(make, make_poisoned, make_trainer):
         ({"patch_shape": "star"}, r"patch_shape='star'"),
         ({"ascent_steps": 0}, r"ascent_steps=0"),
         ({"ascent_cap": 0.0}, r"ascent_cap=0.0"),
+        ({"rounds_of_all": -1}, "rounds_of_all=-1: it must be 0 or above"),
         ({"patch_radius": -1}, r"patch_radius=-1: it must be 0 or above"),
         ({"scoring_batch_size": 0}, r"scoring_batch_size=0"),
         ({"num_classes": 1}, r"num_classes=1: .* at least two"),
