@@ -1,5 +1,7 @@
 """What gradient ascent climbs, to make a network forget samples."""
 
+import math
+
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -19,3 +21,25 @@ def capped_cross_entropy(logits: Tensor, labels: Tensor, cap: float | None) -> T
     """
     losses = cross_entropy(logits.float(), labels, reduction="none")
     return (losses if cap is None else losses.clamp(max=cap)).mean()
+
+
+def descent_and_ascent(
+    logits: Tensor, labels: Tensor, forget: Tensor, weight: float, cap: float | None
+) -> Tensor:
+    """Computes w E[l] over the samples to keep less E[min(l, cap)] over those to forget.
+
+    Both means are estimated with B / 2 as their size, so a batch may lack one kind.
+
+    Args:
+        logits: (B, K).
+        labels: (B,).
+        forget: (B,), bool; about half of it.
+        weight: w.
+        cap: As in `capped_cross_entropy`.
+
+    Returns:
+        A scalar, computed in float32.
+    """
+    losses = cross_entropy(logits.float(), labels, reduction="none")
+    ascent = losses.clamp(max=math.inf if cap is None else cap)
+    return 2 * (weight * losses).where(~forget, -ascent).mean()

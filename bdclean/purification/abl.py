@@ -23,7 +23,8 @@ from bdclean.errors import ConfigError
 from bdclean.functional.isolation import flooding, local_gradient_ascent
 from bdclean.functional.ranking import lowest
 from bdclean.purification.base import check_choice, check_not_negative, check_positive
-from bdclean.purification.dataset import DatasetDefense, Recipe, chosen
+from bdclean.purification.dataset import DatasetDefense, chosen
+from bdclean.purification.recipe import Recipe
 from bdclean.purification.staged import Stage, StageOptimizer
 from bdclean.types import Batch, View
 

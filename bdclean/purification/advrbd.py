@@ -7,17 +7,18 @@ prediction changes less under an adversarial patch. With D the training set, y~ 
     partition  s_i = KL(P(x_i) || P(clip(x_i + m_i * delta_i))), delta_i the worst one in the ball;
                the largest s_i, later of each label, join D_c, held clean       (algorithm 1)
     relearn    a pass of descent on CE(D \ D_c)
-    unlearn    a pass of ascent on CE(D_c); in rounds, f keeps the backdoor  (algorithm 2, eq. 4)
-    identify   flagged = {i : argmax f(x_i) = y~_i}, in most of the last rounds
+    unlearn    a pass of ascent on CE(D_c); in rounds, f keeps the backdoor  (algorithm 2)
+    enhance    D_c := what most rounds forgot; from the first f, w CE(D \ D_c) - CE(D_c) (eq. 4)
+    identify   flagged = {i : P(y~_i | x_i) > c}
     retrain    a new network on the samples that are not flagged
     relabel    the new network names the flagged samples
     finetune   on all samples, the flagged ones with their new labels
-
 The formulas are reconstructed; docs/methods/advrbd.md tells what is stated.
 """
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -29,13 +30,16 @@ from bdclean.functional.consistency import Inner, PatchScore, PatchShape
 from bdclean.functional.perturbation import PGD
 from bdclean.functional.ranking import highest_of_each
 from bdclean.functional.seeds import derive_seed
+from bdclean.functional.unlearning import descent_and_ascent
 from bdclean.purification.base import check_choice, check_not_negative, check_positive, check_share
-from bdclean.purification.dataset import DatasetDefense, Recipe, chosen
-from bdclean.purification.staged import Stage, StageOptimizer
+from bdclean.purification.dataset import DatasetDefense, chosen, drawn
+from bdclean.purification.recipe import Recipe
+from bdclean.purification.staged import Stage
 from bdclean.types import AugmentationName, Batch, Subset, View
 
 RELEARNING = Recipe(epochs=1, lr=0.01, schedule="constant", augmentation="none")
 UNLEARNING = replace(RELEARNING, lr=0.03, momentum=0.0, weight_decay=0.0)
+ENHANCEMENT = replace(UNLEARNING, batch_size=256)
 FINETUNING = Recipe(epochs=10, lr=0.01)
 Until = Literal["score", "identify", "retrain", "relabel"]
 
@@ -69,8 +73,11 @@ class AdvrBD(DatasetDefense):
         unlearn: Ascent on D_c in each round, after `relearn`.
         ascent_steps: Fewest steps of a round's ascent, on one device; a small D_c is repeated.
         ascent_cap: Cross-entropy in ln K above which a sample is left alone; None: no limit.
-        voting_rounds: The last so many rounds say what is flagged.
-        agreement: Share of these rounds in which the network must name a sample as labelled.
+        agreement: Held clean in the end is what fewer of the rounds than this share still name.
+        enhance: Of the last network, from the first one on; half of a batch is from D_c.
+        enhance_steps: Its steps, on one device.
+        rest_weight: w, of the descent on the rest in these steps.
+        confidence: c, the probability of its label above which a sample is flagged.
         until: The last step: `score`, `identify`, `retrain` (main tables of the paper), `relabel`.
         finetune: Of the last stage.
         scoring_batch_size: Per device, while scoring.
@@ -110,8 +117,11 @@ class AdvrBD(DatasetDefense):
         unlearn: Recipe = UNLEARNING,
         ascent_steps: int = 96,
         ascent_cap: float | None = 1.0,
-        voting_rounds: int = 8,
-        agreement: float = 0.8,
+        agreement: float = 0.5,
+        enhance: Recipe = ENHANCEMENT,
+        enhance_steps: int = 64,
+        rest_weight: float = 0.3,
+        confidence: float = 0.9,
         until: Until = "relabel",
         finetune: Recipe = FINETUNING,
         scoring_batch_size: int = 256,
@@ -119,7 +129,7 @@ class AdvrBD(DatasetDefense):
     ) -> None:
         super().__init__(num_classes, input_size, mean, std, arch, width, stem, recipe)
         # Checkpoints hold plain values, so that they load without unpickling.
-        self.save_hyperparameters(ignore=["recipe", "unlearn", "relearn", "finetune"])
+        self.save_hyperparameters(ignore=["recipe", "unlearn", "relearn", "enhance", "finetune"])
         radius = input_size // 8 if patch_radius is None else patch_radius
         self.patch_score = PatchScore(
             shape=check_choice("patch_shape", patch_shape, PatchShape),
@@ -134,16 +144,18 @@ class AdvrBD(DatasetDefense):
         self.rounds = check_positive("rounds", rounds)
         self.rounds_of_all = check_not_negative("rounds_of_all", rounds_of_all)
         self.fitting_augmentation = fitting_augmentation or recipe.augmentation
-        self.relearn, self.unlearn, self.finetune = relearn, unlearn, finetune
+        self.relearn, self.unlearn = relearn, unlearn
+        self.enhance, self.finetune = enhance, finetune
         self.ascent_steps = check_positive("ascent_steps", ascent_steps)
         if ascent_cap is not None:
             self.cap = check_positive("ascent_cap", ascent_cap) * math.log(num_classes)
-        self.voting_rounds = min(check_positive("voting_rounds", voting_rounds), rounds)
         self.agreement = check_share("agreement", agreement)
+        self.enhance_steps = check_positive("enhance_steps", enhance_steps)
+        self.rest_weight = check_not_negative("rest_weight", rest_weight)
+        self.confidence = check_share("confidence", confidence)
         self.until: Until = check_choice("until", until, Until)
         self.scoring_batch_size = check_positive("scoring_batch_size", scoring_batch_size)
         self.seed = seed
-        self._attacker: Attacker | None = None
 
     @property
     def parts(self) -> dict[str, float]:
@@ -151,14 +163,13 @@ class AdvrBD(DatasetDefense):
         return {} if self.until == "score" else {"partition_rate": self.partition_rate}
 
     def plan(self) -> tuple[Stage, ...]:
-        """Train, rounds of enhancement, identify, train anew, relabel."""
-        passes = (Stage("relearn", self.relearn.epochs), Stage("unlearn", self.unlearn.epochs))
-        one_round = (Stage("partition", 0), *passes)
+        """Train, rounds of forgetting, enhance, identify, train anew, relabel."""
+        one_round = (Stage("partition", 0), self.stage("relearn"), self.stage("unlearn"))
         parts: dict[Until, tuple[Stage, ...]] = {
-            "score": (Stage("train", self.recipe.epochs), Stage("score", 0)),
-            "identify": (*one_round * self.rounds, Stage("identify", 0)),
-            "retrain": (Stage("retrain", self.recipe.epochs), Stage("propose", 0)),
-            "relabel": (Stage("relabel", 0), Stage("finetune", self.finetune.epochs)),
+            "score": (self.stage("train"), Stage("score", 0)),
+            "identify": (*one_round * self.rounds, self.stage("enhance"), Stage("identify", 0)),
+            "retrain": (self.stage("retrain"), Stage("propose", 0)),
+            "relabel": (Stage("relabel", 0), self.stage("finetune")),
         }
         wanted = list(parts)[: list(parts).index(self.until) + 1]
         return tuple(stage for name in wanted for stage in parts[name])
@@ -200,28 +211,18 @@ class AdvrBD(DatasetDefense):
         self.model.eval()
         autocast = self.trainer.precision_plugin.forward_context()
         with autocast, attack_precision(self.device.type) as dtype:
-            self._attacker = Attacker(self.model, "eval", dtype)
+            score = partial(self._score, Attacker(self.model, "eval", dtype))
             size = self.scoring_batch_size
-            scores = self.of_each(self._score, labels=False, batch_size=size, subset=subset)
+            scores = self.of_each(score, labels=False, batch_size=size, subset=subset)
         self.model.train()
         return scores
 
-    def _score(self, batch: Batch) -> Tensor:
-        images = batch["image"]
+    def _score(self, attacker: Attacker, batch: Batch) -> Tensor:
+        x, head = batch["image"], self.model.head
+        assert head is not None  # noqa: S101
         place = derive_seed("patches", self.seed, self.round, int(batch["index"][0]))
-        generator = torch.Generator(images.device).manual_seed(place)
-        return self.patch_score(images, self._attacked, self._exact, generator)
-
-    def _attacked(self, images: Tensor) -> Tensor:
-        assert self._attacker is not None and self.model.head is not None  # noqa: S101, PT018
-        logits: Tensor = self.model.head(self._attacker.features(images))
-        return logits
-
-    @torch.no_grad()
-    def _exact(self, images: Tensor) -> Tensor:
-        """Logits in float32: the divergence of a stable prediction drowns in a coarser format."""
-        with torch.autocast(images.device.type, enabled=False):
-            return self.forward(images)
+        draw = torch.Generator(x.device).manual_seed(place)
+        return self.patch_score(x, lambda z: head(attacker.features(z)), self.exact_logits, draw)
 
     # ------------------------------------------------------------------ algorithm 2
 
@@ -230,48 +231,55 @@ class AdvrBD(DatasetDefense):
         rest = chosen(~self.results["clean_part"], "left beside those held clean")
         return self.labelled(rest, self.relearn)
 
-    def relearn_step(self, batch: Batch) -> Tensor:
-        """Descent of the cross-entropy."""
-        return self.cross_entropy(batch, "relearn_loss")
-
-    def relearn_optimizer(self) -> StageOptimizer:
-        """SGD."""
-        return self.sgd(self.relearn)
-
     def unlearn_view(self) -> View:
         """D_c, several times over where it is small: a few steps would not make f forget."""
         rows = chosen(self.results["clean_part"], "held to be clean").rows
         times = math.ceil(self.ascent_steps * self.unlearn.batch_size / len(rows))
         return self.labelled(Subset(rows.repeat(times)), self.unlearn)
 
-    def unlearn_optimizer(self) -> StageOptimizer:
-        """SGD."""
-        return self.sgd(self.unlearn)
-
     # ------------------------------------------------------------------ identify
 
-    def begin_identify(self) -> None:
-        """Flags the samples whose label the enhanced networks still know."""
+    def begin_enhance(self) -> None:
+        """D_c is now what most rounds have forgotten; the first network starts again."""
         self._look()
-        named = self.results["rounds"][-self.voting_rounds :].sum(0).double()
-        self.results["flagged"] = named / self.voting_rounds >= self.agreement
+        self.results["forgotten"] = self.results["rounds"][1:].double().mean(0) < self.agreement
+        self.restore("suspect")
+
+    def enhance_view(self) -> View:
+        """As many samples of D_c as of the rest, for `enhance_steps` steps."""
+        clean, seed = self.results["forgotten"], derive_seed("enhance", self.seed)
+        parts = chosen(clean, "forgotten by most rounds"), chosen(~clean, "known to most rounds")
+        size = self.enhance_steps * self.enhance.batch_size // 2
+        rows = torch.cat([drawn(part.rows, size, seed) for part in parts])
+        return self.labelled(Subset(rows), self.enhance)
+
+    def enhance_step(self, batch: Batch) -> Tensor:
+        """Descent on the rest, ascent on D_c as far as the cap."""
+        clean = self.results["forgotten"].to(self.device)[batch["index"]]
+        logits, w = self.model(batch["image"]), self.rest_weight
+        loss = descent_and_ascent(logits, batch["label"], clean, w, self.cap)
+        self.log_terms(enhance_loss=loss)
+        return loss
+
+    def begin_identify(self) -> None:
+        """Flags the samples of whose label the enhanced network is sure."""
+        loss = self.loss_of_each(self.logits_of_each(exact=True), self.labels_of_each())
+        self.results["score"] = -loss.float()
+        self.results["flagged"] = (-loss).exp() > self.confidence
+        self.close_round(self.results["flagged"])
         self.keep("enhanced")
 
     def _look(self) -> Tensor:
-        """Logs and keeps what the present network would flag, and the score; gives labels (N,)."""
+        """Logs what the present network forgot, keeps what it names; gives labels (N,)."""
         logits, labels = self.logits_of_each(exact=True), self.labels_of_each()
         loss = self.loss_of_each(logits, labels)
         self.close_round(logits.argmax(1) == labels)
-        counted = len(self.results["rounds"]) - 1 - (self.rounds - self.voting_rounds)
-        if counted >= 1:
-            so_far = self.results["score"] if counted > 1 else torch.tensor(math.inf)
-            self.results["score"] = torch.minimum(so_far, -loss.float())
         self.log("round/flagged", self.results["rounds"][-1].float().mean())
         clean = self.results["clean_part"]
         self.log("round/clean_part", clean.float().mean())
-        self.log("round/loss_rest", loss[~clean].mean())
-        if clean.any():
-            self.log("round/loss_clean_part", loss[clean].mean())
+        for name, part in ("rest", ~clean), ("clean_part", clean):
+            if part.any():
+                self.log(f"round/loss_{name}", loss[part].mean())
         return labels
 
     # ------------------------------------------------------------------ a clean network
@@ -286,14 +294,6 @@ class AdvrBD(DatasetDefense):
         """All of D with the labels as they are now."""
         labels = self.results["labels"]
         return self.labelled(Subset(torch.arange(len(labels)), labels), self.finetune)
-
-    def finetune_step(self, batch: Batch) -> Tensor:
-        """Cross-entropy."""
-        return self.cross_entropy(batch, "finetune_loss")
-
-    def finetune_optimizer(self) -> StageOptimizer:
-        """SGD with a small rate."""
-        return self.sgd(self.finetune)
 
     def protocol(self) -> dict[str, Any]:
         """Adds the method."""

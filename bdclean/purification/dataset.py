@@ -8,8 +8,7 @@ Truth about the poison is neither asked for nor reachable.
 import json
 from abc import ABC
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,55 +22,15 @@ from bdclean.backbones.source import FreshSource
 from bdclean.backbones.split import SplitModel, Stem
 from bdclean.errors import ConfigError
 from bdclean.functional.ranking import share_of
-from bdclean.functional.schedules import Schedule
 from bdclean.functional.seeds import derive_seed
 from bdclean.functional.unlearning import capped_cross_entropy
 from bdclean.metrics.fitting import num_rows, scheduled, together
-from bdclean.purification.staged import StagedPurifier, StageOptimizer
-from bdclean.types import AugmentationName, Batch, Findings, Subset, View
+from bdclean.purification.recipe import Recipe
+from bdclean.purification.staged import Stage, StagedPurifier, StageOptimizer
+from bdclean.types import Batch, Findings, Subset, View
 
 # Share of a class; a network that is trained without so many of its samples does not know it.
 LOST = 0.95
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a classifier is trained from new weights: SGD on the cross-entropy.
-
-    Attributes:
-        epochs: At least 1.
-        lr: Learning rate.
-        momentum: Of SGD.
-        weight_decay: Of SGD.
-        nesterov: Of SGD.
-        schedule: Over the whole training.
-        milestones: For `multistep`, as fractions of the training.
-        batch_size: Per device.
-        augmentation: On the device.
-
-    Raises:
-        ConfigError: If a value is out of its range.
-    """
-
-    epochs: int = 100
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    nesterov: bool = False
-    schedule: Schedule = "cosine"
-    milestones: tuple[float, ...] = (0.5, 0.75)
-    batch_size: int = 128
-    augmentation: AugmentationName = "weak"
-
-    def __post_init__(self) -> None:
-        """Checks the numbers."""
-        for name, value, least in (
-            ("epochs", self.epochs, 1),
-            ("batch_size", self.batch_size, 1),
-            ("lr", self.lr, 0),
-        ):
-            if value < least:
-                raise ConfigError(f"{name}={value} of a recipe: it must be at least {least}.")
 
 
 class DatasetDefense(StagedPurifier, ABC):
@@ -80,6 +39,7 @@ class DatasetDefense(StagedPurifier, ABC):
     Subclasses put `score` (N,) and `flagged` (N,) into `results`, append what is flagged after a
     round with `close_round`, and have the stage `propose` once the network is clean.
     The stages `train`, `retrain` and `unlearn` stand here as far as methods have them in common.
+    A stage without a step of its own lowers the cross-entropy.
     Stages log `train/<stage>_loss`, and `train` logs `train/loss`.
 
     Attributes:
@@ -213,11 +173,17 @@ class DatasetDefense(StagedPurifier, ABC):
         """
         training = self.model.training
         self.model.eval()
-        fine = torch.autocast(self.device.type, enabled=False) if exact else nullcontext()
-        with torch.no_grad(), self.trainer.precision_plugin.forward_context(), fine:
-            logits = self.of_each(lambda batch: self.model(batch["image"]).float(), labels=False)
+        compute = self.exact_logits if exact else self.model
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            logits = self.of_each(lambda batch: compute(batch["image"]).float(), labels=False)
         self.model.train(training)
         return logits
+
+    @torch.no_grad()
+    def exact_logits(self, images: Tensor) -> Tensor:
+        """Without autocast: what tells well-known samples apart drowns in a coarser format."""
+        with torch.autocast(images.device.type, enabled=False):
+            return self.forward(images)
 
     def labels_of_each(self) -> Tensor:
         """(N,), as the data shows them."""
@@ -263,6 +229,23 @@ class DatasetDefense(StagedPurifier, ABC):
 
     # ------------------------------------------------------------------ stages in common
 
+    def usual_step(self, stage: Stage, batch: Batch) -> Tensor:
+        """Cross-entropy."""
+        return self.cross_entropy(batch, f"{stage.name}_loss")
+
+    def usual_optimizer(self, stage: Stage) -> StageOptimizer:
+        """SGD by the recipe of the stage, from its start."""
+        return self.sgd(self.recipe_of(stage.name))
+
+    def recipe_of(self, name: str) -> Recipe:
+        """The recipe that has the name of a stage, or `recipe`."""
+        own = getattr(self, name, None)
+        return own if isinstance(own, Recipe) else self.recipe
+
+    def stage(self, name: str) -> Stage:
+        """A stage that is as long as its recipe says."""
+        return Stage(name, self.recipe_of(name).epochs)
+
     def train_view(self) -> View:
         """All samples."""
         return self.labelled()
@@ -270,10 +253,6 @@ class DatasetDefense(StagedPurifier, ABC):
     def train_step(self, batch: Batch) -> Tensor:
         """Cross-entropy."""
         return self.cross_entropy(batch, "loss")
-
-    def train_optimizer(self) -> StageOptimizer:
-        """SGD by the recipe."""
-        return self.sgd(self.recipe)
 
     def unlearn_step(self, batch: Batch) -> Tensor:
         """Ascent of the cross-entropy, as far as the cap."""
@@ -289,14 +268,6 @@ class DatasetDefense(StagedPurifier, ABC):
     def retrain_view(self) -> View:
         """The samples that are not flagged."""
         return self.labelled(chosen(~self.results["flagged"], "left, since all are flagged"))
-
-    def retrain_step(self, batch: Batch) -> Tensor:
-        """Cross-entropy."""
-        return self.cross_entropy(batch, "retrain_loss")
-
-    def retrain_optimizer(self) -> StageOptimizer:
-        """SGD by the recipe, from its start."""
-        return self.sgd(self.recipe)
 
     def tell_of_lost_classes(self) -> None:
         """Warns, and notes it for the record, if nearly all samples of a class are flagged."""
@@ -321,6 +292,12 @@ class DatasetDefense(StagedPurifier, ABC):
         """Keeps the present weights, to be written as `<name>.safetensors` beside the model's."""
         state = self.model.state_dict().items()
         self.results |= {f"{name}/{key}": value.detach().cpu().clone() for key, value in state}
+
+    def restore(self, name: str) -> None:
+        """Takes the weights that `keep` kept under this name."""
+        self.model.load_state_dict(
+            {key: self.results[f"{name}/{key}"] for key in self.model.state_dict()}
+        )
 
     def save_artifacts(self, folder: Path) -> None:
         """Writes the networks that were kept on the way."""
@@ -381,3 +358,10 @@ def chosen(mask: Tensor, which: str) -> Subset:
             "of its length and rates."
         )
     return Subset(rows)
+
+
+def drawn(rows: Tensor, size: int, seed: int) -> Tensor:
+    """As many as `size` of the rows (n,), each as often as any other or once more; in any order."""
+    generator = torch.Generator().manual_seed(seed)
+    turns = [torch.randperm(len(rows), generator=generator) for _ in range(0, size, len(rows))]
+    return rows[torch.cat(turns)[:size]]

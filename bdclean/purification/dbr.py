@@ -35,7 +35,8 @@ from bdclean.functional.feature_consistency import (
 from bdclean.functional.ranking import highest, lowest
 from bdclean.functional.seeds import derive_seed
 from bdclean.metrics.fitting import num_rows
-from bdclean.purification.dataset import DatasetDefense, Recipe, chosen
+from bdclean.purification.dataset import DatasetDefense, chosen
+from bdclean.purification.recipe import Recipe
 from bdclean.purification.staged import Stage, StageOptimizer
 from bdclean.types import Batch, View
 
@@ -145,14 +146,6 @@ class DBR(DatasetDefense):
         """All samples."""
         return self.labelled(None, self.warm)
 
-    def warm_step(self, batch: Batch) -> Tensor:
-        """Cross-entropy."""
-        return self.cross_entropy(batch, "warm_loss")
-
-    def warm_optimizer(self) -> StageOptimizer:
-        """SGD."""
-        return self.sgd(self.warm)
-
     def separate_view(self) -> View:
         """All samples."""
         return self.labelled(None, self.separate)
@@ -164,10 +157,6 @@ class DBR(DatasetDefense):
         loss = intra_class_loss(features, batch["label"], self.model.info.num_classes)
         self.log_terms(separate_loss=loss)
         return loss
-
-    def separate_optimizer(self) -> StageOptimizer:
-        """SGD."""
-        return self.sgd(self.separate)
 
     def begin_score(self) -> None:
         """Scores all samples, each under a transformation of its own."""
@@ -222,10 +211,6 @@ class DBR(DatasetDefense):
     def relearn_view(self) -> View:
         """The samples held to be clean."""
         return self.labelled(chosen(self.results["clean"], "held to be clean"), self.removal)
-
-    def relearn_step(self, batch: Batch) -> Tensor:
-        """Cross-entropy."""
-        return self.cross_entropy(batch, "relearn_loss")
 
     def relearn_optimizer(self) -> StageOptimizer:
         """That of the ascent."""

@@ -30,7 +30,8 @@ from bdclean.errors import ConfigError
 from bdclean.functional.scan import analyse, rank_by_class
 from bdclean.metrics.fitting import together
 from bdclean.purification.base import check_choice, check_positive
-from bdclean.purification.dataset import DatasetDefense, Recipe, chosen
+from bdclean.purification.dataset import DatasetDefense, chosen
+from bdclean.purification.recipe import Recipe
 from bdclean.purification.staged import Stage, StageOptimizer
 from bdclean.types import Batch, View
 

@@ -4,6 +4,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,7 +42,8 @@ class StagedPurifier(Purifier, ABC):
 
     For each stage `<name>` a subclass has `begin_<name>()` (optional for training stages), and,
     for a training stage, `<name>_view() -> View`, `<name>_step(batch) -> Tensor` and
-    `<name>_optimizer() -> StageOptimizer`. What trains is chosen by the optimizer:
+    `<name>_optimizer() -> StageOptimizer`; where one is missing, `usual_step(stage, batch)` and
+    `usual_optimizer(stage)` of the subclass count. What trains is chosen by the optimizer:
     `requires_grad` is not changed between stages, because DDP would not notice. Schedules step
     per step (see `bdclean.metrics.fitting.scheduled`). Under DDP, parameters that a stage does not
     use get gradients of zero, so plain `strategy: ddp` works.
@@ -180,8 +182,8 @@ class StagedPurifier(Purifier, ABC):
         return [p for p in self.parameters() if p.requires_grad]
 
     def _of(self, part: str, stage: Stage) -> Callable[..., Any]:
-        method: Callable[..., Any] = getattr(self, f"{stage.name}_{part}")
-        return method
+        own = getattr(self, f"{stage.name}_{part}", None)
+        return own or partial(getattr(self, f"usual_{part}"), stage)
 
     def _check_trainer(self) -> None:
         training = [stage for stage in self.plan() if stage.epochs]

@@ -23,7 +23,8 @@ from bdclean.cli import main
 from bdclean.data import Digits, Splits
 from bdclean.metrics import BackdoorModule
 from bdclean.metrics.identification import identification
-from bdclean.purification.dataset import DatasetDefense, Recipe
+from bdclean.purification import Recipe
+from bdclean.purification.dataset import DatasetDefense
 from bdclean.purification.staged import Stage
 from bdclean.types import Findings, TrainingSet
 

@@ -64,7 +64,7 @@ def same(a, b):
 def test_the_outline(make):
     names = [(stage.name, stage.epochs) for stage in make().plan()]
     one_round = [("partition", 0), ("relearn", 1), ("unlearn", 1)]
-    first = [("train", 2), ("score", 0), *one_round * 2, ("identify", 0)]
+    first = [("train", 2), ("score", 0), *one_round * 2, ("enhance", 1), ("identify", 0)]
     retrained = [*first, ("retrain", 2), ("propose", 0)]
     assert names == [*retrained, ("relabel", 0), ("finetune", 1)]
     assert [(s.name, s.epochs) for s in make(until="retrain").plan()] == retrained
@@ -75,14 +75,15 @@ def test_the_outline(make):
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_findings_follow_from_the_networks(make, make_poisoned, make_trainer, precision):
     data = make_poisoned()
-    module = run(make(voting_rounds=1), data, make_trainer, precision=precision)
+    module = run(make(confidence=0.3), data, make_trainer, precision=precision)
     found = module.findings()
     assert found.score.shape == found.flagged.shape == found.proposed.shape == (64,)
-    assert found.rounds.shape == (3, 64)
-    assert found.round_epochs.tolist() == [1, 3, 5]  # two of training, then two a round
+    assert found.rounds.shape == (4, 64)
+    assert found.round_epochs.tolist() == [1, 3, 5, 6]  # two of training, then two a round
     assert found.further.keys() == {"consistency"}
     assert (found.further["consistency"] <= 0).all()
     assert module.results["clean_part"].sum() == 2 * int(0.2 * 64)
+    assert torch.equal(module.results["forgotten"], found.rounds[1:3].sum(0) == 0)
     # what is flagged has the label that the enhanced network gives
     images = data.training_images(torch.arange(64)).float() / 255
     labels = data.training_set().labels
@@ -91,8 +92,10 @@ def test_findings_follow_from_the_networks(make, make_poisoned, make_trainer, pr
     net.load_state_dict(kept)
     with torch.no_grad():
         logits = net(images)
-    assert torch.equal(found.rounds[-1], logits.argmax(1) == labels)
-    assert torch.equal(found.flagged, found.rounds[2])
+    named = logits.softmax(1).gather(1, labels[:, None])[:, 0]
+    assert torch.equal(found.flagged, named > 0.3)
+    assert torch.equal(found.flagged, found.rounds[-1])
+    assert 0 < found.flagged.sum() < 64
     losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     torch.testing.assert_close(found.score, -losses, atol=1e-4, rtol=1e-4)
     assert torch.equal(found.proposed >= 0, found.flagged)
@@ -136,7 +139,7 @@ def test_the_clean_part_is_what_scores_highest(make, make_poisoned, make_trainer
 
 
 def test_labels_that_lack_their_share_catch_up(make, make_poisoned, make_trainer):
-    last = {"voting_rounds": 1, "until": "identify"}
+    last = {"until": "identify"}
     module = make(rounds=2, rounds_of_all=1, partition_rate=0.25, candidates=1, **last)
     held = []
 
@@ -145,8 +148,8 @@ def test_labels_that_lack_their_share_catch_up(make, make_poisoned, make_trainer
         return 1 + (of() == 3) + torch.arange(64) / 64  # the largest have the label 3
 
     module.inconsistency = score
-    close = module.close_round
-    module.close_round = lambda named: close(torch.ones_like(named))
+    close, odd = module.close_round, torch.arange(64) % 2 == 1
+    module.close_round = lambda _: close(odd | ("rounds" not in module.results))
     run(module, make_poisoned(), make_trainer)
     labels = module.labels_of_each()
     sizes = labels.bincount(minlength=4)
@@ -183,33 +186,49 @@ def test_what_was_not_learned_joins_last(make, make_poisoned, make_trainer):
         assert not left.any() or not (held & mine & ~learned).any()
 
 
-@pytest.mark.parametrize(
-    ("voting_rounds", "agreement", "since", "least"),
-    [(1, 1.0, 3, 1), (2, 1.0, 2, 2), (9, 1.0, 1, 3), (3, 0.6, 1, 2), (3, 0.3, 1, 1)],
-)
-def test_the_last_rounds_vote(
-    make, make_poisoned, make_trainer, voting_rounds, agreement, since, least
-):
-    vote = {"voting_rounds": voting_rounds, "agreement": agreement}
-    module = make(rounds=3, **vote, until="identify")
+@pytest.mark.parametrize(("agreement", "least"), [(0.3, 1), (0.5, 2), (0.67, 3), (1.0, 3)])
+def test_what_most_rounds_forget_is_clean(make, make_poisoned, make_trainer, agreement, least):
+    module = make(rounds=3, agreement=agreement, until="identify")
     generator = torch.Generator().manual_seed(4)
-    named = torch.rand(4, 64, generator=generator) < 0.5
-    losses = torch.rand(4, 64, generator=generator)
-    looked = []
+    named = list(torch.rand(4, 64, generator=generator) < 0.5)
+    shown, kept, seen = iter(named), {}, []
 
-    def loss(*_):
-        looked.append(losses[len(looked)])
-        return looked[-1]
+    def close_round(now, close=module.close_round):
+        close(next(shown, now))
 
-    def close_round(_, close=module.close_round):
-        close(named[len(looked) - 1])
+    def watched(batch, step=module.enhance_step):
+        kept.setdefault("start", {k: v.clone() for k, v in module.model.state_dict().items()})
+        seen.append(batch["index"])
+        return step(batch)
 
-    module.loss_of_each, module.close_round = loss, close_round
-    found = run(module, make_poisoned(), make_trainer).findings()
-    assert len(looked) == 4
-    assert torch.equal(found.flagged, named[since:].sum(0) >= least)
-    assert 0 < found.flagged.sum() < 64
-    assert torch.equal(found.score, -losses[since:].amax(0))
+    module.close_round, module.enhance_step = close_round, watched
+    module.enhance, module.enhance_steps = replace(module.enhance, batch_size=8), 5
+    run(module, make_poisoned(), make_trainer)
+    clean = module.results["forgotten"]
+    assert torch.equal(clean, torch.stack(named[1:]).sum(0) < least)
+    assert [len(index) for index in seen] == [8] * 5
+    often = torch.cat(seen).bincount(minlength=64)
+    for part in (clean, ~clean):
+        assert often[part].sum() == 20
+        assert often[part].max() - often[part].min() <= 1
+    for key, value in kept["start"].items():
+        if "num_batches" not in key and "running" not in key:
+            assert torch.equal(value, module.results[f"suspect/{key}"]), key
+
+
+def test_enhancing_lowers_the_rest_and_raises_the_clean_part(make, make_poisoned, make_trainer):
+    module = run(make(), make_poisoned(), make_trainer)
+    batch = {"image": torch.rand(8, 3, 8, 8), "index": torch.arange(8)}
+    batch["label"] = torch.arange(8) % 4
+    module.results["forgotten"] = clean = torch.arange(64) % 2 == 0
+    logged = {}
+    module.log_terms = lambda **terms: logged.update(terms)
+    losses = torch.nn.functional.cross_entropy(
+        module.model(batch["image"]), batch["label"], reduction="none"
+    )
+    rest, ascent = losses[~clean[:8]].mean(), losses[clean[:8]].clamp(max=math.log(4)).mean()
+    assert module.enhance_step(batch).item() == pytest.approx((0.3 * rest - ascent).item(), abs=1e-5)
+    assert logged.keys() == {"enhance_loss"}
 
 
 def test_scores_alone(make, make_poisoned, make_trainer):
@@ -231,8 +250,7 @@ def test_the_score_is_a_literal_transcription(make, make_poisoned, make_trainer)
     net = module.model.eval().double()
     images, radius = torch.rand(6, 3, 8, 8).double(), 8 / 255
     module._stage = 1  # the first scores
-    module._attacker = Attacker(net)
-    score = module._score({"image": images, "index": torch.arange(12, 18)})
+    score = module._score(Attacker(net), {"image": images, "index": torch.arange(12, 18)})
     draw = torch.Generator().manual_seed(derive_seed("patches", 0, 0, 12))
     wanted = torch.full((6,), torch.inf)
     for _ in range(2):
@@ -261,9 +279,9 @@ def test_scores_do_not_depend_on_labels(make, make_poisoned, make_trainer):
     keys = []
     module = make()
 
-    def watched(batch, score=module._score):
+    def watched(attacker, batch, score=module._score):
         keys.append(frozenset(batch))
-        return score(batch)
+        return score(attacker, batch)
 
     module._score = watched
     run(module, make_poisoned(), make_trainer)
@@ -296,12 +314,12 @@ def test_resume_from_any_epoch(make, make_poisoned, make_trainer, every_epoch):
 def test_retraining_starts_from_new_weights_of_the_seed(make, make_poisoned, make_trainer):
     module, seen = make(seed=3, rounds=1), {}
 
-    def watched(batch, step=module.retrain_step):
-        if not seen:
+    def watched(stage, batch, step=module.usual_step):
+        if stage.name == "retrain" and not seen:
             seen.update((n, p.detach().clone()) for n, p in module.model.named_parameters())
-        return step(batch)
+        return step(stage, batch)
 
-    module.retrain_step = watched
+    module.usual_step = watched
     run(module, make_poisoned(), make_trainer)
     torch.manual_seed(derive_seed("advrbd retrain", 3))
     for name, parameter in build(module.model.info).named_parameters():
@@ -379,7 +397,7 @@ def test_the_ascent_raises_the_loss_as_far_as_the_cap(make, make_poisoned, make_
     assert module.cap == pytest.approx(math.log(4))
     run(module, make_poisoned(), make_trainer)
     batch = {"image": torch.rand(8, 3, 8, 8), "index": torch.arange(8)}
-    batch["label"] = torch.zeros(8, dtype=torch.long)
+    batch["label"] = module.model(batch["image"]).argmax(1)  # not beyond the cap yet
     module.log_terms = lambda **terms: None
     parameters = list(module.model.parameters())
 
@@ -440,6 +458,10 @@ def test_something_must_be_left_to_learn(make, make_poisoned, make_trainer):
         ({"patch_shape": "star"}, r"patch_shape='star'"),
         ({"ascent_steps": 0}, r"ascent_steps=0"),
         ({"ascent_cap": 0.0}, r"ascent_cap=0.0"),
+        ({"enhance_steps": 0}, r"enhance_steps=0"),
+        ({"rest_weight": -0.1}, r"rest_weight=-0.1: it must be 0 or above"),
+        ({"confidence": 0.0}, r"confidence=0.0: .* above 0 and at most 1"),
+        ({"agreement": 1.1}, r"agreement=1.1"),
         ({"rounds_of_all": -1}, "rounds_of_all=-1: it must be 0 or above"),
         ({"patch_radius": -1}, r"patch_radius=-1: it must be 0 or above"),
         ({"scoring_batch_size": 0}, r"scoring_batch_size=0"),

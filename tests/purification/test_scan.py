@@ -90,13 +90,14 @@ def test_stages_read_what_they_should(fit):
 
 
 def test_retraining_starts_anew_on_what_is_left(fit, monkeypatch):
-    first, step = {}, SCAn.retrain_step
+    first, step = {}, SCAn.usual_step
 
-    def watched(module, batch):
-        first.setdefault(module.seed, copy.deepcopy(module.model.state_dict()))
-        return step(module, batch)
+    def watched(module, stage, batch):
+        if stage.name == "retrain":
+            first.setdefault(module.seed, copy.deepcopy(module.model.state_dict()))
+        return step(module, stage, batch)
 
-    monkeypatch.setattr(SCAn, "retrain_step", watched)
+    monkeypatch.setattr(SCAn, "usual_step", watched)
     module, data = fit(repair="retrain")
     last = data.asked[-1]
     assert last.subset.rows.tolist() == (~module.results["flagged"]).nonzero().flatten().tolist()
