@@ -227,7 +227,8 @@ def test_enhancing_lowers_the_rest_and_raises_the_clean_part(make, make_poisoned
         module.model(batch["image"]), batch["label"], reduction="none"
     )
     rest, ascent = losses[~clean[:8]].mean(), losses[clean[:8]].clamp(max=math.log(4)).mean()
-    assert module.enhance_step(batch).item() == pytest.approx((0.3 * rest - ascent).item(), abs=1e-5)
+    wanted = (0.3 * rest - ascent).item()
+    assert module.enhance_step(batch).item() == pytest.approx(wanted, abs=1e-5)
     assert logged.keys() == {"enhance_loss"}
 
 
