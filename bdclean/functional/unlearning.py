@@ -20,7 +20,7 @@ def capped_cross_entropy(logits: Tensor, labels: Tensor, cap: float | None) -> T
         A scalar, computed in float32.
     """
     losses = cross_entropy(logits.float(), labels, reduction="none")
-    return (losses if cap is None else losses.clamp(max=cap)).mean()
+    return _capped(losses, cap).mean()
 
 
 def descent_and_ascent(
@@ -41,5 +41,8 @@ def descent_and_ascent(
         A scalar, computed in float32.
     """
     losses = cross_entropy(logits.float(), labels, reduction="none")
-    ascent = losses.clamp(max=math.inf if cap is None else cap)
-    return 2 * (weight * losses).where(~forget, -ascent).mean()
+    return 2 * (weight * losses).where(~forget, -_capped(losses, cap)).mean()
+
+
+def _capped(losses: Tensor, cap: float | None) -> Tensor:
+    return losses.clamp(max=math.inf if cap is None else cap)
