@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ class StagedPurifier(Purifier, ABC):
 
     The stage changes at the end of an epoch, before checkpoints are written; `begin_` is not
     called again on resume. A stage that draws random numbers in `begin_` uses a generator of
-    its own.
+    its own. What has begun or ended does not change on resume; a finished run is not extended.
 
     Attributes:
         results: What stages compute (scores, rows, labels), by name; saved in checkpoints.
@@ -63,6 +64,7 @@ class StagedPurifier(Purifier, ABC):
         self.results = {}
         self._stage = 0  # len(plan) after the last one
         self._resumed = False
+        self._plan_before: list[Stage] = []  # of the run that is resumed
 
     @abstractmethod
     def plan(self) -> tuple[Stage, ...]:
@@ -108,6 +110,7 @@ class StagedPurifier(Purifier, ABC):
     def on_fit_start(self) -> None:
         """Enters the first stage, or goes on with a restored one."""
         if self._resumed:
+            self._check_plan()
             super().on_fit_start()
         else:
             self._enter(0)
@@ -136,13 +139,16 @@ class StagedPurifier(Purifier, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the stage and the results."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint[_RECORD] = {"stage": self._stage, "results": dict(self.results)}
+        plan = [(stage.name, stage.epochs) for stage in self.plan()]
+        results = dict(self.results)
+        checkpoint[_RECORD] = {"stage": self._stage, "results": results, "plan": plan}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores the stage and the results."""
         super().on_load_checkpoint(checkpoint)
         record = checkpoint[_RECORD]
         self._stage, self.results = record["stage"], record["results"]
+        self._plan_before = [Stage(*stage) for stage in record["plan"]]
         self._resumed = True
 
     # ------------------------------------------------------------------ stages
@@ -184,6 +190,17 @@ class StagedPurifier(Purifier, ABC):
     def _of(self, part: str, stage: Stage) -> Callable[..., Any]:
         own = getattr(self, f"{stage.name}_{part}", None)
         return own or partial(getattr(self, f"usual_{part}"), stage)
+
+    def _check_plan(self) -> None:
+        """A run goes on if all is as it was as far as the present stage, or to the end."""
+        pairs = enumerate(zip_longest(self._plan_before, self.plan()), 1)
+        for number, (before, now) in list(pairs)[: self._stage + 1]:
+            if before != now:
+                told = [f"{s.name}, {s.epochs} epochs" if s else "none" for s in (before, now)]
+                raise ConfigError(
+                    f"Stage {number} of the checkpoint's run: {told[0]}; of this run: {told[1]}. "
+                    "Resume with the settings it had, or start a new run."
+                )
 
     def _check_trainer(self) -> None:
         training = [stage for stage in self.plan() if stage.epochs]

@@ -15,19 +15,20 @@ from bdclean.types import View
 class Toy(StagedPurifier):
     """Score (computes), shrink (SGD, noise), sift (computes), fit (Adam, other images)."""
 
-    def __init__(self, num_classes, input_size, mean, std, weights=None, shrink=2, fit=2):
+    def __init__(self, num_classes, input_size, mean, std, weights=None, shrink=2, fit=2, cut=9):
         super().__init__(WeightsSource(weights, None, None, input_size, mean, std))
         self.save_hyperparameters()
-        self.shrink, self.fit = shrink, fit
+        self.shrink, self.fit, self.cut = shrink, fit, cut
         self.begun, self.seen = [], []
 
     def plan(self):
-        return (
+        plan = (
             Stage("score", 0),
             Stage("shrink", self.shrink),
             Stage("sift", 0),
             Stage("fit", self.fit),
         )
+        return plan[: self.cut]
 
     def make_student(self, suspect):
         return suspect
@@ -152,6 +153,32 @@ def test_resume_from_any_step_ends_with_the_same_weights(make, make_data, make_t
         make_trainer(name="resumed").fit(resumed, make_data(), ckpt_path=path)
         assert same(resumed, whole), step
         assert len(resumed.seen) == 14 - step
+
+
+@pytest.mark.parametrize(
+    ("epoch", "before", "now", "message"),
+    [
+        (2, {"fit": 2}, {"fit": 3}, "Stage 4 .* fit, 2 epochs; of this run: fit, 3 epochs"),
+        (2, {"shrink": 2}, {"shrink": 1}, "Stage 2 .* shrink, 2 epochs; .* shrink, 1 epochs"),
+        (1, {"cut": 3}, {}, "Stage 4 .* run: none; of this run: fit, 2 epochs"),
+    ],
+    ids=["a stage that has begun", "one that is over", "a finished run"],
+)
+def test_refuses_to_resume_what_had_other_stages(
+    epoch, before, now, message, make, make_data, make_trainer, every_epoch
+):
+    make_trainer(every_epoch).fit(make(**before), make_data())
+    path = f"{every_epoch.dirpath}/epoch={epoch}.ckpt"
+    with pytest.raises(ConfigError, match=message):
+        make_trainer(name="resumed").fit(make(**now), make_data(), ckpt_path=path)
+
+
+def test_stages_that_have_not_begun_may_change(make, make_data, make_trainer, every_epoch):
+    make_trainer(every_epoch).fit(make(), make_data())
+    resumed = make(fit=3)
+    path = f"{every_epoch.dirpath}/epoch=0.ckpt"
+    make_trainer(name="resumed").fit(resumed, make_data(), ckpt_path=path)
+    assert [name for name, *_ in resumed.seen].count("fit") == 12
 
 
 def test_a_second_fit_starts_from_the_file(make, make_data, make_trainer):
