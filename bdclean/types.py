@@ -81,16 +81,17 @@ class Findings:
 
     Attributes:
         score: (N,), float32; higher is more suspicious.
-        flagged: (N,), bool: held to be poisoned.
+        flagged: (N,), bool: held to be poisoned; None where the method has scored and not judged.
         proposed: (N,), int64: the label that the defence would give; -1 where it has none.
         further: More scores, by name, as `score`.
         rounds: (R, N), bool: what would be flagged before and after each round of a method that
-            works in rounds; the first is the network as it was trained.
+            works in rounds, by the method's rule for rounds; the first is the network as it was
+            trained.
         round_epochs: (R,), int64: the epochs, from 0, at whose ends those were taken.
     """
 
     score: Tensor
-    flagged: Tensor
+    flagged: Tensor | None
     proposed: Tensor
     further: TensorDict
     rounds: Tensor

@@ -12,6 +12,7 @@ _BINS = 60
 _COLORS = {
     "clean": "C0",
     "not flagged": "C0",
+    "all": "C0",
     "cover": "C1",
     "poisoned": "C3",
     "flagged": "C3",

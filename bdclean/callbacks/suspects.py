@@ -78,12 +78,13 @@ def table(findings: Findings, data: TrainingSet) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS + NAMES if data.classes else COLUMNS)
     labels, proposed = data.labels.tolist(), findings.proposed.tolist()
-    score, flagged = findings.score.tolist(), findings.flagged.tolist()
+    score, flagged = findings.score.tolist(), findings.flagged
     for row in ranking(findings.score).tolist():
         file = data.files[row] if data.files else ""
         other = proposed[row] if proposed[row] >= 0 else ""
         # Nine digits tell any two numbers of 32 bits apart.
-        cells = [row, file, labels[row], f"{score[row]:.9g}", int(flagged[row]), other]
+        judged = "" if flagged is None else int(flagged[row])
+        cells = [row, file, labels[row], f"{score[row]:.9g}", judged, other]
         if data.classes:
             named = data.classes[proposed[row]] if proposed[row] >= 0 else ""
             cells += [data.classes[labels[row]], named]
@@ -122,7 +123,8 @@ def _write_files(folder: Path, findings: Findings, data: ReportableData) -> None
     shown = ranking(findings.score)[:NUM_PICTURES]
     captions = [_caption(known, findings, row) for row in shown.tolist()]
     heading = f"The {len(shown)} most suspicious of {len(known.labels):,} samples"
-    sheet = draw_sheet(data.training_images(shown), captions, findings.flagged[shown], heading)
+    red = torch.zeros(len(shown)) if findings.flagged is None else findings.flagged[shown]
+    sheet = draw_sheet(data.training_images(shown), captions, red.bool(), heading)
     _write_figure(folder / "suspects.png", sheet)
 
     scores = {"score": findings.score, **findings.further}
@@ -142,8 +144,11 @@ def _caption(known: TrainingSet, findings: Findings, row: int) -> str:
 
 def _groups(findings: Findings, known: TrainingSet) -> dict[str, Tensor]:
     """Masks (N,) of the samples by truth or, where it is not known, by what is flagged."""
+    flagged = findings.flagged
     if known.poisoned is None:
-        return {"not flagged": ~findings.flagged, "flagged": findings.flagged}
+        if flagged is None:
+            return {"all": torch.ones(len(known.labels), dtype=torch.bool)}
+        return {"not flagged": ~flagged, "flagged": flagged}
     none = torch.zeros_like(known.poisoned)
     covers = none if known.covers is None else known.covers
     groups = {"clean": ~(known.poisoned | covers), "cover": covers, "poisoned": known.poisoned}
@@ -170,7 +175,7 @@ def _rounds(findings: Findings, known: TrainingSet, evaluated: _Courses) -> _Cou
 def _on_cpu(findings: Findings) -> Findings:
     return Findings(
         score=findings.score.cpu(),
-        flagged=findings.flagged.cpu(),
+        flagged=None if findings.flagged is None else findings.flagged.cpu(),
         proposed=findings.proposed.cpu(),
         further={name: score.cpu() for name, score in findings.further.items()},
         rounds=findings.rounds.cpu(),

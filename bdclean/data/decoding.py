@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -28,6 +28,9 @@ Resizing = Literal["fill", "stretch", "imagenet"]
 (bilinear). `imagenet`: the shorter side to S * 256 / 224 (bilinear), then the centre; always, as in
 the usual test pipeline.
 """
+
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What Pillow raises on files that are damaged or made to do harm."""
 
 _LINE_SECONDS = 30  # between two lines of progress where there is no terminal
 
@@ -140,8 +143,13 @@ def _watch(done: Iterable[None], total: int) -> None:
 def _decode_one(file: Path, size: int, resizing: Resizing) -> Image.Image:
     try:
         with Image.open(file) as picture:
+            if picture.mode[0] in "IF":  # conversion clips at 255
+                raise DataError(
+                    f"{file} has more than 8 bits a pixel (mode {picture.mode}); convert it to 8 "
+                    "bits."
+                )
             rgb = picture.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
+    except UNREADABLE as error:
         raise DataError(
             f"{file} is not a readable image ({error}); repair or remove it."
         ) from error

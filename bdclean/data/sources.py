@@ -111,12 +111,15 @@ def read_files(
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files below `folder`, at any depth, sorted."""
+    """The image files below `folder`, at any depth, sorted; hidden ones are skipped."""
     return sorted(_images(folder))
 
 
 def _images(folder: Path) -> Iterator[Path]:
-    return (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    for path in folder.rglob("*"):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
+            yield path
 
 
 # ---------------------------------------------------------------- data sets with a known layout

@@ -14,10 +14,12 @@ from tempfile import TemporaryDirectory
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
+from torch import Tensor
 
 from bdclean.callbacks import SaveRunConfig
 from bdclean.callbacks.suspects import ranking
 from bdclean.data import ImageFolder
+from bdclean.data.decoding import UNREADABLE
 from bdclean.data.sources import class_folders, image_files, require_images
 from bdclean.errors import ConfigError, DataError
 from bdclean.functional.precision import cpu_has_bfloat16
@@ -29,6 +31,7 @@ Fit = Callable[[list[str]], tuple[AdvrBD, ImageFolder]]
 
 _SIZES = (32, 64, 128, 224)
 _LOOK_AT = 50  # files whose size is looked at
+_PARTS = ("train", "test", "val")  # of a folder that is no class folder itself
 _SHORT = {
     "recipe.epochs": "8",
     "recipe.nesterov": "true",
@@ -46,6 +49,11 @@ _TAKEN = {
     "--data.init_args.root": "give the data as FOLDER",
     "--model": "sift is AdvrBD; for another method use bdclean fit with --run instead of --out",
     "--model.class_path": "sift is AdvrBD; for another method use bdclean fit with --run",
+    **{
+        f"--trainer.{limit}": "its stages have lengths of their own. Stop it when you like: the "
+        "same command goes on"
+        for limit in ("max_epochs", "max_steps", "max_time", "limit_train_batches", "fast_dev_run")
+    },
 }
 """Options of `bdclean fit` that sift sets itself, and what to do instead."""
 
@@ -64,9 +72,9 @@ def make_parser() -> argparse.ArgumentParser:
         usage="bdclean sift FOLDER [options]",
         allow_abbrev=False,  # --da is no --dry-run, and --data none of ours
         description="Finds poisoned images in FOLDER/CLASS/* (or FOLDER/train/CLASS/*) with "
-        "AdvrBD, and trains a model without them. Writes suspects.csv, a picture sheet and "
-        "model.safetensors into OUT. FOLDER stays as it is. The same command again continues "
-        "one that was stopped.",
+        "AdvrBD, and trains a model on what is left, and then on them too with new labels. Writes "
+        "suspects.csv, a picture sheet and model.safetensors into OUT. FOLDER stays as it is. The "
+        "same command again continues one that was stopped.",
         epilog="Other words go to `bdclean fit`: --model.arch resnet34, --model.width 16, "
         "--trainer.accelerator gpu, --trainer.precision 32-true, --data.allow_flip false ...",
     )
@@ -112,14 +120,16 @@ def run_sift(args: Sequence[str], fit: Fit) -> None:
         if not first:
             return
         found, samples = model.findings(), data.training_set()
-        if found is None:
+        if found is None or not model.finished:
             raise ConfigError(
-                "The fit was stopped before it had flagged anything; leave out what limits it "
-                "(--trainer.max_steps, --trainer.max_time ...) and start the same command again."
+                f"The fit was stopped before its end, so {out} holds no model to use. Leave out "
+                "what limits it (trainer.max_time, trainer.max_steps ...) and name another folder "
+                "with --out."
             )
-        print(_worst(found, samples, out) if options.dry_run else _summary(found, out))
-        if target is not None and copy is not None:
-            kept = (~found.flagged).nonzero().flatten().tolist()
+        flagged = found.flagged
+        print(_worst(found, samples, out) if flagged is None else _summary(flagged, out))
+        if target is not None and copy is not None and flagged is not None:
+            kept = (~flagged).nonzero().flatten().tolist()
             _copy(source, copy, target, [samples.files[row] for row in kept])
             print(f"{len(kept)} files copied to {target}.")
 
@@ -141,7 +151,7 @@ def image_size(folder: Path) -> int:
         try:
             with Image.open(file) as image:
                 sides.append(min(image.size))
-        except OSError as error:
+        except UNREADABLE as error:
             raise DataError(f"{file} cannot be read as an image; remove or replace it.") from error
     middle = statistics.median(sides)
     return min(_SIZES, key=lambda size: abs(size - middle))
@@ -209,7 +219,17 @@ def _as_words(settings: dict[str, str]) -> list[str]:
 def _training_folder(folder: Path) -> Path:
     if not folder.is_dir():
         raise DataError(f"FOLDER {folder} is no folder; give one that holds CLASS/IMAGE.jpg.")
-    return folder / "train" if (folder / "train").is_dir() else folder
+    inner = folder / "train"
+    if not inner.is_dir():
+        return folder
+    beside = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    others = [n for n in beside if n not in _PARTS and n[0] != "." and image_files(folder / n)]
+    if others:
+        raise DataError(
+            f"{folder} holds train/ beside other folders with images ({', '.join(others[:3])}). "
+            f"If the classes are in it, give {inner}; if it is a class itself, rename it."
+        )
+    return inner
 
 
 def _classes(source: Path) -> list[str]:
@@ -315,23 +335,25 @@ def _copy(source: Path, copy: Path, target: Path, files: Sequence[str]) -> None:
 # ---------------------------------------------------------------------- what is printed
 
 
-def _summary(found: Findings, out: Path) -> str:
-    flagged, total = int(found.flagged.sum()), len(found.flagged)
-    if not flagged:
+def _summary(flagged: Tensor, out: Path) -> str:
+    count, total = int(flagged.sum()), len(flagged)
+    if not count:
         return (
             f"None of {total} images is flagged; their scores: {out}/suspects.csv.\n"
             f"The model that was trained on all of them: {out}/model.safetensors"
         )
     return (
-        f"{flagged} of {total} images are flagged ({100 * flagged / total:.1f} %): "
+        f"{count} of {total} images are flagged ({100 * count / total:.1f} %): "
         f"{out}/suspects.csv, {out}/suspects.png. Not all of them need be poisoned.\n"
-        f"The model that was trained without them: {out}/model.safetensors"
+        f"The model that was trained without them: {out}/before_relabelling.safetensors; then "
+        f"also with them, under the labels it gave them: {out}/model.safetensors"
     )
 
 
 def _worst(found: Findings, samples: TrainingSet, out: Path) -> str:
     order = ranking(found.score)[:10].tolist()
-    lines = [f"  {found.score[row]:10.4g}  {samples.files[row]}" for row in order]
+    names = [samples.files[row].encode("utf-8", "backslashreplace").decode() for row in order]
+    lines = [f"  {found.score[row]:10.4g}  {n}" for row, n in zip(order, names, strict=True)]
     return "\n".join(
         [
             f"Scores of {len(found.score)} images: {out}/suspects.csv. The most suspicious ones, "

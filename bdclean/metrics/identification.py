@@ -116,17 +116,20 @@ def identification(findings: Findings, data: TrainingSet | None) -> dict[str, An
         after each round) and, where the truth is known, `n_poisoned`, `n_covers`, `tp`, `fp`,
         `fn`, `tn`, the percentages `tpr`, `fpr`, `precision`, `f1`, `auroc`, `ap` and
         `cover_fpr`, `further` (`auroc` and `ap` of each further score), and `tpr` and `fpr` in
-        each of `rounds`.
+        each of `rounds`. What comes from flags is left out where there are none.
 
     Raises:
         DataError: If findings and data are of different length.
     """
-    flagged = findings.flagged.cpu()
+    flagged = None if findings.flagged is None else findings.flagged.cpu()
+    size = len(findings.score)
     rounds = [{"n_flagged": int(mask.sum())} for mask in findings.rounds]
-    facts = {"n": len(flagged), "n_flagged": int(flagged.sum()), "rounds": rounds}
-    if data is not None and len(data.labels) != len(flagged):
+    facts: dict[str, Any] = {"n": size, "rounds": rounds}
+    if flagged is not None:
+        facts["n_flagged"] = int(flagged.sum())
+    if data is not None and len(data.labels) != size:
         raise DataError(
-            f"The findings are about {len(flagged)} samples and the training set has "
+            f"The findings are about {size} samples and the training set has "
             f"{len(data.labels)}; a defence has to judge every sample of it."
         )
     if data is None or data.poisoned is None:
@@ -137,13 +140,8 @@ def identification(findings: Findings, data: TrainingSet | None) -> dict[str, An
         **facts,
         "n_poisoned": int(truth.sum()),
         "n_covers": None if covers is None else int(covers.sum()),
-        **confusion(flagged, truth),
-        "tpr": _json(true_positive_rate(flagged, truth)),
-        "fpr": _json(false_positive_rate(flagged, truth)),
-        "precision": _json(precision(flagged, truth)),
-        "f1": _json(f1(flagged, truth)),
+        **({} if flagged is None else _judgement(flagged, truth, covers)),
         **_ranking(findings.score, truth),
-        "cover_fpr": None if covers is None else _json(true_positive_rate(flagged, covers)),
         "further": {name: _ranking(score, truth) for name, score in findings.further.items()},
         "rounds": [
             count
@@ -153,6 +151,17 @@ def identification(findings: Findings, data: TrainingSet | None) -> dict[str, An
             }
             for count, mask in zip(rounds, findings.rounds.cpu(), strict=True)
         ],
+    }
+
+
+def _judgement(flagged: Tensor, truth: Tensor, covers: Tensor | None) -> dict[str, Any]:
+    return {
+        **confusion(flagged, truth),
+        "tpr": _json(true_positive_rate(flagged, truth)),
+        "fpr": _json(false_positive_rate(flagged, truth)),
+        "precision": _json(precision(flagged, truth)),
+        "f1": _json(f1(flagged, truth)),
+        "cover_fpr": None if covers is None else _json(true_positive_rate(flagged, covers)),
     }
 
 

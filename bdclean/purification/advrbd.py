@@ -71,11 +71,11 @@ class AdvrBD(DatasetDefense):
         rounds_of_all: The first so many take the largest scores of all, the others of each label.
         relearn: Descent on the rest in each round.
         unlearn: Ascent on D_c in each round, after `relearn`.
-        ascent_steps: Fewest steps of a round's ascent, on one device; a small D_c is repeated.
+        ascent_steps: Fewest steps of a round's ascent; a small D_c is repeated.
         ascent_cap: Cross-entropy in ln K above which a sample is left alone; None: no limit.
         agreement: Held clean in the end is what fewer of the rounds than this share still name.
         enhance: Of the last network, from the first one on; half of a batch is from D_c.
-        enhance_steps: Its steps, on one device.
+        enhance_steps: Its steps.
         rest_weight: w, of the descent on the rest in these steps.
         confidence: c, the probability of its label above which a sample is flagged.
         until: The last step: `score`, `identify`, `retrain` (main tables of the paper), `relabel`.
@@ -181,11 +181,11 @@ class AdvrBD(DatasetDefense):
     # ------------------------------------------------------------------ algorithm 1
 
     def begin_score(self) -> None:
-        """The first scores; nothing is flagged yet, and nothing in D_c."""
+        """The first scores; nothing is judged yet, and nothing in D_c."""
         self.keep("suspect")
-        self.results["consistency"] = self.results["score"] = -self.inconsistency(None)
-        nothing = torch.zeros(len(self.results["score"]), dtype=torch.bool)
-        self.results["flagged"] = self.results["clean_part"] = nothing
+        s = self.results["least"] = self.inconsistency(None)
+        self.results["consistency"] = self.results["score"] = -s
+        self.results["clean_part"] = torch.zeros(len(s), dtype=torch.bool)
 
     def begin_partition(self) -> None:
         """Adds the largest scores to D_c; a score is the least of all rounds so far.
@@ -194,7 +194,7 @@ class AdvrBD(DatasetDefense):
         Then of each label, until its share is in D_c. What the first f has not learned comes last.
         """
         labels, clean, p = self._look(), self.results["clean_part"], self.partition_rate
-        known, s = self.results["rounds"][0], -self.results["consistency"]
+        known, s = self.results["rounds"][0], self.results["least"]
         labels = labels * (self.round >= self.rounds_of_all)
         last, share = (min(n * p, self.max_clean_fraction) for n in (self.round, self.round + 1))
         # Only the largest so far are scored anew; no other sample may join.
@@ -203,7 +203,7 @@ class AdvrBD(DatasetDefense):
         if share > last and near.any():
             new = self.inconsistency(Subset(near.nonzero().flatten()))
             s = torch.minimum(s, new.where(near, math.inf))
-            self.results["consistency"], rank = -s, s.where(known & near, -math.inf)
+            self.results["least"], rank = s, s.where(known & near, -math.inf)
             self.results["clean_part"] = highest_of_each(rank, labels, clean, share)
 
     def inconsistency(self, subset: Subset | None) -> Tensor:
@@ -234,7 +234,7 @@ class AdvrBD(DatasetDefense):
     def unlearn_view(self) -> View:
         """D_c, several times over where it is small: a few steps would not make f forget."""
         rows = chosen(self.results["clean_part"], "held to be clean").rows
-        times = math.ceil(self.ascent_steps * self.unlearn.batch_size / len(rows))
+        times = math.ceil(self.ascent_steps * self.per_step(self.unlearn) / len(rows))
         return self.labelled(Subset(rows.repeat(times)), self.unlearn)
 
     # ------------------------------------------------------------------ identify
@@ -249,7 +249,7 @@ class AdvrBD(DatasetDefense):
         """As many samples of D_c as of the rest, for `enhance_steps` steps."""
         clean, seed = self.results["forgotten"], derive_seed("enhance", self.seed)
         parts = chosen(clean, "forgotten by most rounds"), chosen(~clean, "known to most rounds")
-        size = self.enhance_steps * self.enhance.batch_size // 2
+        size = self.enhance_steps * self.per_step(self.enhance) // 2
         rows = torch.cat([drawn(part.rows, size, seed) for part in parts])
         return self.labelled(Subset(rows), self.enhance)
 

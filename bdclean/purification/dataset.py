@@ -36,8 +36,8 @@ LOST = 0.95
 class DatasetDefense(StagedPurifier, ABC):
     """A staged method on the `train` role and the labels it shows.
 
-    Subclasses put `score` (N,) and `flagged` (N,) into `results`, append what is flagged after a
-    round with `close_round`, and have the stage `propose` once the network is clean.
+    Subclasses put `score` (N,) and, once they judge, `flagged` (N,) into `results`, append what is
+    flagged after a round with `close_round`, and `propose` is a stage once the network is clean.
     The stages `train`, `retrain` and `unlearn` stand here as far as methods have them in common.
     A stage without a step of its own lowers the cross-entropy.
     Stages log `train/<stage>_loss`, and `train` logs `train/loss`.
@@ -125,6 +125,10 @@ class DatasetDefense(StagedPurifier, ABC):
             labels=True,
             subset=subset,
         )
+
+    def per_step(self, recipe: Recipe) -> int:
+        """Samples of one step on all devices together."""
+        return recipe.batch_size * self.trainer.world_size
 
     def of_each(
         self,
@@ -310,24 +314,24 @@ class DatasetDefense(StagedPurifier, ABC):
             save_model(model, folder / f"{name}.safetensors", made_by)
 
     def close_round(self, flagged: Tensor) -> None:
-        """Keeps what is flagged (N,) at the end of this epoch, for reports."""
+        """Keeps what is flagged (N,) before the present stage, for reports."""
         rounds = [*self.results.get("rounds", ()), flagged]
-        epochs = [*self.results.get("round_epochs", ()), torch.tensor(self.current_epoch)]
+        epochs = [*self.results.get("round_epochs", ()), torch.tensor(self.last_epoch)]
         self.results["rounds"] = torch.stack(rounds)
         self.results["round_epochs"] = torch.stack(epochs)
 
     def findings(self) -> Findings | None:
-        """What the results say of each sample; None before they are complete."""
-        if not {"score", "flagged"} <= self.results.keys():
+        """What the results say of each sample; None before there are scores."""
+        if "score" not in self.results:
             return None
-        flagged = self.results["flagged"]
-        none = torch.full((len(flagged),), -1)
+        score, flagged = self.results["score"], self.results.get("flagged")
+        none = torch.full((len(score),), -1)
         return Findings(
-            score=self.results["score"],
+            score=score,
             flagged=flagged,
             proposed=self.results.get("proposed", none),
             further={k: self.results[k] for k in self.further_scores if k in self.results},
-            rounds=self.results.get("rounds", flagged.new_empty(0, len(flagged))),
+            rounds=self.results.get("rounds", torch.empty(0, len(score), dtype=torch.bool)),
             round_epochs=self.results.get("round_epochs", torch.empty(0, dtype=torch.long)),
         )
 

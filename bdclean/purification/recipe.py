@@ -42,6 +42,13 @@ class Recipe:
             ("epochs", self.epochs, 1),
             ("batch_size", self.batch_size, 1),
             ("lr", self.lr, 0),
+            ("momentum", self.momentum, 0),
+            ("weight_decay", self.weight_decay, 0),
         ):
             if value < least:
                 raise ConfigError(f"{name}={value} of a recipe: it must be at least {least}.")
+        if self.nesterov and not self.momentum:
+            raise ConfigError(
+                "nesterov=true of a recipe needs a momentum above 0; raise it, or set nesterov to "
+                "false."
+            )

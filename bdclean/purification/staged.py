@@ -86,6 +86,16 @@ class StagedPurifier(Purifier, ABC):
         """Epochs that the present stage has finished."""
         return self.current_epoch - self._first_epoch(self._stage)
 
+    @property
+    def last_epoch(self) -> int:
+        """The number, from 0, of the last epoch before the present stage; -1 before the first."""
+        return self._first_epoch(self._stage) - 1
+
+    @property
+    def finished(self) -> bool:
+        """Whether all stages are done."""
+        return self._stage >= len(self.plan())
+
     def first_view(self) -> View:
         """The view of the present (or last) training stage."""
         view: View = self._of("view", self._training_stage())()
@@ -117,7 +127,7 @@ class StagedPurifier(Purifier, ABC):
 
     def on_train_start(self) -> None:
         """Catches up with a checkpoint that was written at the last batch of a stage."""
-        if self._stage < len(self.plan()) and self._is_over(self.current_epoch):
+        if not self.finished and self._is_over(self.current_epoch):
             self._advance()
             # The loop compares the batches done, of the old loader, with the length of the new
             # one, to see whether the epoch is over. It is.
@@ -167,13 +177,13 @@ class StagedPurifier(Purifier, ABC):
     def _advance(self) -> None:
         share_buffers(self)
         self._enter(self._stage + 1)
-        if self._stage < len(self.plan()):
+        if not self.finished:
             self.trainer.strategy.setup_optimizers(self.trainer)
 
     def _enter(self, index: int) -> None:
         """Begins stages up to and including the next one that trains."""
         self._stage = index
-        while self._stage < len(self.plan()):
+        while not self.finished:
             stage = self.plan()[self._stage]
             self.model.train()
             begin = getattr(self, f"begin_{stage.name}", None)

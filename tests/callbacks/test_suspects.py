@@ -311,6 +311,9 @@ def test_the_table_quotes_and_leaves_empty_what_is_not_there():
     ]
     text = suspects.table(found, TrainingSet(torch.tensor([4, 5, 6]), (), None, None))
     assert text.splitlines()[2] == "0,,4,0.100000001,0,"
+    scored = dataclasses.replace(found, flagged=None)
+    text = suspects.table(scored, TrainingSet(torch.tensor([4, 5, 6]), (), None, None))
+    assert text.splitlines()[2] == "0,,4,0.100000001,,"
 
 
 def test_the_table_names_the_classes_that_have_names():
@@ -385,6 +388,9 @@ def test_samples_are_grouped_by_truth_or_else_by_flags():
         "cover": [1, 0, 0],
         "poisoned": [0, 0, 1],
     }
+    assert names(poisoned, None) == {"clean": [1, 1, 0], "poisoned": [0, 0, 1]}
+    found = dataclasses.replace(found, flagged=None)
+    assert names(None, None) == {"all": [1, 1, 1]}
     assert names(poisoned, None) == {"clean": [1, 1, 0], "poisoned": [0, 0, 1]}
 
 

@@ -3,10 +3,13 @@
 import io
 import shutil
 import sys
+import zlib
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from bdclean.data import decoding
 from bdclean.errors import DataError
@@ -58,6 +61,43 @@ def test_a_failed_decoding_leaves_nothing_behind(files, tmp_path):
     with pytest.raises(DataError, match=r"3\.png is not a readable image"):
         decoding.load_images(*files, 8)
     assert cached(tmp_path) == []
+
+
+def _bomb(path):
+    """A small picture that says it is a large one."""
+    Image.new("RGB", (8, 8)).save(path)
+    content = bytearray(path.read_bytes())
+    content[16:24] = (60_000).to_bytes(4) * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4)
+    path.write_bytes(content)
+
+
+def _long_text(path):
+    text = PngInfo()
+    text.add_text("a", "b" * 3_000_000, zip=True)
+    Image.new("RGB", (8, 8)).save(path, pnginfo=text)
+
+
+def _deep(mode):
+    return lambda path: Image.new(mode, (8, 8)).save(path, "tiff")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_bomb, "is not a readable image .*decompression bomb"),
+        (_long_text, "is not a readable image .*too large"),
+        (lambda path: path.write_bytes(b"P6 a b 255"), "is not a readable image"),
+        (_deep("I;16"), r"has more than 8 bits a pixel \(mode I;16\); convert"),
+        (_deep("I"), r"has more than 8 bits a pixel \(mode I"),
+        (_deep("F"), r"has more than 8 bits a pixel \(mode F\); convert"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_files_made_to_do_harm_and_deep_ones_are_refused(files, spoil, message):
+    spoil(files[0][3])
+    with pytest.raises(DataError, match=rf"3\.png {message}"):
+        decoding.load_images(*files, 8)
 
 
 def test_a_full_disk_is_found_out_before_decoding(files, monkeypatch):

@@ -136,20 +136,26 @@ def words_of(folder, *extra):
 
 
 def finished(flagged, scores=None):
-    """A fit that has these findings for the images of the folder."""
+    """A fit that has these findings for the images of the folder; no flags: a dry run."""
 
     def fit(words):
         root = next(word for word in words if word.startswith("--data.root="))
         place = Path(root.partition("=")[2])
         files = tuple(sorted(f.relative_to(place).as_posix() for f in place.glob("*/*.png")))
         mask = torch.zeros(len(files), dtype=torch.bool)
-        mask[flagged] = True
+        mask[flagged or []] = True
+        judged = None if flagged is None else mask
         score = torch.arange(len(files)).float() if scores is None else scores
         found = Findings(
-            score, mask, torch.full((len(files),), -1), {}, mask.new_empty(0, 1), torch.arange(0)
+            score,
+            judged,
+            torch.full((len(files),), -1),
+            {},
+            mask.new_empty(0, 1),
+            torch.arange(0),
         )
         samples = TrainingSet(torch.zeros(len(files)), files, None, None)
-        model = SimpleNamespace(findings=lambda: found)
+        model = SimpleNamespace(findings=lambda: found, finished=True)
         return model, SimpleNamespace(training_set=lambda: samples)
 
     return fit
@@ -211,6 +217,7 @@ def test_hidden_folders_links_and_odd_names(small, tmp_path):
     (linked / "dog").rename(linked / "dog.png")
     assert "--data.input_size=32" in words_of(linked, "--out", str(tmp_path / "out"))
     (small / "cat" / "deep.png").mkdir()
+    (small / "cat" / "._0.png").write_bytes(b"what macOS leaves behind")
     assert sift.image_size(small) == 32
 
 
@@ -218,6 +225,15 @@ def test_train_holds_the_classes_where_it_is(small, tmp_path):
     (tmp_path / "set" / "test").mkdir(parents=True)  # no class, and not looked at
     small.rename(tmp_path / "set" / "train")
     assert f"--data.root={tmp_path}/set" in words_of(tmp_path / "set", "--out", str(tmp_path / "o"))
+    (tmp_path / "set" / "val").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "set" / "val" / "x.png")
+    words_of(tmp_path / "set", "--out", str(tmp_path / "o"))
+    (tmp_path / "set" / "emu").mkdir()
+    words_of(tmp_path / "set", "--out", str(tmp_path / "o"))
+    Image.new("RGB", (4, 4)).save(tmp_path / "set" / "emu" / "x.png")
+    told = refusal(tmp_path / "set", "--out", tmp_path / "o", error=DataError)
+    assert "holds train/ beside other folders with images (emu)" in told
+    (tmp_path / "set" / "emu" / "x.png").unlink()
     out = tmp_path / "set" / "runs"
     assert f"lies in {tmp_path}/set" in refusal(tmp_path / "set", "--out", out)
 
@@ -297,6 +313,7 @@ def test_a_killed_sift_goes_on(small, tmp_path, capsys):
         (["{folder}", "--data.root=x"], "FOLDER"),
         (["{folder}", "--data.init_args.root=x"], "FOLDER"),
         (["{folder}", "--model", "x"], "--out"),
+        (["{folder}", "--trainer.max_time", "00:01:00:00"], "the same command goes on"),
     ],
 )
 def test_words_are_not_misread(small, args, message):
@@ -414,7 +431,7 @@ def test_no_suspects_are_told_as_such(small, tmp_path, capsys):
 
 
 def test_the_worst_come_first_under_their_class(small, tmp_path, capsys):
-    fit = finished([], torch.tensor([1.0, torch.nan, 5.0, 3.0]))
+    fit = finished(None, torch.tensor([1.0, torch.nan, 5.0, 3.0]))
     sift.run_sift([str(small), "--dry-run", "--out", str(tmp_path / "out")], fit)
     told = capsys.readouterr().out
     names = [line.split()[1] for line in told.splitlines()[1:5]]
@@ -423,7 +440,39 @@ def test_the_worst_come_first_under_their_class(small, tmp_path, capsys):
 
 def test_a_fit_that_was_cut_short(small, tmp_path):
     def fit(words):
-        return SimpleNamespace(findings=lambda: None), SimpleNamespace(training_set=lambda: None)
+        model, data = finished([0])(words)
+        model.finished = False
+        return model, data
 
-    with pytest.raises(ConfigError, match="stopped before it had flagged"):
-        sift.run_sift([str(small), "--out", str(tmp_path / "out")], fit)
+    target = tmp_path / "kept"
+    with pytest.raises(ConfigError, match=r"stopped before its end, so .*out holds no model"):
+        sift.run_sift(
+            [str(small), "--out", str(tmp_path / "out"), "--copy-clean", str(target)], fit
+        )
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(("steps", "judged"), [(2, False), (14, True)])
+def test_a_limit_in_a_file_is_told(steps, judged, folder, tmp_path, capsys):
+    """A stop in the first training, or in the last but one: nothing is copied."""
+    (tmp_path / "limit.yaml").write_text(f"trainer:\n  max_steps: {steps}\n")
+    words = ["-c", str(tmp_path / "limit.yaml"), "--copy-clean", str(tmp_path / "kept"), *QUICK]
+    with pytest.raises(SystemExit) as stop:
+        main(["sift", str(folder), "--out", str(tmp_path / "out"), *words])
+    assert stop.value.code == 2
+    assert "The fit was stopped before its end" in capsys.readouterr().err
+    assert not (tmp_path / "kept").exists()
+    rows = list(csv.DictReader((tmp_path / "out" / "suspects.csv").open()))
+    assert {row["flagged"] for row in rows} <= ({"0", "1"} if judged else {""})
+    record = json.loads((tmp_path / "out" / "result.json").read_text())["identification"]
+    assert ("n_flagged" in record) == judged
+
+
+def test_odd_names_are_told(tmp_path, capsys):
+    for name in ("cat", "dog"):
+        place = tmp_path / "photos" / name
+        place.mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(place / "\udce9.png", "png")
+    words = [str(tmp_path / "photos"), "--dry-run", "--out", str(tmp_path / "out")]
+    sift.run_sift(words, finished(None))
+    assert r"cat/\udce9.png" in capsys.readouterr().out

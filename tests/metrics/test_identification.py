@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -189,6 +190,13 @@ def test_without_truth_only_counts_are_left():
     assert identification(findings, unknown) == few
     told = make_findings(mask(1, 1, 0), rounds=mask(1, 0, 0)[None])
     assert identification(told, unknown)["rounds"] == [{"n_flagged": 1}]
+
+
+def test_where_nothing_was_judged_scores_are_left():
+    findings = replace(make_findings(mask(1, 0, 1), rounds=mask(1, 0, 0)[None]), flagged=None)
+    record = identification(findings, make_data(mask(0, 1, 0)))
+    assert record.keys() == {"n", "n_poisoned", "n_covers", "auroc", "ap", "further", "rounds"}
+    assert identification(findings, None).keys() == {"n", "rounds"}
 
 
 def test_findings_of_other_samples_are_refused():

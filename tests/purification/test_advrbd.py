@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
 
 from bdclean.attacks import BadNets, WaNet
@@ -135,7 +136,8 @@ def test_the_clean_part_is_what_scores_highest(make, make_poisoned, make_trainer
             assert first[mine & near].min() >= first[mine & ~near & ~before].max()
             joined, left = mine & after & ~before, mine & near & ~after
             assert then[joined].min() >= then[left].max()
-    assert torch.equal(module.results["consistency"], -least)
+    assert torch.equal(module.results["least"], least)
+    assert torch.equal(module.results["consistency"], -scores[0])
 
 
 def test_labels_that_lack_their_share_catch_up(make, make_poisoned, make_trainer):
@@ -234,7 +236,7 @@ def test_enhancing_lowers_the_rest_and_raises_the_clean_part(make, make_poisoned
 def test_scores_alone(make, make_poisoned, make_trainer):
     found = run(make(until="score"), make_poisoned(), make_trainer).findings()
     assert torch.equal(found.score, found.further["consistency"])
-    assert not found.flagged.any()
+    assert found.flagged is None
 
 
 def test_the_clean_part_grows_no_further_than_told(make, make_poisoned, make_trainer):
@@ -301,14 +303,18 @@ def test_nothing_depends_on_the_truth(make, make_poisoned, make_data, make_train
     assert same(outcome(first), outcome(second))
 
 
-def test_resume_from_any_epoch(make, make_poisoned, make_trainer, every_epoch):
-    whole = run(make(), make_poisoned(), make_trainer, every_epoch)
-    for epoch in range(whole.total_epochs):
-        path = f"{every_epoch.dirpath}/epoch={epoch}.ckpt"
+def test_resume_from_any_epoch(make, make_poisoned, make_trainer, every_epoch, tmp_path):
+    steps = ModelCheckpoint(
+        tmp_path / "steps", filename="{step}", save_top_k=-1, every_n_train_steps=8
+    )
+    whole = run(make(), make_poisoned(), make_trainer, every_epoch, steps)
+    ends = [f"{every_epoch.dirpath}/epoch={epoch}.ckpt" for epoch in range(whole.total_epochs)]
+    # step 8 is the last one of a stage: its checkpoint was written before the stage changed
+    for path in [*ends, tmp_path / "steps" / "step=8.ckpt", tmp_path / "steps" / "step=24.ckpt"]:
         torch.load(path, weights_only=True)
         resumed = make()
         make_trainer(name="resumed").fit(resumed, make_poisoned(), ckpt_path=path)
-        assert same(outcome(resumed), outcome(whole)), epoch
+        assert same(outcome(resumed), outcome(whole)), path
 
 
 def test_retraining_starts_from_new_weights_of_the_seed(make, make_poisoned, make_trainer):
@@ -473,11 +479,16 @@ def test_wrong_settings(make, wrong, message):
         make(**wrong)
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"batch_size": 0}, {"lr": -0.1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"epochs": 0}, {"batch_size": 0}, {"lr": -0.1}, {"momentum": -1}, {"weight_decay": -1}],
+)
 def test_a_recipe_is_checked(wrong):
     (key, value) = next(iter(wrong.items()))
     with pytest.raises(ConfigError, match=f"{key}={value} of a recipe: it must be at least"):
         Recipe(**wrong)
+    with pytest.raises(ConfigError, match="nesterov=true of a recipe needs a momentum"):
+        Recipe(nesterov=True, momentum=0)
 
 
 def test_an_empty_part_is_told():

@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer, seed_everything
 from torch import distributed
 from bdclean.backbones import ModelInfo, build, save_model
 from bdclean.data import Digits, Splits
-from bdclean.purification import ABL, BCU, CBD, DBR, Recipe, SCAn
+from bdclean.purification import ABL, BCU, CBD, DBR, AdvrBD, Recipe, SCAn
 
 seed_everything(0)
 data = Digits(splits=Splits(defense=128, probe=100))
@@ -25,6 +25,9 @@ module = {
     "abl": lambda: ABL(**facts, width=4, isolation=one, recipe=one, unlearning=one),
     "dbr": lambda: DBR(**facts, width=4, warm=one, separate=one, recipe=one, removal=one),
     "scan": lambda: SCAn(**facts, width=4, recipe=Recipe(epochs=1), components=8, threshold=0.5),
+    "advrbd": lambda: AdvrBD(**facts, width=4, recipe=Recipe(epochs=1), rounds=2, rounds_of_all=1,
+                             pgd_steps=1, partition_rate=0.1, ascent_steps=9, enhance_steps=3,
+                             agreement=0.9, confidence=0.2, finetune=one),
 }[sys.argv[2]]()
 Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=-1, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, limit_val_batches=0,
@@ -44,6 +47,6 @@ if module.trainer.is_global_zero:
 
 @pytest.mark.slow
 @pytest.mark.ddp
-@pytest.mark.parametrize("case", ["sgd", "lbfgs", "bcu", "abl", "dbr", "scan"])
+@pytest.mark.parametrize("case", ["sgd", "lbfgs", "bcu", "abl", "dbr", "scan", "advrbd"])
 def test_both_processes_end_with_the_same_model(case, tmp_path, run_script):
     assert "equal" in run_script(SCRIPT, tmp_path, case)
