@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from bdclean.backbones import load_model
 from bdclean.cli import main
+from bdclean.data import Digits
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -54,8 +55,12 @@ def test_a_probe_and_nearest_neighbours_measure_it(backbone, tmp_path):
     for made in (probe, knn):
         assert made["metrics"]["n_clean"] == 397
         assert made["metrics"]["n_triggered"] == 361
-        assert made["metrics"]["acc"] > 0
-    assert knn["metrics"]["acc"] > 30  # 55 was seen; 40 steps of SGD at 0.01 are little
+    data, model = Digits(), load_model(tmp_path / "probe" / "model.safetensors").eval()
+    with torch.no_grad():
+        named = model(data.test_set.images / 255).argmax(1)
+    right = 100 * (named == data.test_set.labels).float().mean().item()
+    assert probe["metrics"]["acc"] == pytest.approx(right, abs=0.3)  # 397 images, other batches
+    assert knn["metrics"]["acc"] != probe["metrics"]["acc"]
     assert knn["protocol"] == knn["protocol"] | {"head": "knn", "k": 200, "labels": "clean"}
 
 
@@ -65,6 +70,20 @@ def test_nearest_neighbours_have_nothing_to_fit(backbone, tmp_path, capsys):
         main(["fit", *BASE, *stack("train/knn"), *words])
     assert stop.value.code == 2
     assert "KNN has nothing to fit: use `bdclean test`" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_probe_without_images_is_told_before_the_training(backbone, tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    for number in range(16):
+        Image.new("RGB", (32, 32), (number,) * 3).save(tmp_path / "photos" / f"{number}.png")
+    words = ["fit", *stack("trainer/cpu", "data/photos", "purify/cbd_ssl")]
+    words += ["--data.defense_root", str(tmp_path / "photos"), "--data.input_size", "32"]
+    words += ["--model.weights", str(backbone / "model.safetensors"), "--model.batch_size", "16"]
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--run", str(tmp_path / "run")])
+    assert stop.value.code == 2
+    assert "There are no train images" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -55,6 +55,8 @@ def canonical(info: ModelInfo) -> ModelInfo:
         return replace(info, arch=arch, stem=automatic if info.stem == "auto" else info.stem)
     if info.width != 64:
         raise ConfigError(f"width={info.width}: only {', '.join(OWN)} have a width; not {arch}.")
+    if arch.startswith("solo:"):
+        return replace(info, arch=arch, stem="cifar")
     if info.stem == "cifar":
         raise ConfigError(f"stem='cifar': only {', '.join(OWN)} have it; not {arch}.")
     return replace(info, arch=arch, stem="imagenet")
@@ -67,6 +69,8 @@ def make_parts(info: ModelInfo) -> Parts:
         return _torchvision(name, info)
     if library == "timm":
         return _timm(name, info)
+    if library == "solo":
+        return _solo(name, info)
     stem: ResNetStem = "cifar" if info.stem == "cifar" else "imagenet"
     if name == "mobilenet_v2":
         return _mobilenet(info.width, small=stem == "cifar")
@@ -81,6 +85,8 @@ def _resolve(arch: str) -> str:
     torchvision_names = torchvision.models.list_models(module=torchvision.models)
     if library in ("", "torchvision") and name in torchvision_names:
         return f"torchvision:{name}"
+    if library == "solo" and name in torchvision_names and name.startswith("resnet"):
+        return arch
     import timm  # seconds; most runs do not need it
 
     # is_model() knows registered names alone, so that no name leads to a download.
@@ -91,7 +97,7 @@ def _resolve(arch: str) -> str:
     hint = f" Did you mean {', '.join(close)}?" if close else ""
     raise ConfigError(
         f"arch={arch!r} is unknown.{hint} Allowed: {', '.join(OWN)}, torchvision:<name>, "
-        "timm:<name>."
+        "timm:<name>, solo:<name of a ResNet>."
     )
 
 
@@ -127,6 +133,14 @@ def _torchvision(name: str, info: ModelInfo) -> Parts:
     # The last one is the classifier; hidden layers before it (VGG) belong to the backbone.
     network.set_submodule(linear[-1], nn.Identity())
     return Parts(network, _measure(network, info), linear[-1])
+
+
+def _solo(name: str, info: ModelInfo) -> Parts:
+    """The ResNets that solo-learn trains on CIFAR: torchvision's with a stem that pads by two."""
+    parts = _torchvision(name, info)
+    parts.backbone.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=2, bias=False)
+    parts.backbone.maxpool = nn.Identity()
+    return parts
 
 
 def _timm(name: str, info: ModelInfo) -> Parts:

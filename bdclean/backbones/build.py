@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bdclean.backbones.architectures import canonical, make_parts
-from bdclean.backbones.foreign import split_foreign
+from bdclean.backbones.foreign import split_foreign, warn_of_solo_learn
 from bdclean.backbones.split import FORMAT_KEY, RGB, ModelInfo, SplitModel, Stem
 from bdclean.errors import ConfigError, WeightsError
 from bdclean.weights import match, read, write
@@ -24,8 +24,8 @@ def build(info: ModelInfo) -> SplitModel:
 
     Args:
         info: What to build. `arch` is "resnet18", "resnet34" or "mobilenet_v2" (with a stem for
-            small images where `stem` says so), "torchvision:<name>", "timm:<name>", or a bare
-            name of either library.
+            small images where `stem` says so), "torchvision:<name>", "timm:<name>", a bare name
+            of either library, or "solo:resnet18" for that of solo-learn for CIFAR (and so on).
 
     Returns:
         The model in training mode, in float32 on the CPU. Its `info` names the library and the
@@ -148,6 +148,8 @@ def _load_foreign(
         "std": IMAGENET_STD,
     }
     info = canonical(ModelInfo(**{**defaults, **given, "num_classes": None}))
+    if info.arch in ("resnet18", "resnet34") and info.stem == "cifar":
+        warn_of_solo_learn(state, weights, info.arch)
     parts = make_parts(info)
     found = split_foreign(state, parts, weights)
     asked = given.get("num_classes", found.num_classes)
@@ -193,7 +195,7 @@ def start_from(
     Args:
         num_classes: Outputs of the head; a head with others is replaced. None leaves it out.
         input_size: Side of the images.
-        mean: Per channel, of a new network.
+        mean: Per channel, of a new network or a foreign file.
         std: As `mean`.
         arch: None takes that of the file, or resnet18.
         width: None takes that of the file, or 64.
@@ -209,6 +211,8 @@ def start_from(
     if weights is None:
         arch = given.pop("arch", "resnet18")
         return build(ModelInfo(arch, num_classes, input_size, mean, std, **given))
+    if FORMAT_KEY not in read(weights)[1]:
+        given |= {"mean": mean, "std": std}
     model = load_model(weights, input_size=input_size, **given)
     if model.info.num_classes != num_classes:
         model.replace_head(num_classes)

@@ -27,7 +27,15 @@ _TRAINING_ONLY = (
     "momentum_encoder",
     "momentum_projector",
     "momentum_classifier",
+    "online_classifier",
+    "knn_classifier",
+    "criterion",
+    "queues",
 )
+# lightly's benchmarks keep a second network beside `backbone`, which is the one they evaluate.
+_SECOND = ("key_", "query_", "student_", "teacher_")
+# What solo-learn's pretraining has beside `backbone` and `classifier`.
+_SOLO = ("projector", "predictor", "prototypes", "momentum_backbone", "momentum_projector")
 
 
 # lightly's examples take torchvision's ResNet apart and number the parts; ReLU and pooling count.
@@ -83,6 +91,17 @@ def split_foreign(found: dict[str, Tensor], parts: Parts, weights: str | Path) -
     return Foreign({**state, **rest}, num_classes, normalisation)
 
 
+def warn_of_solo_learn(found: dict[str, Tensor], weights: str | Path, arch: str) -> None:
+    """Tells of a CIFAR ResNet of solo-learn: it fits ours by name and shape, and is another."""
+    tops = {name.split(".")[0] for name in found}
+    if {"backbone", "classifier"} <= tops and tops & set(_SOLO):
+        warnings.warn(
+            f"{weights} looks like a file of solo-learn, whose first convolution for CIFAR pads by "
+            f"2 pixels; {arch} pads by 1 and computes other features. If so, name it solo:{arch}.",
+            stacklevel=2,
+        )
+
+
 def _name_numbered(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
     """Gives the numbered parts of a ResNet their names, if that makes more of them fit."""
 
@@ -132,12 +151,13 @@ def _take_head(state: dict[str, Tensor], rest: dict[str, Tensor], parts: Parts) 
 def _drop_training_only(
     rest: dict[str, Tensor], projection: dict[str, Tensor], weights: str | Path
 ) -> None:
-    dropped = [name for name in rest if name.split(".")[0] in _TRAINING_ONLY]
+    tops = {name: name.split(".")[0] for name in rest}
+    dropped = [n for n, top in tops.items() if top in _TRAINING_ONLY or top.startswith(_SECOND)]
     if dropped or projection:
-        tops = sorted({name.split(".")[0] for name in dropped})
-        tops += sorted({name.rpartition(".")[0] for name in projection})
+        named = sorted({tops[name] for name in dropped})
+        named += sorted({name.rpartition(".")[0] for name in projection})
         warnings.warn(
-            f"{weights}: {len(dropped) + len(projection)} tensors under {', '.join(tops)} serve "
+            f"{weights}: {len(dropped) + len(projection)} tensors under {', '.join(named)} serve "
             "self-supervised training alone and are left out.",
             stacklevel=2,
         )

@@ -65,6 +65,7 @@ class CIFAR10(ImageDataModule):
 
     def prepare_data(self) -> None:
         """Downloads the archive when asked to; on one process."""
+        super().prepare_data()
         if self.download:
             with downloading(self._title, self.root, f"{{root}}/{self._loader.base_folder}"):
                 self._loader(self.root, train=True, download=True)

@@ -63,6 +63,7 @@ class ImageDataModule(LightningDataModule, ABC):
         std: Per channel, of pixels in [0, 1].
         allow_flip: False where a mirrored image may belong to another class. Augmentations then
             run without horizontal flips, whatever a method asks for.
+        cache: Keep decoded image files in the user's cache, memory-mapped.
     """
 
     name: str
@@ -71,6 +72,7 @@ class ImageDataModule(LightningDataModule, ABC):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     allow_flip: bool = True
+    cache: bool = True
 
     def __init__(
         self,
@@ -85,7 +87,7 @@ class ImageDataModule(LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         self.attack, self.splits, self.view = attack, splits, view
-        self.defense_root = defense_root
+        self.defense_root = None if defense_root is None else str(Path(defense_root).expanduser())
         self.defense_labels = defense_labels
         self.validate_in_fit = validate_in_fit
         self.eval_batch_size, self.shuffle_seed = eval_batch_size, shuffle_seed
@@ -102,6 +104,11 @@ class ImageDataModule(LightningDataModule, ABC):
     def has_base(self) -> bool:
         """Whether there are training images at all, and not only the defender's folder."""
         return True
+
+    def prepare_data(self) -> None:
+        """Decodes the defender's folder once; on one process of a node."""
+        if self.defense_root is not None and self.cache and Path(self.defense_root).is_dir():
+            _ = self.defense_set
 
     # ------------------------------------------------------------------ sets, read once
 
@@ -151,7 +158,7 @@ class ImageDataModule(LightningDataModule, ABC):
         """The images behind the defence role."""
         if self.defense_root is None:
             return self.base
-        return read_flat_folder(Path(self.defense_root), self.input_size)
+        return read_flat_folder(Path(self.defense_root), self.input_size, cache=self.cache)
 
     def role_images(self, role: Role, *, labels: bool) -> RoleImages:
         """The rows of a role.

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import os
+import platform
 import shutil
 import sys
 import time
@@ -103,7 +104,8 @@ def _write(store: Path, shape: tuple[int, ...], files: Sequence[Path], resizing:
             "a folder on a larger disk, or set data.init_args.cache to false to hold them in "
             "memory."
         )
-    temporary = store.with_suffix(f".{os.getpid()}")
+    # The cache may be shared by nodes, on which numbers of processes repeat.
+    temporary = store.with_suffix(f".{platform.node()}.{os.getpid()}")
     try:
         images = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
         _decode(images, files, resizing)

@@ -98,6 +98,7 @@ class ImageFolder(ImageDataModule):
 
     def prepare_data(self) -> None:
         """Decodes the training images once; on one process of a node."""
+        super().prepare_data()
         if self.root is not None and self.cache:
             _ = self.base
 

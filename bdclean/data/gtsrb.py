@@ -91,6 +91,7 @@ class GTSRB(ImageDataModule):
 
     def prepare_data(self) -> None:
         """Downloads what is missing when asked to, and decodes once; on one process of a node."""
+        super().prepare_data()
         if self.download:
             with downloading("GTSRB", self.root, _TREE):
                 if not self._train_folder.is_dir():

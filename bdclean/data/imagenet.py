@@ -103,6 +103,7 @@ class Imagenette(ImageDataModule):
 
     def prepare_data(self) -> None:
         """Downloads the archive when asked to, and decodes once; on one process of a node."""
+        super().prepare_data()
         if self.download and not self._folder.is_dir():
             with downloading("Imagenette", self.root, self._tree):
                 datasets.Imagenette(self.root, "train", self.size, download=True)
@@ -190,6 +191,7 @@ class ImageNet100(ImageDataModule):
 
     def prepare_data(self) -> None:
         """Decodes once; on one process of a node."""
+        super().prepare_data()
         if self.cache:
             _ = self.base, self.test_set
 

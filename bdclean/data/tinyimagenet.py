@@ -87,6 +87,7 @@ class TinyImageNet(ImageDataModule):
 
     def prepare_data(self) -> None:
         """Downloads the archive when asked to, and decodes once; on one process of a node."""
+        super().prepare_data()
         if self.download and not self._folder.is_dir():
             with downloading("Tiny-ImageNet", self.root, _TREE):
                 download_and_extract_archive(URL, self.root, md5=MD5)

@@ -30,6 +30,7 @@ class FeatureMap:
         labels: (N,), their classes.
         triggered: (M, 2), the triggered ones.
         adversarial: (L, 2), adversarial ones; None where there are none.
+        target: The class of the attack, which is highlighted; None where there are several.
     """
 
     title: str
@@ -37,6 +38,7 @@ class FeatureMap:
     labels: NDArray[np.int64]
     triggered: NDArray[np.float32]
     adversarial: NDArray[np.float32] | None = None
+    target: int | None = None
 
 
 def feature_map(
@@ -88,7 +90,8 @@ def _features(module: BackdoorModule, data: Digits) -> list[Tensor]:
 def plot_features(maps: Sequence[FeatureMap]) -> Figure:
     """One panel per model: clean images coloured by class, triggered ones as black crosses.
 
-    Adversarial images are grey rings. Beyond ten classes colours repeat, and are not named.
+    Those of the target class are larger and framed. Adversarial images are grey rings. Beyond ten
+    classes colours repeat, and none but the target is named.
     """
     figure = Figure(figsize=(4.6 * len(maps), 4.8), layout="constrained")
     panels = figure.subplots(1, len(maps), squeeze=False)[0]
@@ -96,8 +99,12 @@ def plot_features(maps: Sequence[FeatureMap]) -> Figure:
         classes = np.unique(each.labels)
         for k in classes:
             points = each.clean[each.labels == k]
-            name = f"clean {k}" if len(classes) <= MOST_NAMED else None
-            panel.scatter(*points.T, s=10, color=f"C{k % 10}", label=name)
+            named, color = len(classes) <= MOST_NAMED, f"C{k % 10}"
+            if k == each.target:
+                frame = {"edgecolors": "black", "linewidths": 0.6}
+                panel.scatter(*points.T, s=26, color=color, label=f"clean {k}, target", **frame)
+            else:
+                panel.scatter(*points.T, s=10, color=color, label=f"clean {k}" if named else None)
         if each.adversarial is not None:
             rings = {"facecolors": "none", "edgecolors": "gray", "linewidths": 0.7}
             panel.scatter(*each.adversarial.T, s=14, label="adversarial", **rings)

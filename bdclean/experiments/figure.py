@@ -5,6 +5,7 @@ and contrastive adversarial versions of clean ones (eq. 1), as one t-SNE for eac
 without a head and classifiers are alike here. Labels colour the points and do nothing else.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,10 @@ def run_figure(args: Sequence[str]) -> None:
     maps = []
     for run in dict.fromkeys(chosen.runs):
         config = read_config(Path(run))
-        images = choose(make_data(config), chosen)
+        data = make_data(config)
+        images, target = choose(data, chosen), getattr(data.attack, "target", None)
         for title, model in models(Path(run), config):
-            maps.append(feature_map(title, model, images, chosen))
+            maps.append(feature_map(title, model, images, chosen, target))
             print(f"{title}: {len(maps[-1].clean)} clean images", flush=True)
     save_png(plot_features(maps), out)
     print(f"Written to {out}")
@@ -128,6 +130,8 @@ def choose(data: ImageDataModule, chosen: Namespace) -> dict[str, Tensor]:
 def models(run: Path, config: dict[str, Any]) -> list[tuple[str, SplitModel]]:
     """The model that a run started from, if it had one and its file is there, and its product.
 
+    A file that is not there is told of on standard error.
+
     Raises:
         ConfigError: If the run has no product yet.
     """
@@ -148,11 +152,20 @@ def models(run: Path, config: dict[str, Any]) -> list[tuple[str, SplitModel]]:
     )
     if source.is_there:
         found.insert(0, (f"{run.name}: before", source.load()))
+    elif source.weights is not None:
+        print(
+            f"{run.name}: no panel of the model before, as {source.weights} is not there.",
+            file=sys.stderr,
+        )
     return found
 
 
 def feature_map(
-    title: str, model: SplitModel, images: dict[str, Tensor], chosen: Namespace
+    title: str,
+    model: SplitModel,
+    images: dict[str, Tensor],
+    chosen: Namespace,
+    target: int | None = None,
 ) -> FeatureMap:
     """Features of all groups, and one t-SNE of them."""
     model.eval()
@@ -167,9 +180,8 @@ def feature_map(
     points = to_plane(list(features.values()), chosen.seed, _ITERATIONS, chosen.perplexity)
     plane = dict(zip(features, points, strict=True))
     adversarial = plane.get("adversarial")
-    return FeatureMap(
-        title, plane["clean"], images["labels"].numpy(), plane["triggered"], adversarial
-    )
+    labels = images["labels"].numpy()
+    return FeatureMap(title, plane["clean"], labels, plane["triggered"], adversarial, target)
 
 
 def attack(model: SplitModel, images: Tensor, chosen: Namespace) -> Tensor:
@@ -196,4 +208,5 @@ def _features(model: SplitModel, images: Tensor) -> Tensor:
 
 
 def _chunks(images: Tensor) -> list[Tensor]:
-    return [images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK)]
+    """Sizes differ by one at most: an image by itself would have no negatives in `attack`."""
+    return list(images.tensor_split(-(-len(images) // _CHUNK)))

@@ -67,6 +67,14 @@ def logistic_regression(
             f"The probe's labels run from {int(labels.min())} to {int(labels.max())}; with "
             f"num_classes={num_classes} they must lie in 0..{num_classes - 1}."
         )
+    # A stand-alone validation runs in inference mode, whose tensors know no gradient.
+    with torch.inference_mode(False), torch.enable_grad():
+        return _solve(inputs.clone(), labels.clone(), num_classes, c, max_iterations)
+
+
+def _solve(
+    inputs: Tensor, labels: Tensor, num_classes: int, c: float, max_iterations: int
+) -> tuple[Tensor, Tensor]:
     x, y = inputs.detach().double().cpu(), labels.cpu()
     weight = torch.zeros(num_classes, x.shape[1], dtype=torch.double, requires_grad=True)
     bias = torch.zeros(num_classes, dtype=torch.double, requires_grad=True)
@@ -85,6 +93,5 @@ def logistic_regression(
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
-    with torch.enable_grad():
-        optimizer.step(objective)  # type: ignore[no-untyped-call]
+    optimizer.step(objective)  # type: ignore[no-untyped-call]
     return weight.detach().float(), bias.detach().float()

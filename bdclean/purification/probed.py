@@ -12,7 +12,7 @@ from bdclean.backbones.head import ProbeHead, cache_features
 from bdclean.backbones.source import WeightsSource
 from bdclean.errors import ConfigError
 from bdclean.functional.probe import PROBE_MILESTONES
-from bdclean.metrics.fitting import scheduled
+from bdclean.metrics.fitting import num_rows, scheduled
 from bdclean.purification.base import check_choice, check_positive
 from bdclean.purification.staged import Stage, StagedPurifier, StageOptimizer
 from bdclean.types import Batch, View
@@ -52,6 +52,16 @@ class ProbedPurifier(StagedPurifier, ABC):
         self.probe: Probe = check_choice("probe", probe, Probe)
         self.probe_epochs = check_positive("probe_epochs", probe_epochs)
         self.probe_lr, self.probe_batch_size, self.probe_c = probe_lr, probe_batch_size, probe_c
+
+    def setup(self, stage: str) -> None:
+        """Looks at the probe's images before anything is trained.
+
+        Raises:
+            ConfigError: If there are none.
+        """
+        super().setup(stage)
+        if stage == "fit" and self.probe != "none":
+            num_rows(self.trainer, self.probe_view())
 
     def probe_stages(self) -> tuple[Stage, ...]:
         """The end of the plan."""

@@ -24,12 +24,13 @@ from bdclean.backbones.build import start_from
 from bdclean.backbones.head import KNNHead, ProbeHead, cache_features
 from bdclean.backbones.split import Stem
 from bdclean.errors import ConfigError
-from bdclean.metrics.evaluation import BackdoorModule, Scores, loader_names
-from bdclean.metrics.fitting import scan, share_buffers, viewable_data
+from bdclean.metrics.evaluation import Scores, loader_names
+from bdclean.metrics.fitting import scan, share_buffers, steps_per_epoch, viewable_data
+from bdclean.training.schedule import ScheduledTraining
 from bdclean.types import AugmentationName, Batch, View
 
 
-class SimCLR(BackdoorModule):
+class SimCLR(ScheduledTraining):
     """Contrastive training of a backbone on images alone.
 
     With `data.splits.val` and `data.validate_in_fit` two monitors look at the features: a linear
@@ -86,11 +87,19 @@ class SimCLR(BackdoorModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer"])
-        for name, value in (("temperature", temperature), ("output_dim", output_dim)):
+        for name, value in (
+            ("temperature", temperature),
+            ("output_dim", output_dim),
+            ("hidden_dim", 1 if hidden_dim is None else hidden_dim),
+            ("knn_k", knn_k),
+            ("probe_c", probe_c),
+        ):
             if value <= 0:
                 raise ConfigError(f"{name}={value}: it must be above 0.")
         if warmup_epochs < 0:
             raise ConfigError(f"warmup_epochs={warmup_epochs}: it must be 0 or above.")
+        if batch_size < 2:
+            raise ConfigError(f"batch_size={batch_size}: negatives need at least 2 images.")
         model = start_from(None, input_size, mean, std, arch, width, stem, weights)
         self.model = model.to(memory_format=torch.channels_last)
         features = model.num_features
@@ -128,9 +137,8 @@ class SimCLR(BackdoorModule):
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
         optimizer = self.optimizer(groups)
-        steps = int(self.trainer.estimated_stepping_batches)
-        epochs = self.trainer.max_epochs or 1
-        warmup = min(steps, round(self.warmup_epochs * steps / epochs))
+        steps = self.total_steps()
+        warmup = min(steps, round(self.warmup_epochs * steps_per_epoch(self.trainer)))
         scheduler = CosineWarmupScheduler(optimizer, warmup, steps)
         return {
             "optimizer": optimizer,

@@ -12,12 +12,12 @@ from bdclean.backbones.build import start_from
 from bdclean.backbones.split import Stem
 from bdclean.errors import ConfigError
 from bdclean.functional.schedules import Schedule, make_schedule
-from bdclean.metrics.evaluation import BackdoorModule
 from bdclean.metrics.fitting import share_buffers
+from bdclean.training.schedule import ScheduledTraining
 from bdclean.types import AugmentationName, Batch, View, ViewableData
 
 
-class Supervised(BackdoorModule):
+class Supervised(ScheduledTraining):
     """Cross-entropy training of a classifier on the `train` role and the labels it shows.
 
     Defaults are the recipe of the public code of ANP (Wu and Wang, NeurIPS 2021), with a
@@ -65,6 +65,7 @@ class Supervised(BackdoorModule):
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer"])
         self.optimizer = optimizer
+        self.stretchable = schedule == "constant"
         self.schedule, self.milestones, self.gamma = schedule, milestones, gamma
         self.label_smoothing = label_smoothing
         self.view = View("train", augmentation, batch_size=batch_size, labels=True)
@@ -98,7 +99,7 @@ class Supervised(BackdoorModule):
         scheduler = make_schedule(
             optimizer,
             self.schedule,
-            int(self.trainer.estimated_stepping_batches),
+            self.total_steps(),
             self.milestones,
             self.gamma,
         )

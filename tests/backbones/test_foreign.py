@@ -85,6 +85,34 @@ def test_solo_learn_checkpoint(tmp_path, theirs):
         assert torch.equal(model.features(X), theirs(_normalised(X)))
 
 
+def test_solo_learn_checkpoint_for_cifar(tmp_path):
+    """solo/methods/base.py: a 3x3 convolution that pads by two, and no pooling."""
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet18()
+    theirs.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=2, bias=False)
+    theirs.maxpool, theirs.fc = nn.Identity(), nn.Identity()
+    theirs(torch.randn(8, 3, 32, 32))
+    state = {f"backbone.{k}": v for k, v in theirs.eval().state_dict().items()}
+    state |= {"classifier.weight": torch.randn(9, 512), "classifier.bias": torch.randn(9)}
+    path = _save({**state, "projector.0.weight": torch.ones(4, 512)}, tmp_path / "x.ckpt")
+    images = X[..., :32, :32]
+    with (
+        pytest.warns(UserWarning, match="looks like a file of solo-learn.*name it solo:resnet18"),
+        pytest.warns(UserWarning, match="1 tensors under projector"),
+    ):
+        other = load_model(path, arch="resnet18").eval()
+    with pytest.warns(UserWarning, match="1 tensors under projector") as told:
+        model = load_model(path, arch="solo:resnet18").eval()
+    assert not any("solo-learn" in str(warning.message) for warning in told)
+    save_model(model, tmp_path / "ours.safetensors")
+    again = load_model(tmp_path / "ours.safetensors").eval()
+    with torch.no_grad():
+        wanted = theirs(_normalised(images))
+        assert torch.equal(model.features(images), wanted)
+        assert torch.equal(again.features(images), wanted)
+        assert not torch.allclose(other.features(images), wanted, rtol=0.01)
+
+
 def _headless(theirs, state, path):
     """What a file of `state` gives must be the features of `theirs`."""
     theirs.fc = nn.Identity()
@@ -121,6 +149,22 @@ def test_lightly_checkpoint_of_a_named_backbone(tmp_path, theirs):
     state = {f"backbone.{k}": v for k, v in theirs.state_dict().items() if k[:3] != "fc."}
     state["projection_head.layers.0.weight"] = torch.ones(64, 64)
     with pytest.warns(UserWarning, match="1 tensors under projection_head"):
+        _headless(theirs, state, tmp_path / "x.ckpt")
+
+
+@pytest.mark.parametrize("second", ["key", "query", "student", "teacher"])
+def test_lightly_checkpoint_of_its_benchmarks(tmp_path, theirs, second):
+    """A classifier on the way, and for momentum methods a second network beside `backbone`."""
+    body = {k: v for k, v in theirs.state_dict().items() if k[:3] != "fc."}
+    state = {f"backbone.{k}": v for k, v in body.items()}
+    state |= {f"{second}_backbone.{k}": v + 1 for k, v in body.items()}
+    state[f"{second}_projection_head.layers.0.weight"] = torch.ones(64, 64)
+    state["online_classifier.classification_head.weight"] = torch.ones(9, 64)
+    state["criterion.center"] = torch.ones(1, 9)
+    told = (
+        f"under criterion, .*{second}_backbone, {second}_projection_head|under criterion, {second}"
+    )
+    with pytest.warns(UserWarning, match=told):
         _headless(theirs, state, tmp_path / "x.ckpt")
 
 

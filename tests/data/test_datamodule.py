@@ -256,6 +256,20 @@ def test_a_flat_folder_serves_the_defense(tmp_path, folder):
     assert data.describe()["sizes"]["defense"] == 4
 
 
+def test_a_flat_folder_is_decoded_once_beforehand_or_held_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_image(tmp_path / "photos" / "0.jpg", 50)
+    words = {"num_classes": 10, "input_size": 16, "defense_root": "~/photos"}
+    data = ImageFolder(**words, cache=False)
+    data.prepare_data()
+    assert len(data.defense_set) == 1
+    assert not (tmp_path / "cache").exists()
+    ImageFolder(**words).prepare_data()
+    assert len(list((tmp_path / "cache").rglob("*.npy"))) == 1
+    ImageFolder(**(words | {"defense_root": "~/gone"})).prepare_data()  # told where it is read
+
+
 @pytest.mark.parametrize(
     ("make", "error", "text"),
     [

@@ -1,5 +1,6 @@
 """Features in the plane, of a run of the command line."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,10 +87,22 @@ def test_adversarial_images_leave_their_features_within_the_ball(run):
     assert (cosine(clean, far) < cosine(clean, near)).float().mean() > 0.8
 
 
-def test_a_run_from_data_alone_has_no_panel_before(run, backbone, tmp_path):
+def test_a_run_from_data_alone_has_no_panel_before(run, tmp_path, capsys):
     config = figure.read_config(run)
+    config["model"]["init_args"]["weights"] = None
+    assert [title for title, _ in figure.models(run, config)] == ["cbd: after"]
+    assert capsys.readouterr().err == ""
     config["model"]["init_args"]["weights"] = str(tmp_path / "gone.safetensors")
     assert [title for title, _ in figure.models(run, config)] == ["cbd: after"]
+    assert "no panel of the model before" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", [1, 100, 101, 250])
+def test_no_image_is_attacked_alone(count):
+    chunks = figure._chunks(torch.arange(count))
+    assert torch.equal(torch.cat(chunks), torch.arange(count))
+    assert min(map(len, chunks)) > 1 or count == 1
+    assert max(map(len, chunks)) <= figure._CHUNK
 
 
 def test_groups_keep_their_order_in_the_plane():
@@ -108,6 +121,10 @@ def test_many_classes_are_not_named():
         each = FeatureMap("one", points, np.arange(40) % classes, points[:3], points[:2])
         (legend,) = plot_features([each]).legends
         assert len(legend.get_texts()) == named
+        (legend,) = plot_features([replace(each, target=3)]).legends
+        names = [text.get_text() for text in legend.get_texts()]
+        assert len(names) == named + (classes == 20)
+        assert names.count("clean 3, target") == 1
 
 
 @pytest.mark.parametrize(

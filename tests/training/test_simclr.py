@@ -44,7 +44,7 @@ def make(**arguments):
     return SimCLR(**(FACTS | {"width": 4, "batch_size": 32, "warmup_epochs": 1} | arguments))
 
 
-def fit(module, data, epochs=2, **settings):
+def fit(module, data, epochs=2, ckpt=None, **settings):
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=epochs,
@@ -55,7 +55,7 @@ def fit(module, data, epochs=2, **settings):
         num_sanity_val_steps=0,
         **settings,
     )
-    trainer.fit(module, data)
+    trainer.fit(module, data, ckpt_path=ckpt)
     return trainer
 
 
@@ -91,6 +91,22 @@ def test_the_rate_rises_along_a_line_and_falls_along_a_cosine(watched):
     assert watched.rates == pytest.approx([*warm, *cosine])
 
 
+def test_a_validation_by_itself_looks_at_the_monitors():
+    module, data = make(), TinyData(attack=BadNets(target=1, rate=0.2, patch_size=3))
+    quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+    (clean, triggered) = Trainer(**quiet).validate(module, data, verbose=False)
+    assert {"val/probe_acc", "val/knn_acc"} <= clean.keys() | triggered.keys()
+
+
+def test_a_resumed_fit_keeps_its_length(tmp_path):
+    first = fit(make(), TinyData(), epochs=2)
+    first.save_checkpoint(tmp_path / "x.ckpt")
+    with pytest.raises(ConfigError, match="schedule over 4 steps, and this one has 6"):
+        fit(make(), TinyData(), epochs=3, ckpt=tmp_path / "x.ckpt")
+    with pytest.raises(ConfigError, match="max_epochs=-1: the learning rate follows a schedule"):
+        fit(make(), TinyData(), epochs=-1)
+
+
 def test_the_loss_is_nt_xent_of_the_projected_views():
     module = make()
     module.log = lambda *_, **__: None
@@ -114,8 +130,8 @@ def test_labels_make_no_difference():
 
 def test_biases_and_batch_norms_have_no_weight_decay():
     module = make()
-    module.trainer = type("T", (), {"estimated_stepping_batches": 10, "max_epochs": 5})()
-    optimizer = module.configure_optimizers()["optimizer"]
+    trainer = fit(module, TinyData(), epochs=1)
+    (optimizer,) = trainer.optimizers
     decayed, free = optimizer.param_groups
     assert decayed["weight_decay"] == 5e-4
     assert free["weight_decay"] == 0

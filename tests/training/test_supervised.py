@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from lightning import Trainer
 
 from bdclean.backbones import ModelInfo, build, save_model
+from bdclean.data import Digits, Splits
 from bdclean.errors import ConfigError
 from bdclean.training import Supervised
 
@@ -33,6 +35,26 @@ def test_weights_say_what_network_they_are_for(narrow):
 def test_another_width_than_that_of_the_weights_is_refused(narrow):
     with pytest.raises(ConfigError, match=r"width=64.*was made with width=4\. Leave width out"):
         Supervised(**FACTS, weights=narrow[1], width=64)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "onecycle", "multistep", "constant"])
+def test_a_resumed_fit_keeps_its_length_unless_its_rate_is_constant(schedule, tmp_path):
+    quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+    quiet |= {"limit_train_batches": 2, "limit_val_batches": 0, "enable_checkpointing": False}
+
+    def fit(epochs, path=None):
+        data = Digits(splits=Splits(defense=0, probe=0))
+        module = Supervised(10, 32, data.mean, data.std, width=4, schedule=schedule)
+        trainer = Trainer(max_epochs=epochs, **quiet)
+        trainer.fit(module, data, ckpt_path=path)
+        return trainer
+
+    fit(1).save_checkpoint(tmp_path / "x.ckpt")
+    if schedule == "constant":
+        assert fit(2, tmp_path / "x.ckpt").global_step == 4
+        return
+    with pytest.raises(ConfigError, match="schedule over 2 steps, and this one has 4"):
+        fit(2, tmp_path / "x.ckpt")
 
 
 def test_weights_for_other_classes_get_a_new_head(narrow):
