@@ -57,6 +57,26 @@ def highest_of_each(scores: Tensor, labels: Tensor, taken: Tensor, fraction: flo
     return marked
 
 
+def fewest_rounds(
+    rounds: Tensor, scores: Tensor, labels: Tensor, below: float, share: float
+) -> Tensor:
+    """Marks what few of the rounds mark, and of each label as many as bring its share.
+
+    Args:
+        rounds: (R, N), bool.
+        scores: (N,), finite; the order of samples that as many rounds mark, highest first.
+        labels: (N,).
+        below: What fewer of the rounds than this share mark is marked at once.
+        share: See `highest_of_each`.
+
+    Returns:
+        (N,), bool.
+    """
+    often = rounds.double().mean(0)
+    place = scores.argsort(stable=True).argsort() / len(scores)  # below 1
+    return highest_of_each(place - rounds.sum(0), labels, often < below, share)
+
+
 def _ascending(scores: Tensor) -> Tensor:
     if scores.isnan().any():
         raise ConfigError(

@@ -11,8 +11,7 @@ prediction changes less under an adversarial patch. With D the training set, y~ 
     enhance    D_c := what most rounds forgot; from the first f, w CE(D \ D_c) - CE(D_c) (eq. 4)
     identify   flagged = {i : P(y~_i | x_i) > c}
     retrain    a new network on the samples that are not flagged
-    relabel    the new network names the flagged samples
-    finetune   on all samples, the flagged ones with their new labels
+    relabel    the new network names the flagged samples, and goes on with all (finetune)
 The formulas are reconstructed; docs/methods/advrbd.md tells what is stated.
 """
 
@@ -28,7 +27,7 @@ from bdclean.backbones.attacker import Attacker, attack_precision
 from bdclean.backbones.split import Stem
 from bdclean.functional.consistency import Inner, PatchScore, PatchShape
 from bdclean.functional.perturbation import PGD
-from bdclean.functional.ranking import highest_of_each
+from bdclean.functional.ranking import fewest_rounds, highest_of_each
 from bdclean.functional.seeds import derive_seed
 from bdclean.functional.unlearning import descent_and_ascent
 from bdclean.purification.base import check_choice, check_not_negative, check_positive, check_share
@@ -73,7 +72,8 @@ class AdvrBD(DatasetDefense):
         unlearn: Ascent on D_c in each round, after `relearn`.
         ascent_steps: Fewest steps of a round's ascent; a small D_c is repeated.
         ascent_cap: Cross-entropy in ln K above which a sample is left alone; None: no limit.
-        agreement: Held clean in the end is what fewer of the rounds than this share still name.
+        agreement: Held clean in the end is what fewer of the rounds than this share still name,
+        label_share: and of each label at least so much, what the fewest rounds name first.
         enhance: Of the last network, from the first one on; half of a batch is from D_c.
         enhance_steps: Its steps.
         rest_weight: w, of the descent on the rest in these steps.
@@ -118,6 +118,7 @@ class AdvrBD(DatasetDefense):
         ascent_steps: int = 96,
         ascent_cap: float | None = 1.0,
         agreement: float = 0.5,
+        label_share: float = 0.3,
         enhance: Recipe = ENHANCEMENT,
         enhance_steps: int = 64,
         rest_weight: float = 0.3,
@@ -150,6 +151,7 @@ class AdvrBD(DatasetDefense):
         if ascent_cap is not None:
             self.cap = check_positive("ascent_cap", ascent_cap) * math.log(num_classes)
         self.agreement = check_share("agreement", agreement)
+        self.label_share = check_share("label_share", label_share)
         self.enhance_steps = check_positive("enhance_steps", enhance_steps)
         self.rest_weight = check_not_negative("rest_weight", rest_weight)
         self.confidence = check_share("confidence", confidence)
@@ -224,7 +226,7 @@ class AdvrBD(DatasetDefense):
         draw = torch.Generator(x.device).manual_seed(place)
         return self.patch_score(x, lambda z: head(attacker.features(z)), self.exact_logits, draw)
 
-    # ------------------------------------------------------------------ algorithm 2
+    # ------------------------------------------------------------------ algorithm 2, equation 4
 
     def relearn_view(self) -> View:
         """D without D_c."""
@@ -237,12 +239,11 @@ class AdvrBD(DatasetDefense):
         times = math.ceil(self.ascent_steps * self.per_step(self.unlearn) / len(rows))
         return self.labelled(Subset(rows.repeat(times)), self.unlearn)
 
-    # ------------------------------------------------------------------ identify
-
     def begin_enhance(self) -> None:
         """D_c is now what most rounds have forgotten; the first network starts again."""
-        self._look()
-        self.results["forgotten"] = self.results["rounds"][1:].double().mean(0) < self.agreement
+        labels, a, share = self._look(), self.agreement, self.label_share
+        rounds, s = self.results["rounds"][1:], self.results["least"]
+        self.results["forgotten"] = fewest_rounds(rounds, s, labels, a, share)
         self.restore("suspect")
 
     def enhance_view(self) -> View:
@@ -281,8 +282,6 @@ class AdvrBD(DatasetDefense):
             if part.any():
                 self.log(f"round/loss_{name}", loss[part].mean())
         return labels
-
-    # ------------------------------------------------------------------ a clean network
 
     def begin_relabel(self) -> None:
         """The flagged samples get the labels that the new network has proposed."""

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from bdclean.errors import ConfigError
-from bdclean.functional.ranking import highest, highest_of_each, lowest, share_of
+from bdclean.functional.ranking import fewest_rounds, highest, highest_of_each, lowest, share_of
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,30 @@ def test_more_of_each_label_up_to_its_share():
     assert torch.equal(highest_of_each(scores, labels, second, 0.3), second)
     assert highest_of_each(scores, labels, none, 1.0).all()
     assert none.sum() == 0
+
+
+def test_what_the_fewest_rounds_mark_comes_first_and_then_the_highest():
+    #                     often: 0     1     1     3     3     3     2     3
+    rounds = torch.tensor(
+        [
+            [0, 1, 0, 1, 1, 1, 1, 1],
+            [0, 0, 1, 1, 1, 1, 1, 1],
+            [0, 0, 0, 1, 1, 1, 0, 1],
+            [0, 0, 0, 0, 0, 0, 0, 0],
+        ]
+    ).bool()
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+    scores = torch.tensor([-900.0, 5, 9, 700, 1, 7, -8, 2])
+
+    def rows(below, share):
+        marked = fewest_rounds(rounds, scores, labels, below, share)
+        return marked.nonzero().flatten().tolist()
+
+    assert rows(0.5, 0.25) == [0, 1, 2, 6]  # more than the share of the label 0: it stays
+    assert rows(0.5, 0.5) == [0, 1, 2, 5, 6]
+    assert rows(0.5, 0.75) == [0, 1, 2, 5, 6, 7]
+    assert rows(0.0, 0.5) == [0, 2, 5, 6]
+    assert rows(0.0, 0.0) == [0, 6]  # one of each label at least
 
 
 def test_refuses_scores_that_are_not_numbers():

@@ -84,7 +84,7 @@ def test_findings_follow_from_the_networks(make, make_poisoned, make_trainer, pr
     assert found.further.keys() == {"consistency"}
     assert (found.further["consistency"] <= 0).all()
     assert module.results["clean_part"].sum() == 2 * int(0.2 * 64)
-    assert torch.equal(module.results["forgotten"], found.rounds[1:3].sum(0) == 0)
+    assert module.results["forgotten"][found.rounds[1:3].sum(0) == 0].all()
     # what is flagged has the label that the enhanced network gives
     images = data.training_images(torch.arange(64)).float() / 255
     labels = data.training_set().labels
@@ -190,7 +190,7 @@ def test_what_was_not_learned_joins_last(make, make_poisoned, make_trainer):
 
 @pytest.mark.parametrize(("agreement", "least"), [(0.3, 1), (0.5, 2), (0.67, 3), (1.0, 3)])
 def test_what_most_rounds_forget_is_clean(make, make_poisoned, make_trainer, agreement, least):
-    module = make(rounds=3, agreement=agreement, until="identify")
+    module = make(rounds=3, agreement=agreement, label_share=0.4, until="identify")
     generator = torch.Generator().manual_seed(4)
     named = list(torch.rand(4, 64, generator=generator) < 0.5)
     shown, kept, seen = iter(named), {}, []
@@ -207,7 +207,13 @@ def test_what_most_rounds_forget_is_clean(make, make_poisoned, make_trainer, agr
     module.enhance, module.enhance_steps = replace(module.enhance, batch_size=8), 5
     run(module, make_poisoned(), make_trainer)
     clean = module.results["forgotten"]
-    assert torch.equal(clean, torch.stack(named[1:]).sum(0) < least)
+    often, labels = torch.stack(named[1:]).sum(0), module.labels_of_each()
+    assert clean[often < least].all()
+    for mine in (labels == label for label in labels.unique()):
+        few = (mine & (often < least)).sum()
+        assert (mine & clean).sum() == max(int(few), share_of(int(mine.sum()), 0.4))
+        more = clean & mine & (often >= least)
+        assert not more.any() or often[more].max() <= often[mine & ~clean].min()
     assert [len(index) for index in seen] == [8] * 5
     often = torch.cat(seen).bincount(minlength=64)
     for part in (clean, ~clean):
@@ -468,6 +474,7 @@ def test_something_must_be_left_to_learn(make, make_poisoned, make_trainer):
         ({"rest_weight": -0.1}, r"rest_weight=-0.1: it must be 0 or above"),
         ({"confidence": 0.0}, r"confidence=0.0: .* above 0 and at most 1"),
         ({"agreement": 1.1}, r"agreement=1.1"),
+        ({"label_share": -0.1}, r"label_share=-0.1"),
         ({"rounds_of_all": -1}, "rounds_of_all=-1: it must be 0 or above"),
         ({"patch_radius": -1}, r"patch_radius=-1: it must be 0 or above"),
         ({"scoring_batch_size": 0}, r"scoring_batch_size=0"),
