@@ -5,6 +5,11 @@ within one process. The bare loop has its views in memory already; lightly's rec
 from PIL images, in as many worker processes as there are processors. Run:
 
     python tests/benchmarks/bench_simclr.py --out docs/results/simclr_speed.json
+    python tests/benchmarks/bench_simclr.py --accelerator gpu --width 64 --batch_size 512 \
+        --images 50000 --peak 989 --out docs/results/simclr_speed_gpu.json
+
+`--peak` is that of the device in TFLOP/s (989 for an H100 in bf16, without sparsity); the record
+then has the share of it that multiplications and additions of the step take.
 """
 
 import argparse
@@ -21,6 +26,7 @@ from lightly.transforms import SimCLRTransform
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
 
 from bdclean.attacks import BadNets
 from bdclean.backbones import ModelInfo, build
@@ -50,21 +56,34 @@ class RandomImages(ImageDataModule):
         return self.read_train()
 
 
+def now():
+    """Seconds, once the device has done all it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def device(arguments):
+    """Where the bare loops run."""
+    return torch.device("cuda" if arguments.accelerator == "gpu" else "cpu")
+
+
 class EpochTime(Callback):
     """Seconds of a training epoch, as a user waits for it."""
 
     def on_train_epoch_start(self, trainer, pl_module):
-        self.start = time.perf_counter()
+        self.start = now()
 
     def on_train_epoch_end(self, trainer, pl_module):
-        self.seconds = time.perf_counter() - self.start
+        self.seconds = now() - self.start
 
 
 def fit(module, arguments, **data):
     """Seconds of one epoch in Lightning."""
     clock = EpochTime()
     Trainer(
-        accelerator="cpu",
+        accelerator=arguments.accelerator,
+        devices=1,
         precision=arguments.precision,
         max_epochs=1,
         logger=False,
@@ -89,7 +108,7 @@ def ours(arguments):
 def backbone(arguments):
     """The net of all three."""
     info = ModelInfo("resnet18", None, 32, MEAN, STD, arguments.width)
-    return build(info).to(memory_format=torch.channels_last)
+    return build(info).to(device(arguments), memory_format=torch.channels_last)
 
 
 def bare_loop(arguments):
@@ -97,19 +116,30 @@ def bare_loop(arguments):
     torch.manual_seed(0)
     model = backbone(arguments)
     head = SimCLRProjectionHead(model.num_features, model.num_features, 128)
+    head = head.to(device(arguments))
     weights = [*model.parameters(), *head.parameters()]
     optimizer = torch.optim.SGD(weights, lr=0.12, momentum=0.9, weight_decay=5e-4)
-    views = torch.rand(4, 2 * arguments.batch_size, 3, 32, 32)
+    views = torch.rand(4, 2 * arguments.batch_size, 3, 32, 32, device=device(arguments))
     views = [v.contiguous(memory_format=torch.channels_last) for v in views]
     mixed = arguments.precision == "bf16-mixed"
-    start = time.perf_counter()
+    start = now()
     for step in range(RandomImages.num_images // arguments.batch_size):
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        with torch.autocast(device(arguments).type, torch.bfloat16, enabled=mixed):
             z = head(model.features(views[step % 4]))
         nt_xent(*z.chunk(2)).backward()
         optimizer.step()
-    return time.perf_counter() - start
+    return now() - start
+
+
+def flops(arguments):
+    """Multiplications and additions of a step, for each image in its two views."""
+    model = backbone(arguments)
+    head = SimCLRProjectionHead(model.num_features, model.num_features, 128)
+    images = torch.rand(16, 3, 32, 32, device=device(arguments))
+    with FlopCounterMode(display=False) as counter:
+        head.to(device(arguments))(model.features(images)).sum().backward()
+    return counter.get_total_flops() / 8
 
 
 class Pictures(Dataset):
@@ -163,14 +193,14 @@ def lightlys(arguments):
 
 def augmentation_alone(arguments):
     """Seconds for the two views of all images, on the device."""
-    images = torch.rand(arguments.batch_size, 3, 32, 32)
+    images = torch.rand(arguments.batch_size, 3, 32, 32, device=device(arguments))
     images = images.contiguous(memory_format=torch.channels_last)
-    generator = torch.Generator().manual_seed(0)
-    start = time.perf_counter()
+    generator = torch.Generator(device(arguments)).manual_seed(0)
+    start = now()
     for _ in range(RandomImages.num_images // arguments.batch_size):
         for _ in range(2):
             augment("simclr", images, generator)
-    return time.perf_counter() - start
+    return now() - start
 
 
 def main():
@@ -181,7 +211,11 @@ def main():
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--precision", default="bf16-mixed")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--accelerator", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--images", type=int, default=RandomImages.num_images)
+    parser.add_argument("--peak", type=float, help="Of the device, in TFLOP/s.")
     arguments = parser.parse_args()
+    RandomImages.num_images = arguments.images
     ways = {
         "ours": ours,
         "bare_loop": bare_loop,
@@ -208,6 +242,8 @@ def main():
         "threads": torch.get_num_threads(),
         "processors": len(os.sched_getaffinity(0)),
         "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if arguments.accelerator == "gpu" else "cpu",
+        "gflop_per_image": round(flops(arguments) / 1e9, 4),
         "images_per_second": {
             name: [round(RandomImages.num_images / s, 1) for s in values]
             for name, values in seconds.items()
@@ -217,6 +253,11 @@ def main():
             for name, pairs in ratios.items()
         },
     }
+    if arguments.peak:
+        for name in ("ours", "bare_loop"):
+            speed = statistics.median(record["images_per_second"][name])
+            share = speed * record["gflop_per_image"] / (1000 * arguments.peak)
+            record["ratios"][f"{name}_share_of_peak"] = round(share, 4)
     print(json.dumps(record["ratios"], indent=2))
     if arguments.out:
         arguments.out.write_text(json.dumps(record, indent=2) + "\n")
