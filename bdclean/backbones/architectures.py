@@ -56,6 +56,8 @@ def canonical(info: ModelInfo) -> ModelInfo:
     if info.width != 64:
         raise ConfigError(f"width={info.width}: only {', '.join(OWN)} have a width; not {arch}.")
     if arch.startswith("solo:"):
+        if info.stem == "imagenet":
+            raise ConfigError(f"stem='imagenet': {arch} has its own; leave stem out.")
         return replace(info, arch=arch, stem="cifar")
     if info.stem == "cifar":
         raise ConfigError(f"stem='cifar': only {', '.join(OWN)} have it; not {arch}.")

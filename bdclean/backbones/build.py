@@ -180,6 +180,16 @@ def _load(model: SplitModel, state: dict[str, Tensor], weights: str | Path) -> N
     model.load_state_dict(state, strict=False)  # absent: num_batches_tracked at most
 
 
+def carries_normalisation(weights: str | Path) -> bool:
+    """Whether a file is of our own making, a checkpoint included; its mean and std count.
+
+    Raises:
+        WeightsError: If the file cannot be read safely.
+    """
+    state, metadata = read(weights)
+    return FORMAT_KEY in metadata or any(name.endswith("normalize.mean") for name in state)
+
+
 def start_from(
     num_classes: int | None,
     input_size: int,
@@ -195,7 +205,7 @@ def start_from(
     Args:
         num_classes: Outputs of the head; a head with others is replaced. None leaves it out.
         input_size: Side of the images.
-        mean: Per channel, of a new network or a foreign file.
+        mean: Per channel, of a new network or a file that holds none.
         std: As `mean`.
         arch: None takes that of the file, or resnet18.
         width: None takes that of the file, or 64.
@@ -211,7 +221,7 @@ def start_from(
     if weights is None:
         arch = given.pop("arch", "resnet18")
         return build(ModelInfo(arch, num_classes, input_size, mean, std, **given))
-    if FORMAT_KEY not in read(weights)[1]:
+    if not carries_normalisation(weights):
         given |= {"mean": mean, "std": std}
     model = load_model(weights, input_size=input_size, **given)
     if model.info.num_classes != num_classes:

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from bdclean.backbones.build import build, load_model
-from bdclean.backbones.split import FORMAT_KEY, RGB, ModelInfo, SplitModel
+from bdclean.backbones.build import build, carries_normalisation, load_model
+from bdclean.backbones.split import RGB, ModelInfo, SplitModel
 from bdclean.errors import ConfigError
-from bdclean.weights import read
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class WeightsSource:
             raise ConfigError(
                 "model.weights is not set: give the weights file of the model to start from."
             )
-        foreign = FORMAT_KEY not in read(self.weights)[1]
+        foreign = not carries_normalisation(self.weights)
         return load_model(
             self.weights,
             arch=self.arch,

@@ -48,6 +48,7 @@ _TAKEN = {
     "--data.root": "give the data as FOLDER",
     "--data.init_args.root": "give the data as FOLDER",
     "--model": "sift is AdvrBD; for another method use bdclean fit with --run instead of --out",
+    "--model.until": "give --dry-run to score only",
     "--model.class_path": "sift is AdvrBD; for another method use bdclean fit with --run",
     **{
         f"--trainer.{limit}": "its stages have lengths of their own. Stop it when you like: the "
@@ -199,10 +200,13 @@ def _words(options: argparse.Namespace, size: int, others: Sequence[str], out: P
     }
     if options.fast:
         settings |= {f"model.{key}": value for key, value in _SHORT.items()}
-    if options.dry_run:
-        settings["model.until"] = "score"
     # At the end: a file given with -c does not move the folders that were looked at.
-    words = [*_as_words(settings), *others, f"--run={out}", f"--data.root={options.folder}"]
+    last = {
+        "model.until": "score" if options.dry_run else "relabel",
+        "run": str(out),
+        "data.root": str(options.folder),
+    }
+    words = [*_as_words(settings), *others, *_as_words(last)]
     asked = any(word.partition("=")[0] == "--ckpt_path" for word in others)
     if (out / "checkpoints" / "last.ckpt").is_file() and not asked:
         words.append(_CONTINUE)

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Iterator, Sized
+from typing import Any
 
 import torch
-from lightning import Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
@@ -15,6 +16,7 @@ from bdclean.types import Batch, View, ViewableData
 
 # No limit was given: None becomes 1000 before `setup` is called, -1 means "without end".
 _UNLIMITED = (None, -1, 1000)
+_STEPS = "bdclean_steps"  # our entry in a checkpoint
 
 
 def own_epochs(trainer: Trainer, epochs: int) -> None:
@@ -59,6 +61,66 @@ def steps_per_epoch(trainer: Trainer) -> int:
     if limit is not None:
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     return max(1, math.ceil(batches / trainer.accumulate_grad_batches))
+
+
+def total_steps(trainer: Trainer) -> int:
+    """Optimizer steps of the whole fit.
+
+    Raises:
+        ConfigError: If it has no end.
+    """
+    steps = trainer.estimated_stepping_batches
+    if math.isinf(steps):
+        raise ConfigError(
+            "trainer.max_epochs=-1: the learning rate follows a schedule over the whole training, "
+            "which needs an end; set trainer.max_epochs or trainer.max_steps."
+        )
+    return int(steps)
+
+
+class FixedLength(LightningModule):
+    """A fit that keeps its length when it is resumed; stands before other bases.
+
+    Schedulers restore the length that they were made for, so a fit that became longer would go on
+    at the end of its schedule, or beyond it.
+
+    Attributes:
+        stretchable: Whether nothing depends on the length.
+    """
+
+    stretchable = False
+    _steps: float | None = None
+    _steps_before: float | None = None
+
+    def setup(self, stage: str) -> None:
+        """A fit that resumes nothing may have any length."""
+        super().setup(stage)
+        self._steps_before = None
+
+    def on_train_start(self) -> None:
+        """Compares the length with that of the run that is resumed.
+
+        Raises:
+            ConfigError: If they differ.
+        """
+        super().on_train_start()
+        before, self._steps = self._steps_before, self.trainer.estimated_stepping_batches
+        if not self.stretchable and before not in (None, self._steps):
+            raise ConfigError(
+                f"The checkpoint's run is {before} steps long, and this one {self._steps}. Resume "
+                "with what gave it that length (epochs or max_steps, devices, batch size), or "
+                "start a new run from its weights (model.weights)."
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the length."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[_STEPS] = self._steps
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Reads the length."""
+        super().on_load_checkpoint(checkpoint)
+        self._steps_before = checkpoint.get(_STEPS)
 
 
 def scheduled(

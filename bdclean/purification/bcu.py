@@ -34,6 +34,7 @@ from bdclean.functional.reinitialisation import (
 )
 from bdclean.functional.schedules import make_schedule
 from bdclean.functional.seeds import derive_seed
+from bdclean.metrics.fitting import FixedLength
 from bdclean.purification.base import Purifier, check_choice, check_positive
 from bdclean.types import AugmentationName, Batch, View
 
@@ -42,7 +43,7 @@ TemperatureSchedule = Literal["rising", "constant"]
 BCUSchedule = Literal["cosine", "constant"]
 
 
-class BCU(Purifier):
+class BCU(FixedLength, Purifier):
     """Re-initialises by depth, then distils. Defaults are those of the authors' code.
 
     Args:

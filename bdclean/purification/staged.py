@@ -158,7 +158,7 @@ class StagedPurifier(Purifier, ABC):
         super().on_load_checkpoint(checkpoint)
         record = checkpoint[_RECORD]
         self._stage, self.results = record["stage"], record["results"]
-        self._plan_before = [Stage(*stage) for stage in record["plan"]]
+        self._plan_before = [Stage(*stage) for stage in record.get("plan", ())]
         self._resumed = True
 
     # ------------------------------------------------------------------ stages
@@ -203,6 +203,11 @@ class StagedPurifier(Purifier, ABC):
 
     def _check_plan(self) -> None:
         """A run goes on if all is as it was as far as the present stage, or to the end."""
+        if not self._plan_before:
+            raise ConfigError(
+                "The checkpoint is of an earlier version of bdclean, which kept other things of a "
+                "run; start a new run."
+            )
         pairs = enumerate(zip_longest(self._plan_before, self.plan()), 1)
         for number, (before, now) in list(pairs)[: self._stage + 1]:
             if before != now:

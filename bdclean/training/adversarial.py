@@ -104,6 +104,7 @@ class AdversarialTraining(Supervised):
 
     def on_train_start(self) -> None:
         """Forgets the copy of an earlier fit, which may lie on another device."""
+        super().on_train_start()
         self._attacker = None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

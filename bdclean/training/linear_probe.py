@@ -19,13 +19,13 @@ from bdclean.backbones.source import WeightsSource
 from bdclean.errors import ConfigError
 from bdclean.functional.probe import PROBE_MILESTONES
 from bdclean.metrics.evaluation import BackdoorModule
-from bdclean.metrics.fitting import own_epochs, scan, scheduled, viewable_data
+from bdclean.metrics.fitting import FixedLength, own_epochs, scan, scheduled, viewable_data
 from bdclean.types import Batch, View
 
 _RECORD = "bdclean_probe"  # our entry in a checkpoint
 
 
-class LinearProbe(BackdoorModule):
+class LinearProbe(FixedLength, BackdoorModule):
     """Puts a new head on the backbone of a weights file, and trains the head alone.
 
     Args:
@@ -79,6 +79,7 @@ class LinearProbe(BackdoorModule):
 
     def setup(self, stage: str) -> None:
         """Reads the file here, so that a restored checkpoint wins over it."""
+        super().setup(stage)
         if stage == "fit":
             own_epochs(self.trainer, self.epochs)
             # The backbone is in evaluation mode on purpose; Lightning warns about such modules.
@@ -108,6 +109,7 @@ class LinearProbe(BackdoorModule):
 
     def on_train_start(self) -> None:
         """Measures the features of the un-augmented images; `lbfgs` solves for the head."""
+        super().on_train_start()
         if self.trainer.global_step:
             return  # restored
         batches = scan(self.trainer, self.view, self.device)
@@ -142,6 +144,7 @@ class LinearProbe(BackdoorModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the description of the network."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint[_RECORD] = self.model.info.to_metadata()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -150,6 +153,7 @@ class LinearProbe(BackdoorModule):
         Raises:
             ConfigError: If the checkpoint is not one of a linear probe.
         """
+        super().on_load_checkpoint(checkpoint)
         if _RECORD not in checkpoint:
             raise ConfigError(
                 "ckpt_path: this checkpoint was not written by a linear probe. A backbone to be "

@@ -24,13 +24,19 @@ from bdclean.backbones.build import start_from
 from bdclean.backbones.head import KNNHead, ProbeHead, cache_features
 from bdclean.backbones.split import Stem
 from bdclean.errors import ConfigError
-from bdclean.metrics.evaluation import Scores, loader_names
-from bdclean.metrics.fitting import scan, share_buffers, steps_per_epoch, viewable_data
-from bdclean.training.schedule import ScheduledTraining
+from bdclean.metrics.evaluation import BackdoorModule, Scores, loader_names
+from bdclean.metrics.fitting import (
+    FixedLength,
+    scan,
+    share_buffers,
+    steps_per_epoch,
+    total_steps,
+    viewable_data,
+)
 from bdclean.types import AugmentationName, Batch, View
 
 
-class SimCLR(ScheduledTraining):
+class SimCLR(FixedLength, BackdoorModule):
     """Contrastive training of a backbone on images alone.
 
     With `data.splits.val` and `data.validate_in_fit` two monitors look at the features: a linear
@@ -114,6 +120,7 @@ class SimCLR(ScheduledTraining):
 
     def setup(self, stage: str) -> None:
         """Asks the data module for two views of the training images, without labels."""
+        super().setup(stage)
         if stage == "fit":
             viewable_data(self.trainer).set_view(self.view)
 
@@ -137,7 +144,7 @@ class SimCLR(ScheduledTraining):
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
         optimizer = self.optimizer(groups)
-        steps = self.total_steps()
+        steps = total_steps(self.trainer)
         warmup = min(steps, round(self.warmup_epochs * steps_per_epoch(self.trainer)))
         scheduler = CosineWarmupScheduler(optimizer, warmup, steps)
         return {

@@ -12,12 +12,12 @@ from bdclean.backbones.build import start_from
 from bdclean.backbones.split import Stem
 from bdclean.errors import ConfigError
 from bdclean.functional.schedules import Schedule, make_schedule
-from bdclean.metrics.fitting import share_buffers
-from bdclean.training.schedule import ScheduledTraining
+from bdclean.metrics.evaluation import BackdoorModule
+from bdclean.metrics.fitting import FixedLength, share_buffers, total_steps
 from bdclean.types import AugmentationName, Batch, View, ViewableData
 
 
-class Supervised(ScheduledTraining):
+class Supervised(FixedLength, BackdoorModule):
     """Cross-entropy training of a classifier on the `train` role and the labels it shows.
 
     Defaults are the recipe of the public code of ANP (Wu and Wang, NeurIPS 2021), with a
@@ -76,6 +76,7 @@ class Supervised(ScheduledTraining):
 
     def setup(self, stage: str) -> None:
         """Asks the data module for training images with their labels."""
+        super().setup(stage)
         data = getattr(self.trainer, "datamodule", None)
         if stage == "fit" and isinstance(data, ViewableData):
             data.set_view(self.view)
@@ -99,7 +100,7 @@ class Supervised(ScheduledTraining):
         scheduler = make_schedule(
             optimizer,
             self.schedule,
-            self.total_steps(),
+            1 if self.stretchable else total_steps(self.trainer),
             self.milestones,
             self.gamma,
         )

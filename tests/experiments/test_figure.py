@@ -9,6 +9,7 @@ import torch
 from jsonargparse import Namespace
 from PIL import Image
 
+from bdclean.attacks import BadNets
 from bdclean.backbones import ModelInfo, build, save_model
 from bdclean.cli import main
 from bdclean.experiments import figure
@@ -113,6 +114,12 @@ def test_groups_keep_their_order_in_the_plane():
     assert one.shape == two.shape == (30, 2)
     between = np.linalg.norm(one.mean(0) - two.mean(0))
     assert between > max(one.std(), two.std())
+
+
+def test_attacks_on_every_class_have_no_single_target():
+    assert figure.single_target(BadNets(target=3)) == 3
+    assert figure.single_target(BadNets(label_rule="all_to_all")) is None
+    assert figure.single_target(None) is None
 
 
 def test_many_classes_are_not_named():

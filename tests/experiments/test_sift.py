@@ -313,6 +313,7 @@ def test_a_killed_sift_goes_on(small, tmp_path, capsys):
         (["{folder}", "--data.root=x"], "FOLDER"),
         (["{folder}", "--data.init_args.root=x"], "FOLDER"),
         (["{folder}", "--model", "x"], "--out"),
+        (["{folder}", "--model.until", "score"], "--dry-run"),
         (["{folder}", "--trainer.max_time", "00:01:00:00"], "the same command goes on"),
     ],
 )
@@ -323,11 +324,11 @@ def test_words_are_not_misread(small, args, message):
 def test_other_words_reach_the_fit_and_ours_win(small, tmp_path):
     out = str(tmp_path / "out")
     words = words_of(small, "-c", "x.yaml", "--out", out, "--model.width", "4", "--data.name=a")
-    assert words[-7:] == [
+    assert words[-8:] == [
         *("-c", "x.yaml", "--model.width", "4", "--data.name=a"),
-        *(f"--run={out}", f"--data.root={small}"),
+        *("--model.until=relabel", f"--run={out}", f"--data.root={small}"),
     ]
-    assert words_of(small, "--out", out, "--dry", "1")[-4:-2] == ["--dry", "1"]  # no short forms
+    assert words_of(small, "--out", out, "--dry", "1")[-5:-3] == ["--dry", "1"]  # no short forms
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,16 @@ def test_refuses_to_resume_what_had_other_stages(
         make_trainer(name="resumed").fit(make(**now), make_data(), ckpt_path=path)
 
 
+def test_a_checkpoint_without_a_plan_is_not_resumed(make, make_data, make_trainer, every_epoch):
+    make_trainer(every_epoch).fit(make(), make_data())
+    path = f"{every_epoch.dirpath}/epoch=1.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["bdclean_stages"]["plan"]
+    torch.save(checkpoint, path)
+    with pytest.raises(ConfigError, match="of an earlier version"):
+        make_trainer(name="resumed").fit(make(), make_data(), ckpt_path=path)
+
+
 def test_stages_that_have_not_begun_may_change(make, make_data, make_trainer, every_epoch):
     make_trainer(every_epoch).fit(make(), make_data())
     resumed = make(fit=3)

@@ -101,7 +101,7 @@ def test_a_validation_by_itself_looks_at_the_monitors():
 def test_a_resumed_fit_keeps_its_length(tmp_path):
     first = fit(make(), TinyData(), epochs=2)
     first.save_checkpoint(tmp_path / "x.ckpt")
-    with pytest.raises(ConfigError, match="schedule over 4 steps, and this one has 6"):
+    with pytest.raises(ConfigError, match="run is 4 steps long, and this one 6"):
         fit(make(), TinyData(), epochs=3, ckpt=tmp_path / "x.ckpt")
     with pytest.raises(ConfigError, match="max_epochs=-1: the learning rate follows a schedule"):
         fit(make(), TinyData(), epochs=-1)

@@ -7,7 +7,8 @@ from lightning import Trainer
 from bdclean.backbones import ModelInfo, build, save_model
 from bdclean.data import Digits, Splits
 from bdclean.errors import ConfigError
-from bdclean.training import Supervised
+from bdclean.purification import BCU
+from bdclean.training import AdversarialTraining, LinearProbe, Supervised
 
 FACTS = {"num_classes": 3, "input_size": 16, "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 
@@ -37,24 +38,61 @@ def test_another_width_than_that_of_the_weights_is_refused(narrow):
         Supervised(**FACTS, weights=narrow[1], width=64)
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "onecycle", "multistep", "constant"])
-def test_a_resumed_fit_keeps_its_length_unless_its_rate_is_constant(schedule, tmp_path):
-    quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
-    quiet |= {"limit_train_batches": 2, "limit_val_batches": 0, "enable_checkpointing": False}
+QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+QUIET |= {"limit_train_batches": 2, "limit_val_batches": 0, "enable_checkpointing": False}
 
-    def fit(epochs, path=None):
-        data = Digits(splits=Splits(defense=0, probe=0))
-        module = Supervised(10, 32, data.mean, data.std, width=4, schedule=schedule)
-        trainer = Trainer(max_epochs=epochs, **quiet)
-        trainer.fit(module, data, ckpt_path=path)
-        return trainer
 
-    fit(1).save_checkpoint(tmp_path / "x.ckpt")
-    if schedule == "constant":
-        assert fit(2, tmp_path / "x.ckpt").global_step == 4
-        return
-    with pytest.raises(ConfigError, match="schedule over 2 steps, and this one has 4"):
-        fit(2, tmp_path / "x.ckpt")
+def fit(make, epochs, path=None, given=True):
+    data = Digits(splits=Splits(defense=100, probe=100))
+    module = make(10, 32, data.mean, data.std, epochs)
+    trainer = Trainer(max_epochs=epochs if given else -1, **QUIET)
+    trainer.fit(module, data, ckpt_path=path)
+    return trainer
+
+
+def supervised(schedule, kind=Supervised, **more):
+    return lambda *facts: kind(*facts[:4], width=4, schedule=schedule, **more)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        supervised("cosine"),
+        supervised("onecycle"),
+        supervised("multistep"),
+        supervised("cosine", AdversarialTraining, pgd_steps=1),
+    ],
+)
+def test_a_resumed_fit_keeps_its_length(make, tmp_path):
+    fit(make, 1).save_checkpoint(tmp_path / "x.ckpt")
+    with pytest.raises(ConfigError, match="run is 2 steps long, and this one 4"):
+        fit(make, 2, tmp_path / "x.ckpt")
+
+
+def test_a_constant_rate_may_go_on(tmp_path):
+    fit(supervised("constant"), 1).save_checkpoint(tmp_path / "x.ckpt")
+    assert fit(supervised("constant"), 2, tmp_path / "x.ckpt").global_step == 4
+
+
+@pytest.mark.parametrize("kind", [BCU, LinearProbe])
+def test_methods_with_epochs_of_their_own_keep_them(kind, tmp_path):
+    weights = tmp_path / "digits.safetensors"
+    save_model(build(ModelInfo("resnet18", 10, 32, Digits.mean, Digits.std, width=4)), weights)
+
+    def make(*facts):
+        return kind(*facts[:4], weights=str(weights), epochs=facts[4], batch_size=16)
+
+    fit(make, 1, given=False).save_checkpoint(tmp_path / "x.ckpt")
+    with pytest.raises(ConfigError, match="run is 2 steps long, and this one 4"):
+        fit(make, 2, tmp_path / "x.ckpt", given=False)
+
+
+def test_what_was_loaded_and_is_not_resumed_may_have_any_length(tmp_path):
+    fit(supervised("cosine"), 1).save_checkpoint(tmp_path / "x.ckpt")
+    module = Supervised.load_from_checkpoint(tmp_path / "x.ckpt")
+    trainer = Trainer(max_epochs=2, **QUIET)
+    trainer.fit(module, Digits(splits=Splits(defense=100, probe=100)))
+    assert trainer.global_step == 4
 
 
 def test_weights_for_other_classes_get_a_new_head(narrow):
