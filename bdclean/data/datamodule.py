@@ -6,6 +6,7 @@ back in; that is how the threat model of a label-free method is kept.
 
 import os
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +32,7 @@ from bdclean.data.record import attack_facts, training_set
 from bdclean.data.sources import read_flat_folder
 from bdclean.data.splits import RoleRows, Splits, draw_roles
 from bdclean.data.views import ViewMaker
-from bdclean.errors import ConfigError
+from bdclean.errors import ConfigError, DataError
 from bdclean.functional.seeds import derive_seed
 from bdclean.types import Batch, Role, TrainingSet, View
 
@@ -88,8 +89,7 @@ class ImageDataModule(LightningDataModule, ABC):
         super().__init__()
         self.attack, self.splits, self.view = attack, splits, view
         self.defense_root = None if defense_root is None else str(Path(defense_root).expanduser())
-        self.defense_labels = defense_labels
-        self.validate_in_fit = validate_in_fit
+        self.defense_labels, self.validate_in_fit = defense_labels, validate_in_fit
         self.eval_batch_size, self.shuffle_seed = eval_batch_size, shuffle_seed
 
     @abstractmethod
@@ -107,8 +107,8 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def prepare_data(self) -> None:
         """Decodes the defender's folder once; on one process of a node."""
-        if self.defense_root is not None and self.cache and Path(self.defense_root).is_dir():
-            _ = self.defense_set
+        with suppress(DataError):  # told where the images are needed, which may be nowhere
+            _ = self.defense_set if self.defense_root is not None and self.cache else None
 
     # ------------------------------------------------------------------ sets, read once
 
