@@ -176,7 +176,7 @@ class Attack(ABC):
             rate_base=self.rate_base,
             num_samples=len(labels),
             attack=type(self).__name__,
-            target=self._target(),
+            target=self.single_target(),
             label_rule=self.label_rule,
             seed=self.seed,
         )
@@ -291,7 +291,7 @@ class Attack(ABC):
         """The attack's name and settings, ready for JSON; never an absolute path."""
         return {
             "attack": type(self).__name__,
-            "target": self._target(),
+            "target": self.single_target(),
             "rate": self.rate,
             "rate_base": self.rate_base,
             "label_rule": self.label_rule,
@@ -335,7 +335,8 @@ class Attack(ABC):
         drawn = torch.randperm(len(pool), generator=generator)[:wanted]
         return pool[drawn].sort().values
 
-    def _target(self) -> int | None:
+    def single_target(self) -> int | None:
+        """The class that the attack aims at; None where each class has its own."""
         return None if self.label_rule == "all_to_all" else self.target
 
     def _checked(self, labels: Tensor, num_classes: int) -> Tensor:

@@ -16,7 +16,6 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from bdclean.attacks import Attack
 from bdclean.backbones import SplitModel, load_model
 from bdclean.backbones.attacker import Attacker
 from bdclean.backbones.source import WeightsSource
@@ -48,7 +47,8 @@ def run_figure(args: Sequence[str]) -> None:
     for run in dict.fromkeys(chosen.runs):
         config = read_config(Path(run))
         data = make_data(config)
-        images, target = choose(data, chosen), single_target(data.attack)
+        images = choose(data, chosen)
+        target = None if data.attack is None else data.attack.single_target()
         for title, model in models(Path(run), config):
             maps.append(feature_map(title, model, images, chosen, target))
             print(f"{title}: {len(maps[-1].clean)} clean images", flush=True)
@@ -90,13 +90,6 @@ def read_config(run: Path) -> dict[str, Any]:
         raise ConfigError(f"{run}: there is no config.yaml; give folders that bdclean fit wrote.")
     config: dict[str, Any] = yaml.safe_load(file.read_text())
     return config
-
-
-def single_target(attack: Attack | None) -> int | None:
-    """The class that the attack aims at; None where each class has its own."""
-    if getattr(attack, "label_rule", None) == "all_to_all":
-        return None
-    return getattr(attack, "target", None)
 
 
 def make_data(config: dict[str, Any]) -> ImageDataModule:

@@ -117,9 +117,8 @@ def test_groups_keep_their_order_in_the_plane():
 
 
 def test_attacks_on_every_class_have_no_single_target():
-    assert figure.single_target(BadNets(target=3)) == 3
-    assert figure.single_target(BadNets(label_rule="all_to_all")) is None
-    assert figure.single_target(None) is None
+    assert BadNets(target=3).single_target() == 3
+    assert BadNets(label_rule="all_to_all").single_target() is None
 
 
 def test_many_classes_are_not_named():
