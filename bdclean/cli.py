@@ -161,6 +161,15 @@ def _keep_old_metrics(run: Path) -> None:
         old.rename(beside)
 
 
+# Of Lightning, about what is as it should be here.
+_KNOWN_WARNINGS = (
+    "Experiment logs directory",  # holds config.yaml before the logger looks at it
+    "LightningCLI's args parameter",  # the words are those of the process
+    "Total length of `list` across ranks is zero",  # stages without validation
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 on torch 2.12
+)
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command line.
 
@@ -168,8 +177,8 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Words after `bdclean`; None takes those of the process.
     """
     words = list(sys.argv[1:] if args is None else args)
-    # The run folder holds its config before the logger looks at it.
-    warnings.filterwarnings("ignore", message="Experiment logs directory")
+    for told in _KNOWN_WARNINGS:
+        warnings.filterwarnings("ignore", message=told)
     try:
         if words[:1] == ["demo"]:
             run_demo(words[1:])

@@ -1,6 +1,7 @@
 """The command line as a user meets it, in one process on the digits."""
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,17 @@ FROM_DATA = {"purify/advrbd_fast", "purify/abl_fast", "purify/dbr_fast", "purify
 def fit(run, method, *extra):
     main(["fit", *BASE, *stack(method), *QUICK[method], "--run", str(run), *extra])
     return json.loads((run / "result.json").read_text())
+
+
+def test_words_of_the_process_cause_no_warning(monkeypatch):
+    words = ["fit", *BASE, *stack("train/supervised_fast"), "--print_config"]
+    monkeypatch.setattr("sys.argv", ["bdclean", *words])
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert ended.value.code == 0
+    assert not [w for w in told if "sys.argv" in str(w.message)]
 
 
 @pytest.fixture(scope="module")

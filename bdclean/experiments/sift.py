@@ -31,7 +31,8 @@ Fit = Callable[[list[str]], tuple[AdvrBD, ImageFolder]]
 
 _SIZES = (32, 64, 128, 224)
 _LOOK_AT = 50  # files whose size is looked at
-_PARTS = ("train", "test", "val")  # of a folder that is no class folder itself
+# Of a folder that is no class folder itself; the last as `attack export` writes it.
+_PARTS = ("train", "test", "val", "test_triggered")
 _SHORT = {
     "recipe.epochs": "8",
     "recipe.nesterov": "true",
