@@ -1,5 +1,7 @@
 """Samples chosen by their rank: so many of all, whatever the scores are."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -34,7 +36,9 @@ def highest(scores: Tensor, fraction: float) -> Tensor:
     return _mask(order[len(scores) - share_of(len(scores), fraction) :], len(scores))
 
 
-def highest_of_each(scores: Tensor, labels: Tensor, taken: Tensor, fraction: float) -> Tensor:
+def highest_of_each(
+    scores: Tensor, labels: Tensor, taken: Tensor, fraction: float, most: float = math.inf
+) -> Tensor:
     """Marks more of each label, from the highest score on, until floor(fraction * N_k) are marked.
 
     At least one of each label is marked.
@@ -44,6 +48,7 @@ def highest_of_each(scores: Tensor, labels: Tensor, taken: Tensor, fraction: flo
         labels: (N,).
         taken: What is marked already, (N,), bool; its scores are not read.
         fraction: In [0, 1], of the N_k samples of each label.
+        most: A label with more samples counts as if it had so many.
 
     Returns:
         (N,), bool; all of `taken` is in it. Of equal scores the first counts as higher.
@@ -52,7 +57,8 @@ def highest_of_each(scores: Tensor, labels: Tensor, taken: Tensor, fraction: flo
     for label in range(int(labels.max()) + 1):
         rows = (labels == label).nonzero().flatten()
         free = rows[~taken[rows]]
-        missing = max(share_of(len(rows), fraction), 1) - (len(rows) - len(free))
+        wanted = share_of(int(min(len(rows), most)), fraction)
+        missing = max(wanted, 1) - (len(rows) - len(free))
         marked[free[scores[free].argsort(descending=True, stable=True)[: max(missing, 0)]]] = True
     return marked
 
@@ -62,19 +68,23 @@ def fewest_rounds(
 ) -> Tensor:
     """Marks what few of the rounds mark, and of each label as many as bring its share.
 
+    The share is of no more samples than half of the labels have: poisoned samples make a label
+    large, and it shall not lend more of them.
+
     Args:
         rounds: (R, N), bool.
         scores: (N,), finite; the order of samples that as many rounds mark, highest first.
         labels: (N,).
         below: What fewer of the rounds than this share mark is marked at once.
-        share: See `highest_of_each`.
+        share: Of each label, in [0, 1]; one sample at least.
 
     Returns:
         (N,), bool.
     """
     often = rounds.double().mean(0)
     place = scores.argsort(stable=True).argsort() / len(scores)  # below 1
-    return highest_of_each(place - rounds.sum(0), labels, often < below, share)
+    most = float(labels.unique(return_counts=True)[1].median())
+    return highest_of_each(place - rounds.sum(0), labels, often < below, share, most)
 
 
 def _ascending(scores: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class AdvrBD(DatasetDefense):
         ascent_steps: Fewest steps of a round's ascent; a small D_c is repeated.
         ascent_cap: Cross-entropy in ln K above which a sample is left alone; None: no limit.
         agreement: Held clean in the end is what fewer of the rounds than this share still name,
-        label_share: and of each label at least so much, what the fewest rounds name first.
+        label_share: and of each label so much at least; see `fewest_rounds`.
         enhance: Of the last network, from the first one on; half of a batch is from D_c.
         enhance_steps: Its steps.
         rest_weight: w, of the descent on the rest in these steps.

@@ -78,6 +78,13 @@ def test_what_the_fewest_rounds_mark_comes_first_and_then_the_highest():
     assert rows(0.0, 0.0) == [0, 6]  # one of each label at least
 
 
+def test_a_large_label_brings_no_more_than_the_middle_one():
+    labels = torch.tensor([0, 0, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3])
+    rounds = torch.ones(2, len(labels), dtype=torch.bool)
+    marked = fewest_rounds(rounds, -labels.new_tensor(range(16)).float(), labels, 0.5, 0.5)
+    assert marked.nonzero().flatten().tolist() == [0, 2, 3, 6, 7]  # of 2, 4 and 10; no label is 1
+
+
 def test_refuses_scores_that_are_not_numbers():
     with pytest.raises(ConfigError, match="diverged"):
         lowest(torch.tensor([0.0, float("nan")]), 0.5)
