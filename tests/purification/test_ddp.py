@@ -4,6 +4,7 @@ import pytest
 
 SCRIPT = """
 import sys
+from collections import Counter
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from torch import distributed
@@ -29,6 +30,12 @@ module = {
                              pgd_steps=1, partition_rate=0.1, ascent_steps=9, enhance_steps=3,
                              agreement=0.9, confidence=0.2, finetune=one),
 }[sys.argv[2]]()
+steps = Counter()
+for stage in ("unlearn", "enhance") if sys.argv[2] == "advrbd" else ():
+    def counted(batch, stage=stage, step=getattr(module, stage + "_step")):
+        steps[stage] += 1
+        return step(batch)
+    setattr(module, stage + "_step", counted)
 Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=-1, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, limit_val_batches=0,
         reload_dataloaders_every_n_epochs=1).fit(module, data)
@@ -41,7 +48,7 @@ results = [None, None]
 distributed.all_gather_object(results, found)
 assert results[0] == results[1]
 if module.trainer.is_global_zero:
-    print("equal")
+    print("equal", dict(steps))
 """
 
 
@@ -49,4 +56,7 @@ if module.trainer.is_global_zero:
 @pytest.mark.ddp
 @pytest.mark.parametrize("case", ["sgd", "lbfgs", "bcu", "abl", "dbr", "scan", "advrbd"])
 def test_both_processes_end_with_the_same_model(case, tmp_path, run_script):
-    assert "equal" in run_script(SCRIPT, tmp_path, case)
+    told = run_script(SCRIPT, tmp_path, case)
+    assert "equal" in told
+    if case == "advrbd":  # 2 rounds of 9 steps and a part, and 3 at the end
+        assert "{'unlearn': 20, 'enhance': 3}" in told
