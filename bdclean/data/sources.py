@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from bdclean.data.decoding import Resizing, load_images
@@ -13,6 +14,8 @@ from bdclean.data.images import ImageSet
 from bdclean.errors import DataError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
+# Pictures too, which nobody should miss in silence.
+_NOT_READ = frozenset({".heic", ".heif", ".avif", ".gif", ".jxl", ".jp2", ".tga", ".dng"})
 
 
 def class_folders(root: Path) -> list[str]:
@@ -70,6 +73,7 @@ def read_class_folder(
     """
     chosen = class_folders(root) if classes is None else classes
     files = [image_files(root / name) for name in chosen]
+    _tell_of_others(root, chosen)
     if classes is not None and [] in files:
         raise DataError(f"{root / classes[files.index([])]} holds no images; copy it again.")
     labels = torch.cat([torch.full((len(f),), k) for k, f in enumerate(files)])
@@ -86,6 +90,7 @@ def read_flat_folder(root: Path, input_size: int, *, cache: bool = True) -> Imag
     """
     if not root.is_dir():
         raise DataError(f"No folder {root}. Give a folder of images.")
+    _tell_of_others(root, ["."])
     return read_files(root, image_files(root), None, input_size, cache=cache)
 
 
@@ -115,11 +120,20 @@ def image_files(folder: Path) -> list[Path]:
     return sorted(_images(folder))
 
 
-def _images(folder: Path) -> Iterator[Path]:
+def _images(folder: Path, suffixes: frozenset[str] = SUFFIXES) -> Iterator[Path]:
     for path in folder.rglob("*"):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
+        if path.suffix.lower() in suffixes and not hidden and path.is_file():
             yield path
+
+
+def _tell_of_others(root: Path, folders: Iterable[str]) -> None:
+    others = [path for name in folders for path in _images(root / name, _NOT_READ)]
+    if others:
+        rank_zero_warn(
+            f"{len(others):,} pictures below {root} are left out, {others[0].name} for one: their "
+            f"format is not read. Convert them ({', '.join(sorted(SUFFIXES))}) to have them used."
+        )
 
 
 # ---------------------------------------------------------------- data sets with a known layout

@@ -302,6 +302,17 @@ def test_hidden_folders_are_no_classes(folder):
     assert not [name for name in (*data.base.files, *data.test_set.files) if name[0] == "."]
 
 
+def test_pictures_that_are_not_read_are_told_of(folder):
+    for place in ("train/cat/1.HEIC", "train/dog/2.gif", "train/.trash/3.gif", "train/cat/note.md"):
+        (folder / place).parent.mkdir(exist_ok=True)
+        (folder / place).write_bytes(b"")
+    words = {"num_classes": 2, "input_size": 16, "cache": False}
+    with pytest.warns(UserWarning, match=r"2 pictures .*train are left out, 1\.HEIC for one"):
+        _ = ImageFolder(root=str(folder), **words).base
+    with pytest.warns(UserWarning, match=r"2 pictures"):
+        _ = ImageFolder(defense_root=str(folder), **words).defense_set
+
+
 def test_an_empty_class_folder_keeps_its_number(folder):
     """A poisoned set that was exported may have lost all images of a class."""
     for part in ("train", "test"):
