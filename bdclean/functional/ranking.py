@@ -83,7 +83,8 @@ def fewest_rounds(
     """
     often = rounds.double().mean(0)
     place = scores.argsort(stable=True).argsort() / len(scores)  # below 1
-    most = float(labels.unique(return_counts=True)[1].median())
+    sizes = labels.bincount()
+    most = float(sizes[sizes > 0].median())
     return highest_of_each(place - rounds.sum(0), labels, often < below, share, most)
 
 
