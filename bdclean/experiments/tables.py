@@ -5,9 +5,9 @@
 A table is a folder `docs/results/TABLE/ROW/ATTACK-sSEED.json` of copies of `result.json`, with
 `docs/results/TABLE/about.md` as its introduction. An optional `beside.json` puts facts that no run
 gives beside the attacks: {"columns": ["published"], "attacks": {"badnets": ["93.3 / 100 / 0"]}}.
-Written are `docs/results/README.md` and the
-part of the readme between its result markers (the first table). `--check` writes nothing and
-fails if they are not up to date.
+Records of `tests/benchmarks` lie in `docs/results` itself. Written are `docs/results/README.md`
+and the part of the readme between its result markers (the first table). `--check` writes nothing
+and fails if they are not up to date.
 """
 
 import argparse
@@ -138,7 +138,26 @@ def document(folder: Path) -> str:
     for table in _tables(folder):
         about = (table / "about.md").read_text().strip()
         parts.append(f"{about}\n\n{_table(table)}")
+    parts.append(speeds(folder))
     return "\n".join(parts)
+
+
+def speeds(folder: Path) -> str:
+    """A section on the records of tests/benchmarks, DIR/*.json with `share_of_bare_median`."""
+    lines = [
+        "## Speed\n",
+        "Of our training and scoring, as a share of a bare loop over the same network, measured in "
+        "turns in one process (`tests/benchmarks`); medians.\n",
+        "| what | width | batch | precision | threads | share |",
+        "|---|---|---|---|---|---|",
+    ]
+    for path in sorted(folder.glob("*.json")):
+        record = json.loads(path.read_text())
+        if "share_of_bare_median" in record:
+            cells = [str(record[k]) for k in ("what", "width", "batch_size", "precision")]
+            cells += [str(record["threads"]), f"{record['share_of_bare_median']:.2f}"]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def _table(folder: Path) -> str:

@@ -46,6 +46,16 @@ def test_rows_and_spread(folder):
     assert "TPR" not in text
 
 
+def test_benchmarks_have_a_section(folder):
+    (folder / "demo.json").write_text("{}")  # no benchmark
+    fast = {"what": "training", "width": 16, "batch_size": 64, "precision": "32-true"}
+    fast |= {"threads": 2, "share_of_bare_median": 0.984}
+    (folder / "speed.json").write_text(json.dumps(fast))
+    assert tables.document(folder).endswith(
+        "|---|---|---|---|---|---|\n| training | 16 | 64 | 32-true | 2 | 0.98 |\n"
+    )
+
+
 def test_what_was_found_has_columns_of_its_own(folder):
     found = record(70.0) | {"identification": {"tpr": 99.5, "fpr": 12.0, "auroc": 98.25}}
     clean = record(71.0) | {"identification": {"tpr": None, "fpr": 3.0, "auroc": None}}
