@@ -6,6 +6,8 @@
 
 The record is RUN/result.json with `identification` compared with EXPORTED/rows.csv, and with ACC,
 ASR and PA of the model on EXPORTED/test and EXPORTED/test_triggered. Sifting reads none of them.
+`--weights suspect.safetensors` measures another network of the run, here the first one; that
+record has no findings and no seconds.
 """
 
 import argparse
@@ -109,11 +111,17 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("exported", type=Path)
     parser.add_argument("run", type=Path)
+    parser.add_argument("--weights", default="model.safetensors")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args(args)
     record = json.loads((arguments.run / "result.json").read_text())
-    record["identification"] = compare(arguments.exported, arguments.run)
-    record["metrics"] = measure(arguments.exported, arguments.run / "model.safetensors")
+    found = compare(arguments.exported, arguments.run)
+    record["metrics"] = measure(arguments.exported, arguments.run / arguments.weights)
+    if arguments.weights == "model.safetensors":
+        record["identification"] = found
+    else:
+        del record["identification"]
+        record["cost"]["train_seconds"] = 0.0
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(record, indent=2) + "\n")
 

@@ -13,6 +13,8 @@ from bdclean.errors import DataError
 from bdclean.experiments.export import export
 from bdclean.experiments.sift_check import main
 
+RESULT = {"seed": 3, "identification": {"n": 0}, "cost": {"train_seconds": 9.0, "steps": 4}}
+
 
 def write_suspects(path, files, flagged):
     """The first is the most suspicious."""
@@ -34,7 +36,7 @@ def test_the_record_of_a_sift(tmp_path):
     n, k = len(clean), len(poisoned)
     files = [*poisoned[: k // 2], *clean[:3], *poisoned[k // 2 :], *clean[3:]]
     run.mkdir()
-    (run / "result.json").write_text(json.dumps({"seed": 3, "identification": {"n": 0}}))
+    (run / "result.json").write_text(json.dumps(RESULT))
     write_suspects(run / "suspects.csv", files, [1] * (k // 2 + 3) + [0] * (k - k // 2 + n - 3))
 
     model = build(ModelInfo("resnet18", 10, 32, (0.5,) * 3, (0.25,) * 3, width=4))
@@ -55,6 +57,14 @@ def test_the_record_of_a_sift(tmp_path):
     assert told["acc"] == pytest.approx(100 * (truth == 6).double().mean().item(), abs=1e-4)
     assert (told["asr"], told["pa"]) == (100, 0)
     assert (told["n_clean"], told["n_triggered"]) == (len(truth), int((truth != 6).sum()))
+
+    model.head.bias.data = torch.eye(10)[5]
+    save_model(model, run / "suspect.safetensors")
+    main([*words, "--weights", "suspect.safetensors"])
+    first = json.loads(out.read_text())
+    assert first["metrics"]["asr"] == 0
+    assert "identification" not in first
+    assert (first["cost"], record["cost"]["train_seconds"]) == ({"train_seconds": 0, "steps": 4}, 9)
 
     write_suspects(run / "suspects.csv", files[1:], [0] * (n + k - 1))
     with pytest.raises(DataError, match="names other files"):
