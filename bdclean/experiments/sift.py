@@ -129,7 +129,7 @@ def run_sift(args: Sequence[str], fit: Fit) -> None:
                 "with --out."
             )
         flagged = found.flagged
-        print(_worst(found, samples, out) if flagged is None else _summary(flagged, out))
+        print(_worst(found, samples, out) if flagged is None else _summary(found, samples, out))
         if target is not None and copy is not None and flagged is not None:
             kept = (~flagged).nonzero().flatten().tolist()
             _copy(source, copy, target, [samples.files[row] for row in kept])
@@ -340,7 +340,9 @@ def _copy(source: Path, copy: Path, target: Path, files: Sequence[str]) -> None:
 # ---------------------------------------------------------------------- what is printed
 
 
-def _summary(flagged: Tensor, out: Path) -> str:
+def _summary(found: Findings, samples: TrainingSet, out: Path) -> str:
+    flagged = found.flagged
+    assert flagged is not None  # noqa: S101
     count, total = int(flagged.sum()), len(flagged)
     if not count:
         return (
@@ -350,14 +352,38 @@ def _summary(flagged: Tensor, out: Path) -> str:
     return (
         f"{count} of {total} images are flagged ({100 * count / total:.1f} %): "
         f"{out}/suspects.csv, {out}/suspects.png. Not all of them need be poisoned.\n"
+        f"{_by_class(found, flagged, samples)}"
         f"The model that was trained without them: {out}/before_relabelling.safetensors; then "
         f"also with them, under the labels it gave them: {out}/model.safetensors"
     )
 
 
+def _by_class(found: Findings, flagged: Tensor, samples: TrainingSet) -> str:
+    """The classes with the most flagged images that the clean model names otherwise."""
+    labels = samples.labels.long()
+    kinds = len(samples.classes)
+    size, suspects, otherwise = (
+        labels[mask].bincount(minlength=kinds).tolist()
+        for mask in (torch.ones_like(flagged), flagged, flagged & (found.proposed != labels))
+    )
+    order = sorted(range(kinds), key=lambda k: (-otherwise[k], -suspects[k]))
+    lines = [
+        f"  {_printable(samples.classes[k])}: {suspects[k]} of {size[k]}, of which the clean model "
+        f"names {otherwise[k]} otherwise\n"
+        for k in order[:5]
+        if suspects[k]
+    ]
+    return "".join(lines)
+
+
+def _printable(name: str) -> str:
+    """File names need not be UTF-8."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def _worst(found: Findings, samples: TrainingSet, out: Path) -> str:
     order = ranking(found.score)[:10].tolist()
-    names = [samples.files[row].encode("utf-8", "backslashreplace").decode() for row in order]
+    names = [_printable(samples.files[row]) for row in order]
     lines = [f"  {found.score[row]:10.4g}  {n}" for row, n in zip(order, names, strict=True)]
     return "\n".join(
         [

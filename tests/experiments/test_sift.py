@@ -149,12 +149,14 @@ def finished(flagged, scores=None):
         found = Findings(
             score,
             judged,
-            torch.full((len(files),), -1),
+            torch.arange(len(files)) // 3,
             {},
             mask.new_empty(0, 1),
             torch.arange(0),
         )
-        samples = TrainingSet(torch.zeros(len(files)), files, None, None)
+        classes = tuple(sorted({file.split("/")[0] for file in files}))
+        labels = torch.tensor([classes.index(file.split("/")[0]) for file in files])
+        samples = TrainingSet(labels, files, None, None, classes)
         model = SimpleNamespace(findings=lambda: found, finished=True)
         return model, SimpleNamespace(training_set=lambda: samples)
 
@@ -430,6 +432,17 @@ def test_no_suspects_are_told_as_such(small, tmp_path, capsys):
     assert "None of 4 images is flagged" in told
     assert "trained on all of them" in told
     assert "without them" not in told
+
+
+def test_the_classes_that_are_named_otherwise_come_first(small, tmp_path, capsys):
+    sift.run_sift([str(small), "--out", str(tmp_path / "out")], finished([1, 2, 3]))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:3] == [
+        "  dog: 2 of 2, of which the clean model names 1 otherwise",
+        "  cat: 1 of 2, of which the clean model names 0 otherwise",
+    ]
+    sift.run_sift([str(small), "--out", str(tmp_path / "new")], finished([1]))
+    assert "dog" not in capsys.readouterr().out
 
 
 def test_the_worst_come_first_under_their_class(small, tmp_path, capsys):
