@@ -72,8 +72,7 @@ def read_class_folder(
         DataError: If the folder, or one of `classes`, has no images, or one cannot be decoded.
     """
     chosen = class_folders(root) if classes is None else classes
-    files = [image_files(root / name) for name in chosen]
-    _tell_of_others(root, chosen)
+    files = _listed(root, chosen)
     if classes is not None and [] in files:
         raise DataError(f"{root / classes[files.index([])]} holds no images; copy it again.")
     labels = torch.cat([torch.full((len(f),), k) for k, f in enumerate(files)])
@@ -90,8 +89,7 @@ def read_flat_folder(root: Path, input_size: int, *, cache: bool = True) -> Imag
     """
     if not root.is_dir():
         raise DataError(f"No folder {root}. Give a folder of images.")
-    _tell_of_others(root, ["."])
-    return read_files(root, image_files(root), None, input_size, cache=cache)
+    return read_files(root, _listed(root, ["."])[0], None, input_size, cache=cache)
 
 
 def read_files(
@@ -127,13 +125,16 @@ def _images(folder: Path, suffixes: frozenset[str] = SUFFIXES) -> Iterator[Path]
             yield path
 
 
-def _tell_of_others(root: Path, folders: Iterable[str]) -> None:
-    others = [path for name in folders for path in _images(root / name, _NOT_READ)]
+def _listed(root: Path, folders: Iterable[str]) -> list[list[Path]]:
+    """The `image_files` of each folder; a warning counts the pictures that are not read."""
+    found = [sorted(_images(root / name, SUFFIXES | _NOT_READ)) for name in folders]
+    others = [path for files in found for path in files if path.suffix.lower() in _NOT_READ]
     if others:
         rank_zero_warn(
             f"{len(others):,} pictures below {root} are left out, {others[0].name} for one: their "
             f"format is not read. Convert them ({', '.join(sorted(SUFFIXES))}) to have them used."
         )
+    return [[path for path in files if path.suffix.lower() in SUFFIXES] for files in found]
 
 
 # ---------------------------------------------------------------- data sets with a known layout
