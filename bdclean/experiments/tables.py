@@ -5,12 +5,15 @@
 A table is a folder `docs/results/TABLE/ROW/ATTACK-sSEED.json` of copies of `result.json`, with
 `docs/results/TABLE/about.md` as its introduction. An optional `beside.json` puts facts that no run
 gives beside the attacks: {"columns": ["published"], "attacks": {"badnets": ["93.3 / 100 / 0"]}}.
+Optional files `docs/results/TABLE/ATTACK.csv`, copies of `metrics.csv`, show how the values on
+held-out images went from epoch to epoch.
 Records of `tests/benchmarks` lie in `docs/results` itself. Written are `docs/results/README.md`
 and the part of the readme between its result markers (the first table). `--check` writes nothing
 and fails if they are not up to date.
 """
 
 import argparse
+import csv
 import json
 import re
 import statistics
@@ -138,8 +141,33 @@ def document(folder: Path) -> str:
     for table in _tables(folder):
         about = (table / "about.md").read_text().strip()
         parts.append(f"{about}\n\n{_table(table)}")
+        course = courses(table)
+        if course:
+            parts.append(f"Held-out images during the training:\n\n{course}")
     parts.append(speeds(folder))
     return "\n".join(parts)
+
+
+def courses(folder: Path) -> str:
+    """Validation values by attack and epoch, from FOLDER/ATTACK.csv; empty without such a file."""
+    runs = {}
+    for path in sorted(folder.glob("*.csv")):
+        with path.open(encoding="utf-8", newline="") as lines:
+            runs[path.stem] = list(csv.DictReader(lines))
+    keys = dict.fromkeys(
+        k for run in runs.values() for line in run[:1] for k in line if k.startswith("val/")
+    )
+    if not keys:
+        return ""
+    names = [k.removeprefix("val/").replace("_", " ") for k in keys]
+    text = [f"| attack | epoch | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
+    for attack, run in runs.items():
+        for line in run:
+            if any(line.get(k) for k in keys):
+                values = [f"{float(line[k]):.1f}" if line.get(k) else "" for k in keys]
+                epoch = str(int(line["epoch"]) + 1)
+                text.append(f"| {' | '.join([attack, epoch, *values])} |")
+    return "\n".join(text) + "\n"
 
 
 def speeds(folder: Path) -> str:

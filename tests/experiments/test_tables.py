@@ -71,6 +71,22 @@ def test_what_was_found_has_columns_of_its_own(folder):
     assert "| badnets | victim | train | 1 | 90.0 | 10.0 | 70.0 |  |  |  | 60 |" in text
 
 
+def test_courses_of_training_stand_below_their_table(folder):
+    (folder / "table" / "badnets.csv").write_text(
+        "epoch,step,train/loss,val/probe_acc,val/probe_asr\n"
+        "0,9,5.0,,\n0,10,,40.25,\n4,50,,52.0,11.04\n"
+    )
+    (folder / "table" / "blend.csv").write_text("epoch,step,val/knn_acc\n4,50,33.3\n")
+    assert tables.courses(folder / "table") == (
+        "| attack | epoch | probe acc | probe asr | knn acc |\n"
+        "|---|---|---|---|---|\n"
+        "| badnets | 1 | 40.2 |  |  |\n"
+        "| badnets | 5 | 52.0 | 11.0 |  |\n"
+        "| blend | 5 |  |  | 33.3 |\n"
+    )
+    assert "| badnets | 5 | 52.0 |" in tables.document(folder)
+
+
 def test_pages_are_written_and_checked(folder):
     readme = folder / "README-of-project.md"
     readme.write_text("before\n<!-- results -->\nold\n<!-- end results -->\nafter\n")
