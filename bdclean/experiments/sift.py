@@ -7,7 +7,7 @@ import argparse
 import shutil
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -117,7 +117,7 @@ def run_sift(args: Sequence[str], fit: Fit) -> None:
     words = _words(options, size, others, out)
     if first and words[-1] == _CONTINUE:
         print(f"{out} holds a sift that was begun: going on with it.")
-    with _beside(target if first else None) as copy:
+    with nullcontext() if target is None or not first else _beside(target) as copy:
         model, data = fit(words)
         if not first:
             return
@@ -130,6 +130,8 @@ def run_sift(args: Sequence[str], fit: Fit) -> None:
             )
         flagged = found.flagged
         print(_worst(found, samples, out) if flagged is None else _summary(found, samples, out))
+        if held_out := len(data.base_labels) - len(samples.labels):
+            print(f"{held_out} images held out by data.splits are neither judged nor copied.")
         if target is not None and copy is not None and flagged is not None:
             kept = (~flagged).nonzero().flatten().tolist()
             _copy(source, copy, target, [samples.files[row] for row in kept])
@@ -304,12 +306,10 @@ def _lies_in(path: Path, place: Path) -> bool:
 
 
 @contextmanager
-def _beside(target: Path | None) -> Iterator[Path | None]:
+def _beside(target: Path) -> Iterator[Path]:
     """An empty folder next to `target`, to be renamed; made before hours of training."""
-    if target is None:
-        yield None
-        return
     whole = target.resolve()
+    new = [folder for folder in whole.parents if not folder.exists()]  # the innermost first
     try:
         whole.parent.mkdir(parents=True, exist_ok=True)
         beside = TemporaryDirectory(dir=whole.parent, prefix=f".{whole.name}.")
@@ -317,10 +317,15 @@ def _beside(target: Path | None) -> Iterator[Path | None]:
         raise ConfigError(
             f"--copy-clean {target}: the folder cannot be written ({error}); give another one."
         ) from error
-    with beside as name:
-        copy = Path(name) / whole.name
-        copy.mkdir()
-        yield copy
+    try:
+        with beside as name:
+            copy = Path(name) / whole.name
+            copy.mkdir()
+            yield copy
+    finally:
+        with suppress(OSError):  # it holds something, the copy at best
+            for folder in new:
+                folder.rmdir()
 
 
 def _copy(source: Path, copy: Path, target: Path, files: Sequence[str]) -> None:

@@ -74,9 +74,10 @@ def measure(exported: Path, weights: Path) -> dict[str, float | int]:
     target = json.loads((exported / "plan.json").read_text())["target"]
     clean, truth = _predict(model, exported / "test", classes)
     triggered, own = _predict(model, exported / "test_triggered", classes)
+    wanted = (own + 1) % len(classes) if target is None else target  # None: all_to_all
     return {
         "acc": _percent(clean == truth),
-        "asr": _percent(triggered == target),
+        "asr": _percent(triggered == wanted),
         "pa": _percent(triggered == own),
         "n_clean": len(clean),
         "n_triggered": len(triggered),

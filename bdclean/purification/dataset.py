@@ -26,6 +26,7 @@ from bdclean.functional.seeds import derive_seed
 from bdclean.functional.unlearning import capped_cross_entropy
 from bdclean.metrics.fitting import num_rows, scheduled, together
 from bdclean.purification.recipe import Recipe
+from bdclean.purification.samples import look_of, require_same_samples
 from bdclean.purification.staged import Stage, StagedPurifier, StageOptimizer
 from bdclean.types import Batch, Findings, Subset, View
 
@@ -113,6 +114,18 @@ class DatasetDefense(StagedPurifier, ABC):
                     "it, or give more samples."
                 )
 
+    def on_fit_start(self) -> None:
+        """Looks at all samples: results are kept by row, and hold for the same samples only.
+
+        Raises:
+            ConfigError: If those of the run that is resumed were others.
+        """
+        looks = self.of_each(look_of, labels=True)
+        if self._resumed:
+            require_same_samples(looks, self.results.get("looks"))
+        self.results["looks"] = looks
+        super().on_fit_start()
+
     # ------------------------------------------------------------------ data
 
     def labelled(self, subset: Subset | None = None, recipe: Recipe | None = None) -> View:
@@ -191,7 +204,7 @@ class DatasetDefense(StagedPurifier, ABC):
 
     def labels_of_each(self) -> Tensor:
         """(N,), as the data shows them."""
-        return self.of_each(lambda batch: batch["label"], labels=True)
+        return self.results["looks"][:, 0].long()
 
     def loss_of_each(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy (N,), in float64: in float32 that of well-known samples is 0, a tie."""
@@ -296,6 +309,11 @@ class DatasetDefense(StagedPurifier, ABC):
         """Keeps the present weights, to be written as `<name>.safetensors` beside the model's."""
         state = self.model.state_dict().items()
         self.results |= {f"{name}/{key}": value.detach().cpu().clone() for key, value in state}
+        self.results[f"purified_{name}"] = torch.tensor(self._is_clean)
+
+    @property
+    def _is_clean(self) -> bool:
+        return "proposed" in self.results
 
     def restore(self, name: str) -> None:
         """Takes the weights that `keep` kept under this name."""
@@ -306,12 +324,13 @@ class DatasetDefense(StagedPurifier, ABC):
     def save_artifacts(self, folder: Path) -> None:
         """Writes the networks that were kept on the way."""
         super().save_artifacts(folder)
-        made_by = {"made_by": json.dumps(self.protocol())}
         for name in {key.split("/")[0] for key in self.results if "/" in key}:
             model = build(self.model.info)
             state = {key: self.results[f"{name}/{key}"] for key in model.state_dict()}
             model.load_state_dict(state)
-            save_model(model, folder / f"{name}.safetensors", made_by)
+            purified = bool(self.results[f"purified_{name}"])
+            facts = self.protocol() | {"purified": purified, "network": name}
+            save_model(model, folder / f"{name}.safetensors", {"made_by": json.dumps(facts)})
 
     def close_round(self, flagged: Tensor) -> None:
         """Keeps what is flagged (N,) before the present stage, for reports."""
@@ -336,8 +355,8 @@ class DatasetDefense(StagedPurifier, ABC):
         )
 
     def protocol(self) -> dict[str, Any]:
-        """Labels are those of the untrusted data set."""
-        facts = super().protocol() | {"labels": "untrusted"}
+        """Labels are those of the untrusted data set; pure is what came as far as `propose`."""
+        facts = super().protocol() | {"labels": "untrusted", "purified": self._is_clean}
         if "flagged" in self.results:
             facts["num_flagged"] = int(self.results["flagged"].sum())
         if len(self.results.get("lost_classes", ())):

@@ -91,6 +91,11 @@ class SCAn(DatasetDefense):
     ) -> None:
         super().__init__(num_classes, input_size, mean, std, arch, width, stem, recipe)
         self.save_hyperparameters(ignore=["recipe"])
+        if num_classes < 3:
+            raise ConfigError(
+                "SCAn compares a class with the median of all, and two classes are equally far "
+                "from theirs, so it would never flag one; take another method, such as AdvrBD."
+            )
         self.num_classes = num_classes
         self.threshold = check_positive("threshold", threshold)
         self.components = components
@@ -183,7 +188,7 @@ class SCAn(DatasetDefense):
         }
         self.results |= {name: self._of_first(value) for name, value in results.items()}
         self.results["flagged"] = self.results["flagged"].bool()
-        self.log("analyse/flagged", self.results["flagged"].float().mean(), sync_dist=True)
+        self.log("analyse/flagged", self.results["flagged"].float().mean())
 
     def _features(self, batch: Batch) -> Tensor:
         """Penultimate features (B, d), float32; the model in evaluation mode."""

@@ -21,6 +21,10 @@ from bdclean.metrics.fitting import share_buffers
 from bdclean.purification.base import Purifier
 from bdclean.types import Batch, View
 
+EARLIER_VERSION = (
+    "The checkpoint is of an earlier version of bdclean, which kept other things of a run; start a "
+    "new run."
+)
 _RECORD = "bdclean_stages"  # our entry in a checkpoint
 StageOptimizer = Optimizer | OptimizerLRSchedulerConfig
 
@@ -204,10 +208,7 @@ class StagedPurifier(Purifier, ABC):
     def _check_plan(self) -> None:
         """A run goes on if all is as it was as far as the present stage, or to the end."""
         if not self._plan_before:
-            raise ConfigError(
-                "The checkpoint is of an earlier version of bdclean, which kept other things of a "
-                "run; start a new run."
-            )
+            raise ConfigError(EARLIER_VERSION)
         pairs = enumerate(zip_longest(self._plan_before, self.plan()), 1)
         for number, (before, now) in list(pairs)[: self._stage + 1]:
             if before != now:

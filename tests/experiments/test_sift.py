@@ -74,6 +74,21 @@ def test_a_folder_in_suspects_and_a_model_out(folder, tmp_path, capsys):
     assert state(again) == state(kept)
     assert (out / "model.safetensors").read_bytes() == model
     assert json.loads((out / "result.json").read_text())["cost"]["steps"] == steps
+    # a picture was replaced since: the flags would stand for another one
+    pictures = [folder / row["file"] for row in rows[:2]]
+    before = [(picture, picture.read_bytes()) for picture in pictures]
+    Image.new("RGB", (20, 20)).save(pictures[0])
+    words = ["sift", str(folder), "--out", str(out), "--copy-clean", str(tmp_path / "no"), *QUICK]
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "1 of the 90 training samples have another image or label" in capsys.readouterr().err
+    pictures[0].unlink()
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "had 90 training samples, and now there are 89" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+    for picture, content in before:
+        picture.write_bytes(content)
     # another sift of the same folder is refused, and nothing has moved
     before = state(out)
     with pytest.raises(SystemExit):
@@ -135,7 +150,7 @@ def words_of(folder, *extra):
     return given
 
 
-def finished(flagged, scores=None):
+def finished(flagged, scores=None, held_out=0):
     """A fit that has these findings for the images of the folder; no flags: a dry run."""
 
     def fit(words):
@@ -158,7 +173,8 @@ def finished(flagged, scores=None):
         labels = torch.tensor([classes.index(file.split("/")[0]) for file in files])
         samples = TrainingSet(labels, files, None, None, classes)
         model = SimpleNamespace(findings=lambda: found, finished=True)
-        return model, SimpleNamespace(training_set=lambda: samples)
+        everything = torch.zeros(len(labels) + held_out)
+        return model, SimpleNamespace(training_set=lambda: samples, base_labels=everything)
 
     return fit
 
@@ -403,12 +419,17 @@ def test_a_failed_copy_is_told_and_leaves_nothing(small, tmp_path):
 
     def fit(words):
         result = end(words)
-        (small / "dog" / "1.png").unlink()
+        max((small / "dog").iterdir()).unlink()
         return result
 
     with pytest.raises(ConfigError, match="the copy failed"):
         sift.run_sift([str(small), "--out", str(tmp_path / "o"), "--copy-clean", str(target)], fit)
-    assert list(target.parent.iterdir()) == []
+    assert not target.parent.exists()
+    (tmp_path / "mine").mkdir()
+    other = tmp_path / "mine" / "kept"
+    with pytest.raises(ConfigError, match="the copy failed"):
+        sift.run_sift([str(small), "--out", str(tmp_path / "o"), "--copy-clean", str(other)], fit)
+    assert list(other.parent.iterdir()) == []
 
 
 def test_one_process_of_several_prints_and_copies(small, tmp_path, capsys, monkeypatch):
@@ -451,6 +472,14 @@ def test_the_worst_come_first_under_their_class(small, tmp_path, capsys):
     told = capsys.readouterr().out
     names = [line.split()[1] for line in told.splitlines()[1:5]]
     assert names == ["dog/0.png", "dog/1.png", "cat/0.png", "cat/1.png"]
+
+
+def test_images_that_are_held_out_are_told(small, tmp_path, capsys):
+    for number, told in (0, False), (3, True):
+        words = [str(small), "--out", str(tmp_path / f"out{number}")]
+        sift.run_sift(words, finished([1], held_out=number))
+        line = "3 images held out by data.splits are neither judged nor copied"
+        assert (line in capsys.readouterr().out) == told
 
 
 def test_a_fit_that_was_cut_short(small, tmp_path):

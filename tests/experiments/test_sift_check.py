@@ -11,7 +11,7 @@ from bdclean.backbones import ModelInfo, build, save_model
 from bdclean.data import Digits, Splits
 from bdclean.errors import DataError
 from bdclean.experiments.export import export
-from bdclean.experiments.sift_check import main
+from bdclean.experiments.sift_check import main, measure
 
 RESULT = {"seed": 3, "identification": {"n": 0}, "cost": {"train_seconds": 9.0, "steps": 4}}
 
@@ -23,6 +23,14 @@ def write_suspects(path, files, flagged):
         writer.writerow(["index", "file", "label", "score", "flagged", "proposed"])
         for row, (file, judged) in enumerate(zip(files, flagged, strict=True)):
             writer.writerow([row, file.removeprefix("train/"), 0, -row, judged, ""])
+
+
+def says(label):
+    """A network that names every image so."""
+    model = build(ModelInfo("resnet18", 10, 32, (0.5,) * 3, (0.25,) * 3, width=4))
+    torch.nn.init.zeros_(model.head.weight)
+    model.head.bias.data = torch.eye(10)[label]
+    return model
 
 
 def test_the_record_of_a_sift(tmp_path):
@@ -39,9 +47,7 @@ def test_the_record_of_a_sift(tmp_path):
     (run / "result.json").write_text(json.dumps(RESULT))
     write_suspects(run / "suspects.csv", files, [1] * (k // 2 + 3) + [0] * (k - k // 2 + n - 3))
 
-    model = build(ModelInfo("resnet18", 10, 32, (0.5,) * 3, (0.25,) * 3, width=4))
-    torch.nn.init.zeros_(model.head.weight)
-    model.head.bias.data = torch.eye(10)[6]  # it says 6 of everything
+    model = says(6)
     save_model(model, run / "model.safetensors")
 
     words = [str(exported), str(run), "--out", str(out)]
@@ -58,8 +64,7 @@ def test_the_record_of_a_sift(tmp_path):
     assert (told["asr"], told["pa"]) == (100, 0)
     assert (told["n_clean"], told["n_triggered"]) == (len(truth), int((truth != 6).sum()))
 
-    model.head.bias.data = torch.eye(10)[5]
-    save_model(model, run / "suspect.safetensors")
+    save_model(says(5), run / "suspect.safetensors")
     main([*words, "--weights", "suspect.safetensors"])
     first = json.loads(out.read_text())
     assert first["metrics"]["asr"] == 0
@@ -72,3 +77,14 @@ def test_the_record_of_a_sift(tmp_path):
     write_suspects(run / "suspects.csv", files, [""] * (n + k))
     with pytest.raises(DataError, match="flagged nothing"):
         main(words)
+
+
+def test_every_class_has_its_own_target(tmp_path):
+    attack = BadNets(label_rule="all_to_all", exclude_target=False, rate=0.1)
+    data = Digits(attack=attack, splits=Splits(defense=1200, probe=100))
+    export(data, tmp_path / "exported")
+    save_model(says(0), tmp_path / "model.safetensors")
+    found = measure(tmp_path / "exported", tmp_path / "model.safetensors")
+    truth = data.test_set.labels
+    assert found["asr"] == pytest.approx(100 * (truth == 9).double().mean().item(), abs=1e-4)
+    assert found["pa"] == pytest.approx(100 * (truth == 0).double().mean().item(), abs=1e-4)

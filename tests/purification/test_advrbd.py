@@ -89,7 +89,7 @@ def test_findings_follow_from_the_networks(make, make_poisoned, make_trainer, pr
     images = data.training_images(torch.arange(64)).float() / 255
     labels = data.training_set().labels
     net = module.model.copy().eval()
-    kept = {k.removeprefix("enhanced/"): v for k, v in module.results.items() if "enhanced" in k}
+    kept = {k.removeprefix("enhanced/"): v for k, v in module.results.items() if "enhanced/" in k}
     net.load_state_dict(kept)
     with torch.no_grad():
         logits = net(images)

@@ -1,12 +1,17 @@
 """What the methods on labelled data sets have in common."""
 
+import dataclasses
+import json
+
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
 from bdclean.backbones import build
+from bdclean.errors import ConfigError
 from bdclean.functional.seeds import derive_seed
 from bdclean.purification import ABL, DBR, AdvrBD, Recipe, SCAn
+from bdclean.weights import read
 
 # Small networks may flag the whole of a class.
 pytestmark = pytest.mark.filterwarnings("ignore:More than 95% of the samples")
@@ -53,6 +58,47 @@ def test_stages_log_their_loss_by_their_name(module, make_poisoned, make_trainer
     # what is logged is what goes down
     assert logged.losses.get("train/unlearn_loss", -1.0) < 0
     assert all(logged.losses.get(f"train/{k}loss", 1.0) > 0 for k in ("", "retrain_", "relearn_"))
+
+
+def test_only_what_is_clean_is_called_so(module, make_poisoned, make_trainer, tmp_path):
+    assert not module.protocol()["purified"]
+    make_trainer().fit(module, make_poisoned())
+    assert module.protocol()["purified"]
+    module.save_artifacts(tmp_path)
+    facts = [json.loads(read(path)[1]["made_by"]) for path in tmp_path.glob("*.safetensors")]
+    clean = {f["network"] for f in facts if f["purified"]}
+    assert clean == ({"before_relabelling"} if isinstance(module, AdvrBD) else set())
+    kept = {key.split("/")[0] for key in module.results if "/" in key}
+    assert {f["network"] for f in facts} == kept
+
+
+def test_results_hold_for_the_same_samples_only(module, make_poisoned, make_trainer, tmp_path):
+    trainer = make_trainer()
+    trainer.fit(module, make_poisoned())
+    trainer.save_checkpoint(tmp_path / "end.ckpt")
+
+    def resume(data):
+        make_trainer().fit(module, data, ckpt_path=tmp_path / "end.ckpt")
+
+    resume(make_poisoned(told=False))
+    for part in "images", "labels":
+        data = make_poisoned(told=False)
+        values = getattr(data.base, part).clone()
+        row = data.rows.train[7]
+        values[row] = 255 - values[row] if part == "images" else (values[row] + 1) % 4
+        data.base = dataclasses.replace(data.base, **{part: values})
+        data.base_labels = data.base.labels
+        with pytest.raises(ConfigError, match="1 of the 24 training samples have another"):
+            resume(data)
+    data = make_poisoned()
+    data.splits = dataclasses.replace(data.splits, defense=23)
+    with pytest.raises(ConfigError, match="had 24 training samples, and now there are 25"):
+        resume(data)
+    record = torch.load(tmp_path / "end.ckpt", weights_only=True)
+    del record["bdclean_stages"]["results"]["looks"]
+    torch.save(record, tmp_path / "end.ckpt")
+    with pytest.raises(ConfigError, match="earlier version"):
+        resume(make_poisoned())
 
 
 def test_new_weights_are_those_of_the_seed(module):

@@ -280,6 +280,11 @@ def test_warns_of_more_features_than_clean_images(fit):
         fit(components=33)
 
 
+def test_two_classes_are_too_few(facts):
+    with pytest.raises(ConfigError, match="two classes are equally far"):
+        SCAn(**(facts | {"num_classes": 2}))
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
