@@ -20,6 +20,7 @@ _TRAINING_ONLY = (
     "prototypes",
     "queue",
     "queue_ptr",
+    "queue_y",
     "encoder_k",
     "backbone_momentum",
     "projection_head_momentum",
@@ -31,6 +32,10 @@ _TRAINING_ONLY = (
     "knn_classifier",
     "criterion",
     "queues",
+    # of our own checkpoints
+    "projection",
+    "projections",
+    "teacher",
 )
 # lightly's benchmarks keep a second network beside `backbone`, which is the one they evaluate.
 _SECOND = ("key_", "query_", "student_", "teacher_")

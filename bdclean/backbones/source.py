@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bdclean.backbones.build import build, carries_normalisation, load_model
-from bdclean.backbones.split import RGB, ModelInfo, SplitModel
+from bdclean.backbones.split import RGB, ModelInfo, SplitModel, Stem
 from bdclean.errors import ConfigError
 
 
@@ -20,6 +20,7 @@ class WeightsSource:
         mean: Normalisation of a foreign file, per channel. Our own files carry theirs, which
             counts even where the images at hand have other statistics.
         std: As `mean`.
+        stem: Of ResNets, for foreign files; None takes `auto`: the CIFAR stem up to 64 pixels.
     """
 
     weights: str | None
@@ -28,6 +29,7 @@ class WeightsSource:
     input_size: int
     mean: RGB
     std: RGB
+    stem: Stem | None = None
 
     @property
     def is_there(self) -> bool:
@@ -53,6 +55,7 @@ class WeightsSource:
             input_size=self.input_size,
             mean=self.mean if foreign else None,
             std=self.std if foreign else None,
+            stem=self.stem,
         )
 
 

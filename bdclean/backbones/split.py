@@ -141,9 +141,14 @@ class SplitModel(nn.Module):
         mean: Mean of the normalisation, in units of [0, 1] pixels.
         std: Standard deviation of the normalisation, same units.
         info: How the model was built. Its classes, mean and std are replaced by the above.
+
+    Attributes:
+        head: The classifier, or None.
+        head_is_drawn: Whether it has been put in place of another one, or of none, at random.
     """
 
     head: nn.Linear | ProbeHead | None
+    head_is_drawn = False
 
     def __init__(
         self,
@@ -183,10 +188,10 @@ class SplitModel(nn.Module):
         return logits
 
     def replace_head(self, num_classes: int | None, kind: Head = "linear") -> None:
-        """Puts a freshly drawn head in place, or none; `info` follows."""
+        """Puts a freshly drawn head in place, or none; `info` and `head_is_drawn` follow."""
         self.info = replace(self.info, num_classes=num_classes, head=kind)
         mean = self.normalize.mean
-        self.head = None
+        self.head, self.head_is_drawn = None, num_classes is not None
         if num_classes is not None:
             make = ProbeHead if kind == "probe" else nn.Linear
             head = make(self.num_features, num_classes)

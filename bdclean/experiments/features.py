@@ -114,9 +114,14 @@ def plot_features(maps: Sequence[FeatureMap]) -> Figure:
         panel.set_title(each.title)
         panel.set_xticks([])
         panel.set_yticks([])
-    handles, names = panels[0].get_legend_handles_labels()
-    columns = min(len(names), 3 * len(maps))
-    figure.legend(handles, names, loc="outside lower center", ncols=columns, fontsize="small")
+    named = {}  # panels of other data sets or targets have other names
+    for panel in panels:
+        handles, names = panel.get_legend_handles_labels()
+        named |= dict(zip(names, handles, strict=True))
+    columns = min(len(named), 3 * len(maps))
+    figure.legend(
+        named.values(), named.keys(), loc="outside lower center", ncols=columns, fontsize="small"
+    )
     return figure
 
 

@@ -150,6 +150,7 @@ def models(run: Path, config: dict[str, Any]) -> list[tuple[str, SplitModel]]:
         info.input_size,
         info.mean,
         info.std,
+        given.get("stem"),
     )
     if source.is_there:
         found.insert(0, (f"{run.name}: before", source.load()))

@@ -182,6 +182,13 @@ class BackdoorModule(LightningModule):
                 "and no classes; train a linear probe on it with configs/train/linear_probe.yaml "
                 "and model.weights set to this backbone, then evaluate the result"
             )
+        known = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
+        if known not in (None, self.model.info.num_classes):
+            raise ConfigError(
+                f"{type(self).__name__}: the classifier has {self.model.info.num_classes} classes "
+                f"and the data {known}; give the data set that the model was made for, or train a "
+                "linear probe on it with configs/train/linear_probe.yaml"
+            )
         self._start_counts(stage)
 
     def _start_counts(self, stage: Stage) -> None:

@@ -2,7 +2,7 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, get_args
 
 import torch
@@ -201,6 +201,17 @@ def check_share(key: str, value: float) -> float:
     if not 0 < value <= 1:
         raise ConfigError(f"{key}={value}: it must be above 0 and at most 1.")
     return value
+
+
+def check_add_up(key: str, shares: Mapping[str, float]) -> None:
+    """Checks weights, called `<key>_<name>`, that are shares of a whole.
+
+    Raises:
+        ConfigError: If one is below 0 or they do not add up to 1.
+    """
+    if min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
+        given = ", ".join(f"{key}_{name}={value}" for name, value in shares.items())
+        raise ConfigError(f"{given}: they must be 0 or above and add up to 1.")
 
 
 def _channels_last(model: SplitModel) -> SplitModel:

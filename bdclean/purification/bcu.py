@@ -22,6 +22,7 @@ from torch import Tensor
 
 from bdclean.backbones import SplitModel, build
 from bdclean.backbones.source import WeightsSource
+from bdclean.backbones.split import Stem
 from bdclean.backbones.stages import ordered_stages
 from bdclean.errors import ConfigError
 from bdclean.functional.distillation import hard_label_loss, rising_temperature, tempered_kl
@@ -54,6 +55,7 @@ class BCU(FixedLength, Purifier):
         weights: The suspect file; it must hold a classifier head.
         arch: Its architecture, for foreign files.
         width: Channels of its first layer, for foreign files; None takes 64.
+        stem: Of ResNets, for foreign files; None takes the CIFAR stem up to 64 pixels.
         strategy: How the ratio r goes with depth: `increasing` (the method), `uniform`,
             `decreasing` and `single_stage` (ablations of about the same overall fraction, fig. 3
             and table 4), or `none`.
@@ -84,6 +86,7 @@ class BCU(FixedLength, Purifier):
         weights: str | None = None,
         arch: str | None = None,
         width: int | None = None,
+        stem: Stem | None = None,
         strategy: Strategy = "increasing",
         strength: float = 1.0,
         ratios: list[float] | None = None,
@@ -101,7 +104,7 @@ class BCU(FixedLength, Purifier):
         batch_size: int = 256,
         augmentation: AugmentationName = "weak",
     ) -> None:
-        super().__init__(WeightsSource(weights, arch, width, input_size, mean, std))
+        super().__init__(WeightsSource(weights, arch, width, input_size, mean, std, stem))
         self.save_hyperparameters()
         self.strategy: Strategy = check_choice("strategy", strategy, Strategy)
         self.strength, self.ratios = strength, ratios

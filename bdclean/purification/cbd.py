@@ -26,12 +26,12 @@ from bdclean.backbones import SplitModel
 from bdclean.backbones.attacker import Attacker, BatchNormMode, attack_precision
 from bdclean.backbones.batchnorm import momentum_of, reestimate_
 from bdclean.backbones.source import WeightsSource
-from bdclean.errors import ConfigError
+from bdclean.backbones.split import Stem
 from bdclean.functional.contrastive import nt_xent
 from bdclean.functional.perturbation import PGD, Norm, StepUnit, pgd
 from bdclean.functional.schedules import Schedule
 from bdclean.metrics.fitting import scheduled
-from bdclean.purification.base import check_choice, check_positive
+from bdclean.purification.base import check_add_up, check_choice, check_positive
 from bdclean.purification.probed import Probe, ProbedPurifier
 from bdclean.purification.projection import Projection, Projections
 from bdclean.purification.staged import Stage, StageOptimizer
@@ -56,6 +56,7 @@ class CBD(ProbedPurifier):
         weights: The suspect file.
         arch: Its architecture, for foreign files.
         width: Channels of its first layer, for foreign files; None takes 64.
+        stem: Of ResNets, for foreign files; None takes the CIFAR stem up to 64 pixels.
         lambda_pull: lambda_1, weight of pulling adversarial features to clean ones.
         lambda_kd: lambda_2, weight of embedding distillation.
         lambda_sft: lambda_3, weight of contrastive fine-tuning. The three add up to 1.
@@ -93,6 +94,7 @@ class CBD(ProbedPurifier):
         probe_epochs: For `sgd`.
         probe_lr: For `sgd`; times 0.1 after 3/8 and 3/4 of the epochs.
         probe_batch_size: Per device.
+        probe_augmentation: For `sgd`.
         probe_c: For `lbfgs`: C of the penalty.
     """
 
@@ -105,6 +107,7 @@ class CBD(ProbedPurifier):
         weights: str | None = None,
         arch: str | None = None,
         width: int | None = None,
+        stem: Stem | None = None,
         lambda_pull: float = 0.3,
         lambda_kd: float = 0.5,
         lambda_sft: float = 0.2,
@@ -135,13 +138,15 @@ class CBD(ProbedPurifier):
         probe_epochs: int = 40,
         probe_lr: float = 0.01,
         probe_batch_size: int = 256,
+        probe_augmentation: AugmentationName = "weak",
         probe_c: float = 0.1,
     ) -> None:
-        source = WeightsSource(weights, arch, width, input_size, mean, std)
-        probing = (probe, probe_epochs, probe_lr, probe_batch_size, probe_c)
+        source = WeightsSource(weights, arch, width, input_size, mean, std, stem)
+        probing = (probe, probe_epochs, probe_lr, probe_batch_size, probe_augmentation, probe_c)
         super().__init__(source, num_classes, *probing)
         self.save_hyperparameters()
-        self.lambdas = _checked_lambdas(lambda_pull, lambda_kd, lambda_sft)
+        self.lambdas = {"pull": lambda_pull, "kd": lambda_kd, "sft": lambda_sft}
+        check_add_up("lambda", self.lambdas)
         self.temperature, self.symmetric = temperature, symmetric
         self.pgd = PGD(epsilon, pgd_steps, step_size, step_unit, norm, random_start)
         self.adv_reference: Reference = check_choice("adv_reference", adv_reference, Reference)
@@ -287,13 +292,3 @@ class CBD(ProbedPurifier):
     def protocol(self) -> dict[str, Any]:
         """Names the method."""
         return super().protocol() | {"method": "cbd"}
-
-
-def _checked_lambdas(pull: float, kd: float, sft: float) -> dict[str, float]:
-    lambdas = {"pull": pull, "kd": kd, "sft": sft}
-    if min(lambdas.values()) < 0 or abs(sum(lambdas.values()) - 1) > 1e-6:
-        raise ConfigError(
-            f"lambda_pull={pull}, lambda_kd={kd}, lambda_sft={sft}: they must be 0 or above and "
-            "add up to 1."
-        )
-    return lambdas

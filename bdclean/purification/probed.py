@@ -4,6 +4,7 @@ from abc import ABC
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,7 +16,7 @@ from bdclean.functional.probe import PROBE_MILESTONES
 from bdclean.metrics.fitting import num_rows, scheduled
 from bdclean.purification.base import check_choice, check_positive
 from bdclean.purification.staged import Stage, StagedPurifier, StageOptimizer
-from bdclean.types import Batch, View
+from bdclean.types import AugmentationName, Batch, View
 
 Probe = Literal["sgd", "lbfgs", "none"]
 
@@ -34,6 +35,7 @@ class ProbedPurifier(StagedPurifier, ABC):
         probe_epochs: For `sgd`.
         probe_lr: For `sgd`; times 0.1 after 3/8 and 3/4 of the epochs.
         probe_batch_size: Per device.
+        probe_augmentation: For `sgd`.
         probe_c: For `lbfgs`: C of the penalty.
     """
 
@@ -45,6 +47,7 @@ class ProbedPurifier(StagedPurifier, ABC):
         probe_epochs: int,
         probe_lr: float,
         probe_batch_size: int,
+        probe_augmentation: AugmentationName,
         probe_c: float,
     ) -> None:
         super().__init__(source)
@@ -52,16 +55,24 @@ class ProbedPurifier(StagedPurifier, ABC):
         self.probe: Probe = check_choice("probe", probe, Probe)
         self.probe_epochs = check_positive("probe_epochs", probe_epochs)
         self.probe_lr, self.probe_batch_size, self.probe_c = probe_lr, probe_batch_size, probe_c
+        self.probe_augmentation: AugmentationName = probe_augmentation
 
     def setup(self, stage: str) -> None:
         """Looks at the probe's images before anything is trained.
 
         Raises:
-            ConfigError: If there are none.
+            ConfigError: If there are none, or there is nothing to validate.
         """
         super().setup(stage)
-        if stage == "fit" and self.probe != "none":
+        if stage != "fit":
+            return
+        if self.probe != "none":
             num_rows(self.trainer, self.probe_view())
+        elif getattr(getattr(self.trainer, "datamodule", None), "validate_in_fit", False):
+            raise ConfigError(
+                "data.init_args.validate_in_fit: there is no classifier to validate without a "
+                "probe; leave it out, or set model.init_args.probe."
+            )
 
     def probe_stages(self) -> tuple[Stage, ...]:
         """The end of the plan."""
@@ -81,7 +92,8 @@ class ProbedPurifier(StagedPurifier, ABC):
 
     def probe_view(self) -> View:
         """The few labelled images."""
-        return View("probe", "weak", batch_size=self.probe_batch_size, labels=True)
+        name, size = self.probe_augmentation, self.probe_batch_size
+        return View("probe", name, batch_size=size, labels=True)
 
     def probe_step(self, batch: Batch) -> Tensor:
         """Cross-entropy of the head on frozen features."""
@@ -97,6 +109,12 @@ class ProbedPurifier(StagedPurifier, ABC):
         head = self._head.parameters()
         optimizer = torch.optim.SGD(head, self.probe_lr, momentum=0.9, weight_decay=1e-4)
         return scheduled(self.trainer, optimizer, "multistep", self.probe_epochs, PROBE_MILESTONES)
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Counts nothing as long as the head is the one that was drawn."""
+        probed = self.finished or self.plan()[self._stage].name == "probe"
+        if probed or self.trainer.state.fn != TrainerFn.FITTING:
+            super().validation_step(batch, batch_idx, dataloader_idx)
 
     def make_student(self, suspect: SplitModel) -> SplitModel:
         """The suspect's backbone; its head, if any, is replaced by that of the probe."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bdclean.backbones.head import KNNHead, cache_features
 from bdclean.backbones.source import WeightsSource
+from bdclean.backbones.split import Stem
 from bdclean.errors import ConfigError
 from bdclean.metrics.evaluation import BackdoorModule, Stage
 from bdclean.metrics.fitting import scan
@@ -27,6 +28,7 @@ class KNN(BackdoorModule):
         weights: The file.
         arch: Its architecture, for foreign files.
         width: Channels of its first layer, for foreign files; None takes 64.
+        stem: Of ResNets, for foreign files; None takes the CIFAR stem up to 64 pixels.
         k: Neighbours; all images where there are fewer.
         temperature: Of the weights of their votes.
         batch_size: Of the labelled images, per device.
@@ -41,13 +43,14 @@ class KNN(BackdoorModule):
         weights: str | None = None,
         arch: str | None = None,
         width: int | None = None,
+        stem: Stem | None = None,
         k: int = 200,
         temperature: float = 0.1,
         batch_size: int = 256,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.source = WeightsSource(weights, arch, width, input_size, mean, std)
+        self.source = WeightsSource(weights, arch, width, input_size, mean, std, stem)
         self.num_classes, self.k, self.temperature = num_classes, k, temperature
         self.view = View("probe", batch_size=batch_size, labels=True)
         self.neighbours: KNNHead | None = None

@@ -16,11 +16,12 @@ from torch.nn import functional as F
 from bdclean.backbones import ModelInfo, SplitModel, build
 from bdclean.backbones.head import ProbeHead, cache_features
 from bdclean.backbones.source import WeightsSource
+from bdclean.backbones.split import Stem
 from bdclean.errors import ConfigError
 from bdclean.functional.probe import PROBE_MILESTONES
 from bdclean.metrics.evaluation import BackdoorModule
 from bdclean.metrics.fitting import FixedLength, own_epochs, scan, scheduled, viewable_data
-from bdclean.types import Batch, View
+from bdclean.types import AugmentationName, Batch, View
 
 _RECORD = "bdclean_probe"  # our entry in a checkpoint
 
@@ -36,6 +37,7 @@ class LinearProbe(FixedLength, BackdoorModule):
         weights: The file; a head in it is replaced.
         arch: Its architecture, for foreign files.
         width: Channels of its first layer, for foreign files; None takes 64.
+        stem: Of ResNets, for foreign files; None takes the CIFAR stem up to 64 pixels.
         probe: `sgd`, the protocol, or `lbfgs`: logistic regression on the cached features of
             un-augmented images, deterministic, solved before an only epoch at learning rate 0.
         epochs: For `sgd`.
@@ -43,6 +45,7 @@ class LinearProbe(FixedLength, BackdoorModule):
         momentum: For `sgd`.
         weight_decay: For `sgd`.
         batch_size: Per device.
+        augmentation: For `sgd`.
         probe_c: For `lbfgs`: C of the penalty.
     """
 
@@ -55,12 +58,14 @@ class LinearProbe(FixedLength, BackdoorModule):
         weights: str | None = None,
         arch: str | None = None,
         width: int | None = None,
+        stem: Stem | None = None,
         probe: Literal["sgd", "lbfgs"] = "sgd",
         epochs: int = 40,
         lr: float = 0.01,
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
         batch_size: int = 256,
+        augmentation: AugmentationName = "weak",
         probe_c: float = 0.1,
     ) -> None:
         super().__init__()
@@ -69,12 +74,12 @@ class LinearProbe(FixedLength, BackdoorModule):
             raise ConfigError(f"probe={probe!r}: it must be one of sgd, lbfgs.")
         if epochs < 1:
             raise ConfigError(f"epochs={epochs}: it must be above 0.")
-        self.source = WeightsSource(weights, arch, width, input_size, mean, std)
+        self.source = WeightsSource(weights, arch, width, input_size, mean, std, stem)
         self.num_classes, self.solves = num_classes, probe == "lbfgs"
         self.epochs = 1 if self.solves else epochs
         self.lr = 0.0 if self.solves else lr
         self.momentum, self.weight_decay, self.probe_c = momentum, weight_decay, probe_c
-        augmentation: Literal["none", "weak"] = "none" if self.solves else "weak"
+        augmentation = "none" if self.solves else augmentation
         self.view = View("probe", augmentation, batch_size=batch_size, labels=True)
 
     def setup(self, stage: str) -> None:

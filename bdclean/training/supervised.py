@@ -13,6 +13,7 @@ from bdclean.backbones.split import Stem
 from bdclean.errors import ConfigError
 from bdclean.functional.schedules import Schedule, make_schedule
 from bdclean.metrics.evaluation import BackdoorModule
+from bdclean.metrics.evaluation import Stage as EvaluationStage
 from bdclean.metrics.fitting import FixedLength, share_buffers, total_steps
 from bdclean.types import AugmentationName, Batch, View, ViewableData
 
@@ -77,9 +78,26 @@ class Supervised(FixedLength, BackdoorModule):
     def setup(self, stage: str) -> None:
         """Asks the data module for training images with their labels."""
         super().setup(stage)
+        if stage == "fit":
+            self.model.head_is_drawn = False  # it is trained from here on
         data = getattr(self.trainer, "datamodule", None)
         if stage == "fit" and isinstance(data, ViewableData):
             data.set_view(self.view)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The head is restored along with the rest."""
+        super().on_load_checkpoint(checkpoint)
+        self.model.head_is_drawn = False
+
+    def _begin(self, stage: EvaluationStage) -> None:
+        super()._begin(stage)
+        if self.model.head_is_drawn:
+            raise ConfigError(
+                f"{self.weights} has no classifier for the {self.model.info.num_classes} classes "
+                "of this data, so there is nothing to measure: train one on it with "
+                "configs/train/linear_probe.yaml and model.weights set to this file, or give the "
+                "data set that it was made for."
+            )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy of one batch, in float32."""

@@ -8,9 +8,11 @@ from lightly.models import ResNetGenerator
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-from bdclean.backbones import build, load_model, save_model
+from bdclean.backbones import ModelInfo, build, load_model, save_model
 from bdclean.backbones.build import IMAGENET_MEAN, IMAGENET_STD
 from bdclean.errors import ConfigError, WeightsError
+from bdclean.purification import CBD
+from bdclean.training import KNN, LinearProbe, SimCLR
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 X = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -75,8 +77,9 @@ def test_solo_learn_checkpoint(tmp_path, theirs):
     state = {f"backbone.{k}": v for k, v in theirs.state_dict().items() if k[:3] != "fc."}
     state["classifier.weight"], state["classifier.bias"] = torch.randn(9, 64), torch.randn(9)
     training = {"projector.0.weight": torch.ones(4, 64), "momentum_backbone.conv1.weight": X}
+    training["queue_y"] = torch.zeros(8)  # NNCLR
     path = _save({**state, **training}, tmp_path / "x.ckpt", epoch=3)
-    with pytest.warns(UserWarning, match="2 tensors under momentum_backbone, projector"):
+    with pytest.warns(UserWarning, match="3 tensors under momentum_backbone, projector, queue_y"):
         model = _load(path)
     assert model.info.num_classes == 9
     assert torch.equal(model.head.weight, state["classifier.weight"])
@@ -213,6 +216,41 @@ def test_a_lightning_checkpoint_of_ours_brings_its_normalisation(tmp_path, their
         assert torch.equal(model(X), ours(X))
     with pytest.raises(ConfigError, match=r"mean=\(0\.5, 0\.5, 0\.5\), but .*holds \[0\.49"):
         _load(path, mean=(0.5, 0.5, 0.5))
+
+
+@pytest.mark.parametrize("kind", ["SimCLR", "CBD"])
+def test_checkpoints_of_our_runs_are_read_whole(kind, tmp_path, theirs):
+    """With the parts that served training alone, and whatever else Lightning keeps."""
+    body = {k: v for k, v in theirs.state_dict().items() if k[:3] != "fc."}
+    torch.save(body, tmp_path / "x.pth")
+    given = {"weights": str(tmp_path / "x.pth"), "arch": "resnet18", "width": 8}
+    facts = {"num_classes": 4, "input_size": 64, "mean": MEAN, "std": STD, "stem": "imagenet"}
+    if kind == "SimCLR":
+        module = SimCLR(**facts, **given)
+    else:
+        module = CBD(**facts, **given, projection="joint", probe="none")
+        module._install(module.source.load(), module.source.load())
+    path = _save(module.state_dict(), tmp_path / "last.ckpt", epoch=3)
+    part = "projection" if kind == "SimCLR" else "projections, teacher"
+    with pytest.warns(UserWarning, match=f"under {part} serve"):
+        model = _load(path, mean=None, std=None)
+    assert model.info.mean == pytest.approx(MEAN)
+    wanted = module.model.state_dict()
+    assert {k: v for k, v in model.state_dict().items() if not torch.equal(v, wanted[k])} == {}
+
+
+@pytest.mark.parametrize("kind", ["CBD", "LinearProbe", "KNN"])
+def test_the_stem_can_be_named(kind, tmp_path):
+    """A ResNet with the stem of small images, trained at 96 pixels."""
+    model = build(ModelInfo("resnet18", None, 96, MEAN, STD, width=4, stem="cifar"))
+    torch.save(model.backbone.state_dict(), tmp_path / "x.pth")
+    given = {"weights": str(tmp_path / "x.pth"), "arch": "resnet18", "width": 4}
+    facts = {"num_classes": 4, "input_size": 96, "mean": MEAN, "std": STD}
+    method = {"CBD": CBD, "LinearProbe": LinearProbe, "KNN": KNN}[kind]
+    with pytest.raises(WeightsError, match="stem imagenet"):
+        method(**facts, **given).source.load()
+    loaded = method(**facts, **given, stem="cifar").source.load()
+    assert torch.equal(loaded.backbone.conv1.weight, model.backbone.conv1.weight)
 
 
 @pytest.mark.parametrize(

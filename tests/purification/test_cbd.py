@@ -1,9 +1,11 @@
 import copy
+import dataclasses
 import math
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import nn
 from torch.nn import functional as F
 
@@ -429,6 +431,34 @@ def test_evaluation_without_a_checkpoint_is_of_the_suspect(make, make_data, make
     make_trainer().test(module, make_data(), verbose=False)
     assert module.protocol()["purified"] is False
     assert module.protocol()["head"] == "original"
+
+
+def test_validation_waits_for_the_probe(make, make_data, make_trainer):
+    class Seen(Callback):
+        def __init__(self):
+            self.epochs = []
+
+        def on_validation_end(self, trainer, pl_module):
+            if "val/acc" in trainer.callback_metrics:
+                self.epochs.append(trainer.current_epoch)
+
+    def data():
+        made = make_data()
+        made.splits = dataclasses.replace(made.splits, defense=16, val=8)
+        made.validate_in_fit = True
+        return made
+
+    seen = Seen()
+    make_trainer(seen, limit_val_batches=None).fit(make(probe="sgd", probe_epochs=2), data())
+    module = make()
+    assert seen.epochs == [module.epochs, module.epochs + 1]
+    with pytest.raises(ConfigError, match=r"validate_in_fit: .*without a probe"):
+        make_trainer().fit(make(probe="none"), data())
+
+
+def test_the_probe_may_be_augmented_otherwise(make):
+    assert make(probe="sgd").probe_view().augmentation == "weak"
+    assert make(probe_augmentation="imagenet").probe_view().augmentation == "imagenet"
 
 
 def test_refuses_evaluation_without_model(facts, make_data, make_trainer):

@@ -28,6 +28,12 @@ pytestmark = [
 ]
 
 
+def test_the_augmentation_is_that_of_sgd():
+    assert LinearProbe(**FACTS).view.augmentation == "weak"
+    assert LinearProbe(**FACTS, augmentation="imagenet").view.augmentation == "imagenet"
+    assert LinearProbe(**FACTS, augmentation="imagenet", probe="lbfgs").view.augmentation == "none"
+
+
 class TinyData(ImageDataModule):
     name, num_classes, input_size, mean, std = "tiny", 4, 8, (0.1,) * 3, (0.3,) * 3
 

@@ -7,7 +7,7 @@ from lightning import Trainer
 from bdclean.backbones import ModelInfo, build, save_model
 from bdclean.data import Digits, Splits
 from bdclean.errors import ConfigError
-from bdclean.purification import BCU
+from bdclean.purification import BCU, CBD
 from bdclean.training import AdversarialTraining, LinearProbe, Supervised
 
 FACTS = {"num_classes": 3, "input_size": 16, "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
@@ -93,6 +93,40 @@ def test_what_was_loaded_and_is_not_resumed_may_have_any_length(tmp_path):
     trainer = Trainer(max_epochs=2, **QUIET)
     trainer.fit(module, Digits(splits=Splits(defense=100, probe=100)))
     assert trainer.global_step == 4
+
+
+@pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero")
+@pytest.mark.parametrize("classes", [7, None])
+def test_a_head_that_was_drawn_is_trained_and_not_measured(classes, tmp_path):
+    weights = str(tmp_path / "other.safetensors")
+    info = ModelInfo("resnet18", classes, 32, Digits.mean, Digits.std, width=4)
+    save_model(build(info), weights)
+    data = Digits(splits=Splits(defense=100, probe=100, val=50))
+
+    def make():
+        return Supervised(10, 32, data.mean, data.std, weights=weights, schedule="constant")
+
+    trainer = Trainer(
+        **(QUIET | {"max_epochs": 1, "limit_test_batches": 1, "limit_val_batches": 1})
+    )
+    for evaluate in trainer.test, trainer.validate:
+        with pytest.raises(ConfigError, match=r"other.safetensors has no classifier for the 10"):
+            evaluate(make(), data, verbose=False)
+    module = make()
+    trainer.fit(module, data)
+    trainer.test(module, data, verbose=False)
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    Trainer(limit_test_batches=1, **QUIET).test(
+        make(), data, ckpt_path=tmp_path / "x.ckpt", verbose=False
+    )
+
+
+@pytest.mark.parametrize("kind", [CBD, BCU, LinearProbe])
+def test_a_classifier_of_other_classes_is_not_measured(kind, narrow):
+    data = Digits(splits=Splits(defense=100, probe=100))
+    module = kind(10, 16, data.mean, data.std, weights=narrow[1])
+    with pytest.raises(ConfigError, match="the classifier has 3 classes and the data 10"):
+        Trainer(**QUIET).test(module, data, verbose=False)
 
 
 def test_weights_for_other_classes_get_a_new_head(narrow):
