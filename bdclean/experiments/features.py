@@ -7,6 +7,7 @@ from io import BytesIO
 
 import numpy as np
 import torch
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.manifold import TSNE
@@ -114,14 +115,13 @@ def plot_features(maps: Sequence[FeatureMap]) -> Figure:
         panel.set_title(each.title)
         panel.set_xticks([])
         panel.set_yticks([])
-    named = {}  # panels of other data sets or targets have other names
+    entries: dict[str, Artist] = {}  # panels of other data sets or targets have other names
     for panel in panels:
         handles, names = panel.get_legend_handles_labels()
-        named |= dict(zip(names, handles, strict=True))
-    columns = min(len(named), 3 * len(maps))
-    figure.legend(
-        named.values(), named.keys(), loc="outside lower center", ncols=columns, fontsize="small"
-    )
+        entries |= dict(zip(names, handles, strict=True))
+    columns = min(len(entries), 3 * len(maps))
+    shown, names = list(entries.values()), list(entries)
+    figure.legend(shown, names, loc="outside lower center", ncols=columns, fontsize="small")
     return figure
 
 
