@@ -140,7 +140,9 @@ def document(folder: Path) -> str:
     ]
     for table in _tables(folder):
         about = (table / "about.md").read_text().strip()
-        parts.append(f"{about}\n\n{_table(table)}")
+        cells = [cell for row in read_table(table).values() for cell in row.values()]
+        hours = sum(cell.seconds * len(cell.records) for cell in cells) / 3600
+        parts.append(f"{about}\n\n{_table(table)}\nAll its trainings took {hours:.1f} hours.\n")
         course = courses(table)
         if course:
             parts.append(f"Held-out images during the training:\n\n{course}")

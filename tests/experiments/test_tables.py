@@ -46,6 +46,12 @@ def test_rows_and_spread(folder):
     assert "TPR" not in text
 
 
+def test_the_time_of_a_table_is_told(folder):
+    file = folder / "table" / "2-cbd" / "badnets-s1.json"
+    file.write_text(json.dumps(record(84.0) | {"cost": {"train_seconds": 6900.0}}))
+    assert "\nAll its trainings took 2.0 hours.\n" in tables.document(folder)  # 3 times 60 s more
+
+
 def test_benchmarks_have_a_section(folder):
     (folder / "demo.json").write_text("{}")  # no benchmark
     fast = {"what": "training", "width": 16, "batch_size": 64, "precision": "32-true"}
