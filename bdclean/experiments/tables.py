@@ -4,7 +4,8 @@
 
 A table is a folder `docs/results/TABLE/ROW/ATTACK-sSEED.json` of copies of `result.json`, with
 `docs/results/TABLE/about.md` as its introduction. An optional `beside.json` puts facts that no run
-gives beside the attacks: {"columns": ["published"], "attacks": {"badnets": ["93.3 / 100 / 0"]}}.
+gives beside the attacks: {"columns": ["published"], "attacks": {"badnets": ["93.3 / 100 / 0"]}};
+"badnets/ROW" in place of "badnets" is for one row of the attack.
 Optional files `docs/results/TABLE/ATTACK.csv`, copies of `metrics.csv`, show how the values on
 held-out images went from epoch to epoch.
 Records of `tests/benchmarks` lie in `docs/results` itself. Written are `docs/results/README.md`
@@ -125,7 +126,7 @@ def markdown(
             if protocol.get("head") == "probe" and "probe_labels" in protocol:
                 labels += f", probe: {protocol['probe_labels']}"
             values = [cell.text(*where) for where in metrics.values()]
-            further = beside.get(attack, [""] * len(columns))
+            further = beside.get(f"{attack}/{name}", beside.get(attack, [""] * len(columns)))
             contents = [attack, name, labels, str(len(cell.records)), *values]
             lines.append(f"| {' | '.join([*contents, f'{cell.seconds:.0f}', *further])} |")
     return "\n".join(lines) + "\n"

@@ -122,8 +122,10 @@ def test_the_pages_of_this_repository_are_what_their_records_give():
 def test_facts_beside_the_records(folder):
     file = folder / "table" / "beside.json"
     facts = {"columns": ["published", "why"], "attacks": {"badnets": ["93 / 100", "short"]}}
+    facts["attacks"]["badnets/cbd"] = ["88 / 1", ""]
     file.write_text(json.dumps(facts))
     text = tables.document(folder)
+    assert "| 60 | 88 / 1 |  |\n" in text
     assert "| PA | seconds | published | why |\n|---|" in text
     assert "| badnets | victim | train | 1 | 90.0 | 10.0 | 70.0 | 60 | 93 / 100 | short |" in text
     assert "| blend | cbd | none | 1 | 50.0 | 10.0 | 70.0 | 60 |  |  |" in text
