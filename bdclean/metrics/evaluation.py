@@ -183,7 +183,7 @@ class BackdoorModule(LightningModule):
                 "and model.weights set to this backbone, then evaluate the result"
             )
         known = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
-        if known not in (None, self.model.info.num_classes):
+        if known is not None and known != self.model.info.num_classes:
             raise ConfigError(
                 f"{type(self).__name__}: the classifier has {self.model.info.num_classes} classes "
                 f"and the data {known}; give the data set that the model was made for, or train a "
