@@ -72,7 +72,9 @@ def test_only_what_is_clean_is_called_so(module, make_poisoned, make_trainer, tm
     assert {f["network"] for f in facts} == kept
 
 
-def test_results_hold_for_the_same_samples_only(module, make_poisoned, make_trainer, tmp_path):
+def test_results_hold_for_the_same_samples_only(facts, make_poisoned, make_trainer, tmp_path):
+    method, arguments = METHODS["abl"]
+    module = method(**facts, width=4, recipe=ONE, seed=5, **arguments)
     trainer = make_trainer()
     trainer.fit(module, make_poisoned())
     trainer.save_checkpoint(tmp_path / "end.ckpt")
