@@ -22,7 +22,11 @@ METHODS = {
     "dbr": (DBR, {"warm": ONE, "separate": ONE, "removal": ONE, "poisoned_part": 0.1}),
     "scan": (SCAn, {"components": 4, "threshold": 0.6, "unlearn_epochs": 1}),
     "scan_retrain": (SCAn, {"components": 4, "threshold": 0.6, "repair": "retrain"}),
-    "advrbd": (AdvrBD, {"rounds": 1, "pgd_steps": 1, "partition_rate": 0.2, "finetune": ONE}),
+    "advrbd": (
+        AdvrBD,
+        {"rounds": 1, "pgd_steps": 1, "partition_rate": 0.2, "finetune": ONE}
+        | {"ascent_steps": 8, "enhance_steps": 8},
+    ),
 }
 
 
