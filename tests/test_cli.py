@@ -29,7 +29,8 @@ QUICK = {
     "purify/bcu": ["--model.epochs", "1"],
     "purify/advrbd_fast": [
         *("--model.width", "4", "--model.recipe.epochs", "1", "--model.rounds", "1"),
-        *("--model.pgd_steps", "1", "--model.finetune.epochs", "1"),
+        *("--model.pgd_steps", "1", "--model.num_masks", "1", "--model.finetune.epochs", "1"),
+        *("--model.ascent_steps", "8", "--model.enhance_steps", "4"),
     ],
     "purify/abl_fast": [
         *("--model.width", "4", "--model.isolation.epochs", "1"),
@@ -103,9 +104,9 @@ def test_a_run_folder_is_complete(victim):
 @pytest.mark.parametrize(("instructions", "told"), [(True, False), (False, True)])
 def test_slow_bfloat16_is_told(tmp_path, monkeypatch, caplog, instructions, told):
     monkeypatch.setattr("bdclean.cli.cpu_has_bfloat16", lambda: instructions)
-    words = ["--trainer.fast_dev_run", "true", "--test_after_fit", "false"]
+    quick = ["--model.width", "4", "--trainer.fast_dev_run", "true", "--test_after_fit", "false"]
     with caplog.at_level("INFO"):
-        main(["fit", *BASE, *stack("train/supervised_fast"), "--run", str(tmp_path), *words])
+        main(["fit", *BASE, *stack("train/supervised_fast"), "--run", str(tmp_path), *quick])
     assert ("--trainer.precision 32-true is faster" in caplog.text) == told
 
 
