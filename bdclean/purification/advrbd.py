@@ -56,6 +56,7 @@ class AdvrBD(DatasetDefense):
         stem: `auto` takes the CIFAR stem up to 64 pixels.
         recipe: Of the first network and of the new one.
         fitting_augmentation: Of the first network; None takes that of `recipe`.
+        fitting_epochs: Of the first network; None takes those of `recipe`.
         patch_shape: `square` or `disc`.
         patch_radius: r in pixels; None takes H / 8.
         epsilon: Radius of the ball, in 8-bit pixel values.
@@ -101,6 +102,7 @@ class AdvrBD(DatasetDefense):
         stem: Stem = "auto",
         recipe: Recipe = Recipe(),  # noqa: B008  (frozen)
         fitting_augmentation: AugmentationName | None = "none",
+        fitting_epochs: int | None = None,
         patch_shape: PatchShape = "square",
         patch_radius: int | None = None,
         epsilon: float = 8.0,
@@ -144,7 +146,10 @@ class AdvrBD(DatasetDefense):
         self.candidates = check_positive("candidates", candidates)
         self.rounds = check_positive("rounds", rounds)
         self.rounds_of_all = check_not_negative("rounds_of_all", rounds_of_all)
-        self.fitting_augmentation = fitting_augmentation or recipe.augmentation
+        first = fitting_augmentation or recipe.augmentation
+        epochs = recipe.epochs if fitting_epochs is None else fitting_epochs
+        epochs = check_positive("fitting_epochs", epochs)
+        self.fitting = replace(recipe, augmentation=first, epochs=epochs)
         self.relearn, self.unlearn = relearn, unlearn
         self.enhance, self.finetune = enhance, finetune
         self.ascent_steps = check_positive("ascent_steps", ascent_steps)
@@ -175,10 +180,6 @@ class AdvrBD(DatasetDefense):
         }
         wanted = list(parts)[: list(parts).index(self.until) + 1]
         return tuple(stage for name in wanted for stage in parts[name])
-
-    def train_view(self) -> View:
-        """All samples."""
-        return replace(super().train_view(), augmentation=self.fitting_augmentation)
 
     # ------------------------------------------------------------------ algorithm 1
 

@@ -47,6 +47,7 @@ class DatasetDefense(StagedPurifier, ABC):
         new_weights: What `seed` draws new weights for; set by each method that draws them.
         seed: Of the method's own draws.
         cap: Cross-entropy, in nats, at which `unlearn` leaves a sample alone; None sets no limit.
+        fitting: Recipe of `train`, the first network; `recipe` unless a method has another.
 
     Args:
         num_classes: K; comes from the data module.
@@ -84,7 +85,7 @@ class DatasetDefense(StagedPurifier, ABC):
                 f"num_classes={num_classes}: poisoned samples are found by their class, so the "
                 "data needs at least two."
             )
-        self.recipe = recipe
+        self.recipe = self.fitting = recipe
 
     @property
     def further_scores(self) -> tuple[str, ...]:
@@ -256,7 +257,7 @@ class DatasetDefense(StagedPurifier, ABC):
 
     def recipe_of(self, name: str) -> Recipe:
         """The recipe that has the name of a stage, or `recipe`."""
-        own = getattr(self, name, None)
+        own = self.fitting if name == "train" else getattr(self, name, None)
         return own if isinstance(own, Recipe) else self.recipe
 
     def stage(self, name: str) -> Stage:
@@ -265,7 +266,7 @@ class DatasetDefense(StagedPurifier, ABC):
 
     def train_view(self) -> View:
         """All samples."""
-        return self.labelled()
+        return self.labelled(recipe=self.fitting)
 
     def train_step(self, batch: Batch) -> Tensor:
         """Cross-entropy."""

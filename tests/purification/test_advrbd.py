@@ -367,6 +367,19 @@ def test_the_first_network_has_an_augmentation_of_its_own(make):
     assert module.retrain_view().augmentation == SMALL.augmentation == "crop"
 
 
+def test_the_first_network_has_a_length_of_its_own(make, make_poisoned, make_trainer):
+    module = run(make(fitting_epochs=1, until="retrain"), make_poisoned(), make_trainer)
+    lengths = {stage.name: stage.epochs for stage in module.plan()}
+    assert (lengths["train"], lengths["retrain"]) == (1, SMALL.epochs) == (1, 2)
+    short = run(make(recipe=replace(SMALL, epochs=1), until="score"), make_poisoned(), make_trainer)
+    # Its schedule is as short as it is: the network is that of a recipe with one epoch.
+    same_part = {key: value for key, value in module.results.items() if key[:8] == "suspect/"}
+    assert same_part
+    assert all(torch.equal(value, short.results[key]) for key, value in same_part.items())
+    with pytest.raises(ConfigError, match="fitting_epochs=0"):
+        make(fitting_epochs=0)
+
+
 def test_a_class_that_is_flagged_is_told_and_kept(make, make_poisoned, make_trainer):
     module = make(until="retrain")
 
