@@ -189,3 +189,27 @@ def test_the_test_set_is_read_once(monkeypatch):
     words = [*stack("trainer/cpu", "data/digits", "train/supervised_fast"), *RUN]
     main(["fit", *words, "--trainer.limit_train_batches", "1"])
     assert len(reads) == 1
+
+
+def test_a_missing_checkpoint_is_told(training, capsys):
+    write("train", "cat", "dog")
+    write("test", "cat", "dog")
+    told = refused([*FIT, "--ckpt_path", "gone.ckpt"], capsys)
+    assert "--ckpt_path gone.ckpt: there is no such file" in told
+    assert not training
+
+
+def test_validation_needs_no_test_images():
+    spoil("no test folder")
+    main(["validate", *FIT[1:], "--data.splits.val", "4"])
+
+
+def test_further_evaluation_sets_are_counted_after_every_epoch():
+    words = [*stack("trainer/cpu", "data/digits", "train/supervised_fast"), *RUN]
+    words += ["--data.attack", "bdclean.attacks.TaCT", "--data.attack.target", "4"]
+    words += ["--data.splits.val", "40", "--data.validate_in_fit", "true"]
+    words += ["--trainer.limit_train_batches", "1", "--trainer.max_epochs", "2"]
+    main(["fit", *words])
+    lines = Path("run/metrics.csv").read_text().splitlines()
+    place = lines[0].split(",").index("val/leak")
+    assert len([line for line in lines[1:] if line.split(",")[place]]) == 2

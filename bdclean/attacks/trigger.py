@@ -94,14 +94,23 @@ class Trigger(nn.Module, ABC):
         self._check(images)
         if images.dtype != torch.uint8:
             raise AttackError(f"stored images are uint8, not {images.dtype}")
+        self.require_levels()
+        rows = images.unsqueeze(0) if images.dim() == 3 else images
+        return self.change(rows, lambda floats, _: self.forward(floats)).view_as(images)
+
+    @final
+    def require_levels(self) -> None:
+        """Refuses a trigger that does not go back to 8 bits.
+
+        Raises:
+            AttackError: If `quantize` is "none".
+        """
         require(
             self.quantize != "none",
             "quantize",
             self.quantize,
             "round or floor where images are stored as uint8 (none: call the trigger on floats)",
         )
-        rows = images.unsqueeze(0) if images.dim() == 3 else images
-        return self.change(rows, lambda floats, _: self.forward(floats)).view_as(images)
 
     @final
     @torch.no_grad()

@@ -44,7 +44,10 @@ class ExactResume(Callback):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its final place and renames it, so that it is whole or absent."""
+    """Writes a checkpoint beside its final place and renames it, so that it is whole or absent.
+
+    Reads local files alone, and never unpickles them.
+    """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
@@ -64,3 +67,31 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(final)
+
+    def load_checkpoint(
+        self, path: str | os.PathLike[str], map_location: Any = "cpu", weights_only: Any = None
+    ) -> dict[str, Any]:
+        """Reads a checkpoint of a run.
+
+        Raises:
+            ConfigError: If it is no local file, is none of Lightning's, or would need unpickling.
+        """
+        if weights_only is False:
+            raise ConfigError("Checkpoints are never unpickled; leave out weights_only.")
+        if not Path(path).is_file():  # Lightning would unpickle what a URL gives
+            raise ConfigError(f"--ckpt_path {path}: there is no such file on this machine.")
+        try:
+            checkpoint: dict[str, Any] = torch.load(
+                path, map_location=map_location, weights_only=True
+            )
+        except Exception as error:  # damaged bytes can end anywhere in torch's unpickler
+            told = str(error).split("\n", 1)[0]
+            raise ConfigError(
+                f"--ckpt_path {path} is not a readable checkpoint ({told})"
+            ) from error
+        if not isinstance(checkpoint, dict) or "pytorch-lightning_version" not in checkpoint:
+            raise ConfigError(
+                f"--ckpt_path {path} is no checkpoint of a run; give a weights file as "
+                "--model.weights."
+            )
+        return checkpoint

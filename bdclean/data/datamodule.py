@@ -91,6 +91,8 @@ class ImageDataModule(LightningDataModule, ABC):
         self.defense_root = None if defense_root is None else str(Path(defense_root).expanduser())
         self.defense_labels, self.validate_in_fit = defense_labels, validate_in_fit
         self.eval_batch_size, self.shuffle_seed = eval_batch_size, shuffle_seed
+        if eval_batch_size < 1:
+            raise ConfigError(f"data.init_args.eval_batch_size={eval_batch_size}: give 1 or more.")
 
     @abstractmethod
     def read_train(self) -> ImageSet:
@@ -229,7 +231,9 @@ class ImageDataModule(LightningDataModule, ABC):
             _ = self.rows if self.defense_root is None else self.defense_set
             _ = self.plan, self.trigger  # wrong settings are told before files are written
         else:
-            _ = self.test_set, self.trigger
+            _ = (self.rows if stage == "validate" else self.test_set), self.trigger
+        if self.trigger is not None:
+            self.trigger.require_levels()
 
     def set_view(self, view: View) -> None:
         """Makes `train_dataloader` serve `view`, whose images are made at once, from now on."""
@@ -313,14 +317,9 @@ class ImageDataModule(LightningDataModule, ABC):
         sets = [RoleImages(images, torch.arange(len(images)), columns={"label": labels})]
         if self.attack is not None and self.trigger is not None:
             sets += evaluation_sets(self.attack, self.trigger, images, labels, self.num_classes)
+        size, world_size, rank = self.eval_batch_size, self._world_size, self._rank
         return [
-            evaluation_loader(
-                s,
-                batch_size=self.eval_batch_size,
-                world_size=self._world_size,
-                rank=self._rank,
-            )
-            for s in sets
+            evaluation_loader(s, batch_size=size, world_size=world_size, rank=rank) for s in sets
         ]
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> Batch:

@@ -9,6 +9,7 @@ from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader, DistributedSampler
 
 from bdclean.data.images import ChosenRows, RoleImages
+from bdclean.errors import ConfigError
 from bdclean.functional.seeds import derive_seed
 from bdclean.types import Batch
 
@@ -92,7 +93,16 @@ class TrainLoader(DataLoader[dict[str, Any]]):
 def evaluation_loader(
     images: RoleImages | ChosenRows, *, batch_size: int, world_size: int = 1, rank: int = 0
 ) -> DataLoader[dict[str, Any]]:
-    """A loader in stored order that shows every row exactly once over all devices."""
+    """A loader in stored order that shows every row exactly once over all devices.
+
+    Raises:
+        ConfigError: If there are images, but fewer than devices.
+    """
+    if 0 < len(images) < world_size:
+        raise ConfigError(
+            f"A set of {len(images)} images cannot be evaluated on {world_size} devices; evaluate "
+            "on one (--trainer.devices 1)."
+        )
     sampler: UnrepeatedDistributedSampler | None = None
     if world_size > 1:
         sampler = UnrepeatedDistributedSampler(

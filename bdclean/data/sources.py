@@ -1,5 +1,6 @@
 """From the layout of a data set on disk to images with their labels."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +14,9 @@ from bdclean.data.decoding import Resizing, load_images
 from bdclean.data.images import ImageSet
 from bdclean.errors import DataError
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
+)
 # Pictures too, which nobody should miss in silence.
 _NOT_READ = frozenset({".heic", ".heif", ".avif", ".gif", ".jxl", ".jp2", ".tga", ".dng"})
 
@@ -114,15 +117,29 @@ def read_files(
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files below `folder`, at any depth, sorted; hidden ones are skipped."""
+    """The image files below `folder`, at any depth, sorted; hidden ones are skipped.
+
+    Linked folders are entered, as torchvision's ImageFolder does.
+    """
     return sorted(_images(folder))
 
 
 def _images(folder: Path, suffixes: frozenset[str] = SUFFIXES) -> Iterator[Path]:
-    for path in folder.rglob("*"):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in suffixes and not hidden and path.is_file():
-            yield path
+    for top, inner, names in os.walk(folder, followlinks=True):
+        here = Path(top)
+        inner[:] = [n for n in inner if not n.startswith(".") and not _turns_back(here / n)]
+        for name in names:
+            path = here / name
+            if path.suffix.lower() in suffixes and not name.startswith(".") and path.is_file():
+                yield path
+
+
+def _turns_back(folder: Path) -> bool:
+    """Whether it is a link to a folder on the way to it."""
+    if not folder.is_symlink():
+        return False
+    target, above = folder.resolve(), folder.absolute().parents
+    return any(place.resolve().is_relative_to(target) for place in above)
 
 
 def _listed(root: Path, folders: Iterable[str]) -> list[list[Path]]:

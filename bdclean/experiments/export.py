@@ -203,7 +203,8 @@ def _write_images(out: Path, part: Part, classes: Sequence[str]) -> None:
 
 
 def _write_rows(path: Path, rows: Sequence[tuple[str | int, ...]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
+    # File names need not be UTF-8; they are written as they are.
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows(rows)

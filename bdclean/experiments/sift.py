@@ -31,8 +31,7 @@ Fit = Callable[[list[str]], tuple[AdvrBD, ImageFolder]]
 
 _SIZES = (32, 64, 128, 224)
 _LOOK_AT = 50  # files whose size is looked at
-# Of a folder that is no class folder itself; the last as `attack export` writes it.
-_PARTS = ("train", "test", "val", "test_triggered")
+_PARTS = ("train", "test", "val")  # of no class folder; and test_*, from `attack export`
 _SHORT = {
     "recipe.epochs": "8",
     "recipe.nesterov": "true",
@@ -230,7 +229,8 @@ def _training_folder(folder: Path) -> Path:
     if not inner.is_dir():
         return folder
     beside = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    others = [n for n in beside if n not in _PARTS and n[0] != "." and image_files(folder / n)]
+    beside = [n for n in beside if n not in _PARTS and not n.startswith((".", "test_"))]
+    others = [n for n in beside if image_files(folder / n)]
     if others:
         raise DataError(
             f"{folder} holds train/ beside other folders with images ({', '.join(others[:3])}). "

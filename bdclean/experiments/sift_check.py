@@ -103,7 +103,7 @@ def _percent(hits: Tensor) -> float:
 def _read(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         raise DataError(f"{path} is missing.")
-    with path.open(encoding="utf-8", newline="") as lines:
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
         return list(csv.DictReader(lines))
 
 

@@ -66,7 +66,9 @@ class Scores(nn.Module):
 
     def start(self, further: Iterable[str], device: torch.device) -> None:
         """Counts from zero, with a rate for each of the further loaders."""
-        self.further = nn.ModuleDict({name: AttackSuccessRate() for name in further}).to(device)
+        names = list(further)
+        if names != list(self.further):  # Lightning knows a metric it has logged by its identity
+            self.further = nn.ModuleDict({name: AttackSuccessRate() for name in names}).to(device)
         for _, metric in self.items():
             metric.reset()
 

@@ -1,14 +1,16 @@
 """Roles, hidden labels, poisoned rows and evaluation sets."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from bdclean.attacks import BadNets
+from bdclean.attacks import BadNets, WaNet
 from bdclean.data import CIFAR10, Digits, ImageFolder, RoleImages, Splits
-from bdclean.data.loading import TrainLoader
-from bdclean.errors import ConfigError, DataError
+from bdclean.data.loading import TrainLoader, evaluation_loader
+from bdclean.errors import AttackError, ConfigError, DataError
 from bdclean.types import View, ViewableData
 
 SPLITS = Splits(defense=300, probe=100, val=50)
@@ -328,3 +330,43 @@ def test_class_folders_must_agree(folder):
     write_image(folder / "test" / "emu" / "0.png", 1)
     with pytest.raises(DataError, match="emu"):
         _ = ImageFolder(root=str(folder), input_size=16).test_set
+
+
+def test_linked_folders_are_read_and_never_twice(folder):
+    cats = folder / "train" / "cat"
+    (cats / "more").symlink_to(folder / "test" / "dog")
+    (cats / "itself").symlink_to(cats)
+    (cats / "above").symlink_to(folder)
+    (folder / "test" / "dog" / "back").symlink_to(cats)
+    data = ImageFolder(root=str(folder), input_size=16, cache=False)
+    names = [name for name in data.base.files if name.startswith("cat/")]
+    assert names == [f"cat/{i}.png" for i in range(3)] + [f"cat/more/{i}.png" for i in range(3)]
+
+
+def test_common_endings_are_read(folder):
+    cats = folder / "train" / "cat"
+    write_image(folder / "grey.jpg", 50)
+    for i, ending in enumerate(("jfif", "jpe", "JPEG")):
+        shutil.copy(folder / "grey.jpg", cats / f"{i}.{ending}")
+    Image.new("L", (20, 20), 90).save(cats / "9.pgm")
+    data = ImageFolder(root=str(folder), input_size=16, cache=False)
+    levels = data.base.images[:7, 0, 0, 0].tolist()
+    assert [name.removeprefix("cat/") for name in data.base.files[:7]] == [
+        *("0.jfif", "0.png", "1.jpe", "1.png", "2.JPEG", "2.png", "9.pgm")
+    ]
+    assert (levels[1], levels[6]) == (0, 90)
+
+
+@pytest.mark.parametrize("attack", [BadNets(quantize="none"), WaNet(quantize="none")])
+@pytest.mark.parametrize("stage", ["fit", "test"])
+def test_pixels_that_cannot_be_stored_are_refused_at_once(attack, stage):
+    with pytest.raises(AttackError, match="it must be round or floor"):
+        Digits(attack=attack).setup(stage)
+
+
+def test_wrong_sizes_of_evaluation_are_refused():
+    with pytest.raises(ConfigError, match="eval_batch_size=0: give 1 or more"):
+        Digits(eval_batch_size=0)
+    few = RoleImages(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), torch.arange(3))
+    with pytest.raises(ConfigError, match="3 images cannot be evaluated on 4 devices"):
+        evaluation_loader(few, batch_size=2, world_size=4)

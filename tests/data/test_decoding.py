@@ -1,6 +1,7 @@
 """Decoding image files into the memory-mapped cache."""
 
 import io
+import os
 import shutil
 import sys
 import zlib
@@ -123,3 +124,22 @@ def test_long_decoding_shows_progress(files, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     decoding.load_images(*files, 8, cache=False)
     assert "Decoding images" in sys.stderr.getvalue()
+
+
+def test_names_need_not_be_utf_8(files, tmp_path, levels):
+    odd = tmp_path / "set" / os.fsdecode(b"caf\xe9.png")
+    shutil.copy(files[0][2], odd)
+    assert levels(decoding.load_images([odd], [odd.name], 8)) == [80]
+
+
+@pytest.mark.parametrize("ending", ["bmp", "ppm", "tif"])
+def test_plain_pictures_of_equal_size_and_date_are_told_apart(
+    files, tmp_path, write, levels, ending
+):
+    found = []
+    for k in (10, 200):
+        picture = tmp_path / str(k) / f"1.{ending}"
+        write(picture, k)
+        os.utime(picture, (0, 0))
+        found += levels(decoding.load_images([picture], [picture.name], 8))
+    assert found == [10, 200]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -328,3 +329,11 @@ def test_wrong_use_is_one_message_and_status_two(tmp_path, monkeypatch, capsys, 
     assert text in said.err
     assert "Traceback" not in said.err
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_sources_need_not_be_utf_8(folder, tmp_path):
+    data = folder(BadNets(target=1, rate=0.25))
+    cats = tmp_path / "images" / "train" / "cat"
+    (cats / "00.png").rename(cats / os.fsdecode(b"caf\xe9.png"))
+    export(data, tmp_path / "out")
+    assert b"cat/caf\xe9.png" in (tmp_path / "out" / "rows.csv").read_bytes()

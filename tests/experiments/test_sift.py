@@ -246,7 +246,7 @@ def test_train_holds_the_classes_where_it_is(small, tmp_path):
     (tmp_path / "set" / "test").mkdir(parents=True)  # no class, and not looked at
     small.rename(tmp_path / "set" / "train")
     assert f"--data.root={tmp_path}/set" in words_of(tmp_path / "set", "--out", str(tmp_path / "o"))
-    for part in ("val", "test_triggered"):
+    for part in ("val", "test_triggered", "test_leak"):
         (tmp_path / "set" / part).mkdir()
         Image.new("RGB", (4, 4)).save(tmp_path / "set" / part / "x.png")
     words_of(tmp_path / "set", "--out", str(tmp_path / "o"))
