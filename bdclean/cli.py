@@ -177,6 +177,9 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Words after `bdclean`; None takes those of the process.
     """
     words = list(sys.argv[1:] if args is None else args)
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)  # a user's modules lie beside the configs; last: they hide nothing
     for told in _KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=told)
     try:

@@ -32,7 +32,8 @@ def commands(text):
 def workplace(tmp_path, monkeypatch):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    # As the installed command has it: without the folder in which it is called.
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", ".")])
     return tmp_path
 
 
