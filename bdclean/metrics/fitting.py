@@ -39,6 +39,26 @@ def own_epochs(trainer: Trainer, epochs: int) -> None:
     trainer.fit_loop.max_epochs = epochs
 
 
+def cut_short(trainer: Trainer) -> bool:
+    """Whether the epoch that ends here lacks batches: max_steps, max_time ... have ended it."""
+    done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    return 0 < done < trainer.num_training_batches
+
+
+def whole_epochs(trainer: Trainer) -> int:
+    """Epochs done in full; asked at the end of an epoch or of the fit."""
+    epochs = vars(trainer.fit_loop.epoch_progress.current)
+    return int(epochs["processed"]) - cut_short(trainer)
+
+
+def reopen_epoch(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Has a resumed run go on within an epoch that was cut short; Lightning calls it done."""
+    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+    if cut_short(trainer) and epochs["current"]["processed"] == epochs["current"]["ready"]:
+        for progress in epochs.values():
+            progress["processed"] = progress["completed"] = progress["ready"] - 1
+
+
 def viewable_data(trainer: Trainer) -> ViewableData:
     """The data module.
 

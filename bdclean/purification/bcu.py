@@ -219,7 +219,7 @@ class BCU(FixedLength, Purifier):
     def protocol(self) -> dict[str, Any]:
         """Adds the ratios and the overall fraction of weights that was drawn anew."""
         facts = super().protocol() | {"method": "bcu", "labels": "none"}
-        if self.purified:
+        if self.is_student:
             ratios, fraction = self.stage_ratios(self.model)
             facts |= {"reinit_ratios": ratios, "reinit_fraction": fraction}
         return facts

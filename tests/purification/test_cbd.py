@@ -456,6 +456,25 @@ def test_validation_waits_for_the_probe(make, make_data, make_trainer):
         make_trainer().fit(make(probe="none"), data())
 
 
+@pytest.mark.parametrize("probe", ["sgd", "lbfgs"])
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_head_that_was_never_trained_is_not_tested(
+    probe, step, make, make_data, make_trainer, cut
+):
+    module = make(probe=probe, probe_epochs=2, epochs=2)
+    path = cut(module, make_data(), step)
+    protocol = module.protocol()
+    assert (protocol["head"], protocol["purified"]) == ("untrained", False)
+    assert "probe" not in protocol
+    restored = make(probe=probe, probe_epochs=2, epochs=2)
+    with pytest.raises(ConfigError, match=r"before its linear probe.*--ckpt_path"):
+        make_trainer(name="test").test(restored, make_data(), ckpt_path=path, verbose=False)
+    assert restored.protocol() == protocol
+    make_trainer(name="resumed").fit(restored, make_data(), ckpt_path=path)
+    assert restored.untested is None
+    assert restored.protocol()["head"] == "probe"
+
+
 def test_the_probe_may_be_augmented_otherwise(make):
     assert make(probe="sgd").probe_view().augmentation == "weak"
     assert make(probe_augmentation="imagenet").probe_view().augmentation == "imagenet"
