@@ -92,6 +92,18 @@ class BackdoorModule(LightningModule):
         self.test_scores = Scores()
         self._counts: dict[Stage, dict[str, int]] = {}
 
+    def configure_model(self) -> None:
+        """Refuses number formats that images do not come in; called for every command.
+
+        Raises:
+            ConfigError: If trainer.precision is bf16-true or 16-true.
+        """
+        if self.trainer.precision in ("bf16-true", "16-true"):
+            raise ConfigError(
+                f"trainer.precision={self.trainer.precision}: images and losses are float32, so "
+                "the weights must be as well; take bf16-mixed (or 16-mixed), or 32-true."
+            )
+
     def forward(self, x: Tensor) -> Tensor:
         """Maps images (B, 3, H, W), float32 in [0, 1], to logits (B, K)."""
         logits: Tensor = self.model(x)
