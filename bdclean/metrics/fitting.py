@@ -1,7 +1,7 @@
 """What every module that trains on views of the data asks of Lightning's Trainer."""
 
 import math
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
 import torch
@@ -14,7 +14,8 @@ from bdclean.errors import ConfigError
 from bdclean.functional.schedules import Schedule, make_schedule
 from bdclean.types import Batch, View, ViewableData
 
-# No limit was given: None becomes 1000 before `setup` is called, -1 means "without end".
+# As if no limit was given: Lightning makes 1000 of None before `setup` is called, so that a given
+# 1000 looks the same; -1 means "without end".
 _UNLIMITED = (None, -1, 1000)
 _STEPS = "bdclean_steps"  # our entry in a checkpoint
 
@@ -26,7 +27,7 @@ def own_epochs(trainer: Trainer, epochs: int) -> None:
     (`fast_dev_run`) keeps its limit.
 
     Raises:
-        ConfigError: If trainer.max_epochs was given and differs.
+        ConfigError: If trainer.max_epochs was given and differs; a given 1000 passes for none.
     """
     if getattr(trainer, "fast_dev_run", False):
         return
@@ -141,6 +142,18 @@ class FixedLength(LightningModule):
         """Reads the length."""
         super().on_load_checkpoint(checkpoint)
         self._steps_before = checkpoint.get(_STEPS)
+
+
+def own_optimizer(make: Callable[[Any], Optimizer], parameters: Any) -> Optimizer:
+    """The optimizer that the user chose.
+
+    Raises:
+        ConfigError: If it refuses its settings.
+    """
+    try:
+        return make(parameters)
+    except ValueError as error:
+        raise ConfigError(f"model.optimizer: {error}.") from error
 
 
 def scheduled(

@@ -14,7 +14,7 @@ from bdclean.backbones.source import WeightsSource
 from bdclean.errors import ConfigError
 from bdclean.functional.probe import PROBE_MILESTONES
 from bdclean.metrics.fitting import num_rows, scheduled
-from bdclean.purification.base import check_choice, check_positive
+from bdclean.purification.base import check_choice, check_not_negative, check_positive
 from bdclean.purification.staged import Stage, StagedPurifier, StageOptimizer
 from bdclean.types import AugmentationName, Batch, View
 
@@ -54,7 +54,9 @@ class ProbedPurifier(StagedPurifier, ABC):
         self.num_classes = num_classes
         self.probe: Probe = check_choice("probe", probe, Probe)
         self.probe_epochs = check_positive("probe_epochs", probe_epochs)
-        self.probe_lr, self.probe_batch_size, self.probe_c = probe_lr, probe_batch_size, probe_c
+        self.probe_lr = check_not_negative("probe_lr", probe_lr)
+        self.probe_batch_size = check_positive("probe_batch_size", probe_batch_size)
+        self.probe_c = check_positive("probe_c", probe_c)
         self.probe_augmentation: AugmentationName = probe_augmentation
 
     def setup(self, stage: str) -> None:

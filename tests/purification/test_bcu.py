@@ -323,6 +323,10 @@ def test_evaluation_from_a_checkpoint_needs_no_suspect(
         ({"temperature_schedule": "falling"}, "temperature_schedule='falling'.*rising"),
         ({"schedule": "step"}, "schedule='step'.*cosine"),
         ({"epochs": 0}, "epochs=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"lr": -0.02}, "lr=-0.02.*0 or above"),
+        ({"momentum": -0.1}, "momentum=-0.1.*0 or above"),
+        ({"weight_decay": -0.1}, "weight_decay=-0.1.*0 or above"),
     ],
 )
 def test_refuses_settings_out_of_range(make, arguments, message):
