@@ -98,9 +98,11 @@ class BackdoorModule(LightningModule):
         Raises:
             ConfigError: If trainer.precision is bf16-true or 16-true.
         """
-        if self.trainer.precision in ("bf16-true", "16-true"):
+        # `load_from_checkpoint` has no Trainer.
+        precision = None if self._trainer is None else self.trainer.precision
+        if precision in ("bf16-true", "16-true"):
             raise ConfigError(
-                f"trainer.precision={self.trainer.precision}: images and losses are float32, so "
+                f"trainer.precision={precision}: images and losses are float32, so "
                 "the weights must be as well; take bf16-mixed (or 16-mixed), or 32-true."
             )
 
