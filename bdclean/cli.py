@@ -42,6 +42,7 @@ from bdclean.experiments.demo import run_demo
 from bdclean.experiments.figure import run_figure
 from bdclean.experiments.sift import SaveSiftConfig, run_sift
 from bdclean.functional.precision import cpu_has_bfloat16
+from bdclean.metrics.evaluation import BackdoorModule
 
 LINKED = ("num_classes", "input_size", "mean", "std")
 """Facts of the data set that models receive; they are never written into a config file."""
@@ -142,6 +143,9 @@ class BdcleanCLI(LightningCLI):
             return
         if not has_head(self.model):
             print("The result has no classifier head; train a probe to measure it.")
+            return
+        if isinstance(self.model, BackdoorModule) and self.model.untested is not None:
+            print(f"There is no test. {self.model.untested}")
             return
         self.trainer.test(self.model, datamodule=self.datamodule)
 

@@ -9,6 +9,17 @@ class ConfigError(BdcleanError):
     """A setting is out of its range or does not fit another one."""
 
 
+def require_at_least(least: int, **settings: float) -> None:
+    """Checks settings by their keys.
+
+    Raises:
+        ConfigError: If one is below `least`.
+    """
+    for key, value in settings.items():
+        if value < least:
+            raise ConfigError(f"{key}={value}: it must be {least} or above.")
+
+
 class DataError(BdcleanError):
     """A data set or an image file is missing or not of the expected form."""
 

@@ -170,6 +170,24 @@ def test_another_config_does_not_overwrite_a_run(victim, capsys):
     assert {path: path.read_bytes() for path in victim.rglob("*") if path.is_file()} == before
 
 
+def test_a_limit_of_the_trainer_leaves_no_result_of_an_untrained_probe(tmp_path, victim, capsys):
+    run, weights = tmp_path / "run", ["--model.weights", str(victim / "model.safetensors")]
+    record = fit(run, "purify/cbd", *weights, "--trainer.max_steps", "1")
+    assert "There is no test." in capsys.readouterr().out
+    assert record["metrics"] == {}
+    assert (record["protocol"]["head"], record["protocol"]["purified"]) == ("untrained", False)
+    assert (run / "model.safetensors").is_file()
+    words = ["-c", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints/last.ckpt")]
+    with pytest.raises(SystemExit) as stop:
+        main(["test", *words])
+    assert stop.value.code == 2
+    assert "before its linear probe was trained" in capsys.readouterr().err
+    main(["fit", *words, "--trainer.max_steps", "-1"])
+    record = json.loads((run / "result.json").read_text())
+    assert (record["protocol"]["head"], record["protocol"]["purified"]) == ("probe", True)
+    assert record["metrics"]["n_clean"] == 397
+
+
 WRONG = {
     "a missing weights file": (
         ["fit", *BASE, *stack("purify/bcu"), "--model.weights", "no.safetensors"],

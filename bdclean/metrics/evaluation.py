@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from bdclean.errors import ConfigError
@@ -93,6 +94,20 @@ class BackdoorModule(LightningModule):
         self.test_scores = Scores()
         self._counts: dict[Stage, dict[str, int]] = {}
 
+    def configure_model(self) -> None:
+        """Refuses number formats that images do not come in; called for every command.
+
+        Raises:
+            ConfigError: If trainer.precision is bf16-true or 16-true.
+        """
+        # `load_from_checkpoint` has no Trainer.
+        precision = None if self._trainer is None else self.trainer.precision
+        if precision in ("bf16-true", "16-true"):
+            raise ConfigError(
+                f"trainer.precision={precision}: images and losses are float32, so "
+                "the weights must be as well; take bf16-mixed (or 16-mixed), or 32-true."
+            )
+
     def forward(self, x: Tensor) -> Tensor:
         """Maps images (B, 3, H, W), float32 in [0, 1], to logits (B, K)."""
         logits: Tensor = self.model(x)
@@ -152,11 +167,16 @@ class BackdoorModule(LightningModule):
     def protocol(self) -> dict[str, Any]:
         """Returns JSON-ready facts for the run record that make numbers comparable.
 
-        Subclasses extend it. `head` is `original`, `probe` or `none`; `labels` tells which
-        labels training has read: here none.
+        Subclasses extend it. `head` is `original`, `probe`, `untrained` or `none`; `labels` tells
+        which labels training has read: here none.
         """
         has_head = self.model is not None and self.model.head is not None
         return {"head": "original" if has_head else "none", "labels": "none"}
+
+    @property
+    def untested(self) -> str | None:
+        """Why the classifier is not to be evaluated as it is, for the user; None if it is."""
+        return None
 
     def export_model(self) -> "SplitModel":
         """Returns the model whose weights are the product of the run."""
@@ -184,6 +204,8 @@ class BackdoorModule(LightningModule):
                 "and no classes; train a linear probe on it with configs/train/linear_probe.yaml "
                 "and model.weights set to this backbone, then evaluate the result"
             )
+        if self.untested is not None and self.trainer.state.fn != TrainerFn.FITTING:
+            raise ConfigError(self.untested)
         known = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
         if known is not None and known != self.model.info.num_classes:
             raise ConfigError(

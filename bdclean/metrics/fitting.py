@@ -1,7 +1,7 @@
 """What every module that trains on views of the data asks of Lightning's Trainer."""
 
 import math
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
 import torch
@@ -14,7 +14,8 @@ from bdclean.errors import ConfigError
 from bdclean.functional.schedules import Schedule, make_schedule
 from bdclean.types import Batch, View, ViewableData
 
-# No limit was given: None becomes 1000 before `setup` is called, -1 means "without end".
+# As if no limit was given: Lightning makes 1000 of None before `setup` is called, so that a given
+# 1000 looks the same; -1 means "without end".
 _UNLIMITED = (None, -1, 1000)
 _STEPS = "bdclean_steps"  # our entry in a checkpoint
 
@@ -26,7 +27,7 @@ def own_epochs(trainer: Trainer, epochs: int) -> None:
     (`fast_dev_run`) keeps its limit.
 
     Raises:
-        ConfigError: If trainer.max_epochs was given and differs.
+        ConfigError: If trainer.max_epochs was given and differs; a given 1000 passes for none.
     """
     if getattr(trainer, "fast_dev_run", False):
         return
@@ -37,6 +38,26 @@ def own_epochs(trainer: Trainer, epochs: int) -> None:
             f"Leave trainer.max_epochs at -1 (or set it to {epochs}), and change model.init_args."
         )
     trainer.fit_loop.max_epochs = epochs
+
+
+def cut_short(trainer: Trainer) -> bool:
+    """Whether the epoch that ends here lacks batches: max_steps, max_time ... have ended it."""
+    done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    return 0 < done < trainer.num_training_batches
+
+
+def whole_epochs(trainer: Trainer) -> int:
+    """Epochs done in full; asked at the end of an epoch or of the fit."""
+    epochs = vars(trainer.fit_loop.epoch_progress.current)
+    return int(epochs["processed"]) - cut_short(trainer)
+
+
+def reopen_epoch(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Has a resumed run go on within an epoch that was cut short; Lightning calls it done."""
+    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+    if cut_short(trainer) and epochs["current"]["processed"] == epochs["current"]["ready"]:
+        for progress in epochs.values():
+            progress["processed"] = progress["completed"] = progress["ready"] - 1
 
 
 def viewable_data(trainer: Trainer) -> ViewableData:
@@ -121,6 +142,18 @@ class FixedLength(LightningModule):
         """Reads the length."""
         super().on_load_checkpoint(checkpoint)
         self._steps_before = checkpoint.get(_STEPS)
+
+
+def own_optimizer(make: Callable[[Any], Optimizer], parameters: Any) -> Optimizer:
+    """The optimizer that the user chose.
+
+    Raises:
+        ConfigError: If it refuses its settings.
+    """
+    try:
+        return make(parameters)
+    except ValueError as error:
+        raise ConfigError(f"model.optimizer: {error}.") from error
 
 
 def scheduled(

@@ -12,10 +12,18 @@ from bdclean.backbones import ModelInfo, SplitModel, build
 from bdclean.backbones.source import FreshSource, WeightsSource
 from bdclean.errors import ConfigError
 from bdclean.metrics.evaluation import BackdoorModule
-from bdclean.metrics.fitting import own_epochs, scan, share_buffers, viewable_data
+from bdclean.metrics.fitting import (
+    own_epochs,
+    reopen_epoch,
+    scan,
+    share_buffers,
+    viewable_data,
+    whole_epochs,
+)
 from bdclean.types import Batch, View
 
-_RECORD = "bdclean_purifier"  # our entry in a checkpoint
+_RECORD = "bdclean_purifier"  # our entries in a checkpoint
+_ENDED = "bdclean_ended"
 Number = TypeVar("Number", int, float)
 
 
@@ -33,7 +41,7 @@ class Purifier(BackdoorModule, ABC):
     Attributes:
         model: The student, which is purified.
         teacher: The suspect, frozen and in evaluation mode, where the method needs it.
-        purified: Whether `model` is the product of training and not the suspect as it came.
+        is_student: Whether `model` is the student, finished or not, and not the suspect as it came.
     """
 
     teacher: SplitModel  # None where there is none; as `model`
@@ -42,7 +50,12 @@ class Purifier(BackdoorModule, ABC):
         super().__init__()
         self.source = source
         self.register_module("teacher", None)
-        self.purified = False
+        self.is_student = self._ended = False
+
+    @property
+    def purified(self) -> bool:
+        """Whether the method ran to its end: `model` is its product."""
+        return self._ended
 
     @property
     @abstractmethod
@@ -76,7 +89,7 @@ class Purifier(BackdoorModule, ABC):
             suspect = self.source.load()
             teacher = suspect.copy() if self.needs_teacher else None
             self._install(self.make_student(suspect), teacher)
-            self.purified = True
+            self.is_student, self._ended = True, False
         elif self._modules["model"] is None and self.source.is_there:
             self._install(self.source.load(), None)
 
@@ -88,11 +101,14 @@ class Purifier(BackdoorModule, ABC):
         self.freeze_parts()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the description of the networks."""
+        """Adds the description of the networks, and whether the method has ended."""
         networks = {"model": self.model}
         if self._modules["teacher"] is not None:
             networks["teacher"] = self.teacher
         checkpoint[_RECORD] = {name: net.info.to_metadata() for name, net in networks.items()}
+        checkpoint[_ENDED] = self._ended
+        if "loops" in checkpoint:  # absent where weights alone are saved
+            reopen_epoch(self.trainer, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Builds the networks whose weights are restored next.
@@ -110,7 +126,8 @@ class Purifier(BackdoorModule, ABC):
             name: build(ModelInfo.from_metadata(metadata)) for name, metadata in record.items()
         }
         self._install(networks["model"], networks.get("teacher"))
-        self.purified = True
+        self.is_student = True
+        self._ended = checkpoint.get(_ENDED, True)  # earlier versions did not tell
 
     def on_predict_start(self) -> None:
         """Refuses to predict without a model.
@@ -127,9 +144,15 @@ class Purifier(BackdoorModule, ABC):
         """Asks the data module for the first view."""
         self.request(self.first_view())
 
+    def on_train_epoch_end(self) -> None:
+        """Notes the end of the method, before the checkpoint of this epoch is written."""
+        self._ended = whole_epochs(self.trainer) >= self.total_epochs
+
     def on_train_end(self) -> None:
         """Leaves the same model on all devices."""
         share_buffers(self.model)
+        # Again: a run that goes on behind its last batch has no epoch to end.
+        self._ended = whole_epochs(self.trainer) >= self.total_epochs
 
     def request(self, view: View) -> None:
         """Makes the next training loader serve `view`."""
@@ -155,7 +178,7 @@ class Purifier(BackdoorModule, ABC):
             )
 
     def protocol(self) -> dict[str, Any]:
-        """Adds whether the model has been purified."""
+        """Adds whether the method ran to its end."""
         return super().protocol() | {"purified": self.purified}
 
 

@@ -36,7 +36,7 @@ from bdclean.functional.reinitialisation import (
 from bdclean.functional.schedules import make_schedule
 from bdclean.functional.seeds import derive_seed
 from bdclean.metrics.fitting import FixedLength
-from bdclean.purification.base import Purifier, check_choice, check_positive
+from bdclean.purification.base import Purifier, check_choice, check_not_negative, check_positive
 from bdclean.types import AugmentationName, Batch, View
 
 LabelKind = Literal["soft", "hard"]
@@ -114,10 +114,11 @@ class BCU(FixedLength, Purifier):
         self.temperature_schedule: TemperatureSchedule = check_choice(
             "temperature_schedule", temperature_schedule, TemperatureSchedule
         )
-        self.epochs, self.lr, self.momentum = check_positive("epochs", epochs), lr, momentum
-        self.weight_decay = weight_decay
+        self.epochs, self.lr = check_positive("epochs", epochs), check_not_negative("lr", lr)
+        self.momentum = check_not_negative("momentum", momentum)
+        self.weight_decay = check_not_negative("weight_decay", weight_decay)
         self.schedule: BCUSchedule = check_choice("schedule", schedule, BCUSchedule)
-        self.batch_size, self.augmentation = batch_size, augmentation
+        self.batch_size, self.augmentation = check_positive("batch_size", batch_size), augmentation
 
     @property
     def total_epochs(self) -> int:
@@ -219,7 +220,7 @@ class BCU(FixedLength, Purifier):
     def protocol(self) -> dict[str, Any]:
         """Adds the ratios and the overall fraction of weights that was drawn anew."""
         facts = super().protocol() | {"method": "bcu", "labels": "none"}
-        if self.purified:
+        if self.is_student:
             ratios, fraction = self.stage_ratios(self.model)
             facts |= {"reinit_ratios": ratios, "reinit_fraction": fraction}
         return facts

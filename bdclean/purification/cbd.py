@@ -27,11 +27,12 @@ from bdclean.backbones.attacker import Attacker, BatchNormMode, attack_precision
 from bdclean.backbones.batchnorm import momentum_of, reestimate_
 from bdclean.backbones.source import WeightsSource
 from bdclean.backbones.split import Stem
+from bdclean.errors import ConfigError
 from bdclean.functional.contrastive import nt_xent
 from bdclean.functional.perturbation import PGD, Norm, StepUnit, pgd
 from bdclean.functional.schedules import Schedule
 from bdclean.metrics.fitting import scheduled
-from bdclean.purification.base import check_add_up, check_choice, check_positive
+from bdclean.purification.base import check_add_up, check_choice, check_not_negative, check_positive
 from bdclean.purification.probed import Probe, ProbedPurifier
 from bdclean.purification.projection import Projection, Projections
 from bdclean.purification.staged import Stage, StageOptimizer
@@ -147,18 +148,21 @@ class CBD(ProbedPurifier):
         self.save_hyperparameters()
         self.lambdas = {"pull": lambda_pull, "kd": lambda_kd, "sft": lambda_sft}
         check_add_up("lambda", self.lambdas)
-        self.temperature, self.symmetric = temperature, symmetric
+        self.temperature, self.symmetric = check_positive("temperature", temperature), symmetric
         self.pgd = PGD(epsilon, pgd_steps, step_size, step_unit, norm, random_start)
         self.adv_reference: Reference = check_choice("adv_reference", adv_reference, Reference)
         self.attack_bn: BatchNormMode = check_choice("attack_bn", attack_bn, BatchNormMode)
         self.adv_updates_bn, self.reestimate_bn = adv_updates_bn, reestimate_bn
-        self.epochs, self.lr, self.momentum = check_positive("epochs", epochs), lr, momentum
-        self.weight_decay, self.schedule = weight_decay, schedule
-        self.batch_size, self.augmentation = batch_size, augmentation
+        self.epochs, self.lr = check_positive("epochs", epochs), check_not_negative("lr", lr)
+        self.momentum = check_not_negative("momentum", momentum)
+        self.weight_decay = check_not_negative("weight_decay", weight_decay)
+        if batch_size < 2:
+            raise ConfigError(f"batch_size={batch_size}: negatives need at least 2 images.")
+        self.schedule, self.batch_size, self.augmentation = schedule, batch_size, augmentation
         self.projection: Projection = check_choice("projection", projection, Projection)
         self.projection_dim = check_positive("projection_dim", projection_dim)
         self.projection_epochs = check_positive("projection_epochs", projection_epochs)
-        self.projection_lr = projection_lr
+        self.projection_lr = check_not_negative("projection_lr", projection_lr)
         self._attacker: Attacker | None = None
 
     def plan(self) -> tuple[Stage, ...]:

@@ -355,9 +355,14 @@ class DatasetDefense(StagedPurifier, ABC):
             round_epochs=self.results.get("round_epochs", torch.empty(0, dtype=torch.long)),
         )
 
+    @property
+    def purified(self) -> bool:
+        """Whether the method ran to its end, and that end is behind `propose`."""
+        return self.finished and self._is_clean
+
     def protocol(self) -> dict[str, Any]:
-        """Labels are those of the untrusted data set; pure is what came as far as `propose`."""
-        facts = super().protocol() | {"labels": "untrusted", "purified": self._is_clean}
+        """Labels are those of the untrusted data set."""
+        facts = super().protocol() | {"labels": "untrusted"}
         if "flagged" in self.results:
             facts["num_flagged"] = int(self.results["flagged"].sum())
         if len(self.results.get("lost_classes", ())):

@@ -14,7 +14,7 @@ from bdclean.backbones.source import WeightsSource
 from bdclean.errors import ConfigError
 from bdclean.functional.probe import PROBE_MILESTONES
 from bdclean.metrics.fitting import num_rows, scheduled
-from bdclean.purification.base import check_choice, check_positive
+from bdclean.purification.base import check_choice, check_not_negative, check_positive
 from bdclean.purification.staged import Stage, StagedPurifier, StageOptimizer
 from bdclean.types import AugmentationName, Batch, View
 
@@ -54,7 +54,9 @@ class ProbedPurifier(StagedPurifier, ABC):
         self.num_classes = num_classes
         self.probe: Probe = check_choice("probe", probe, Probe)
         self.probe_epochs = check_positive("probe_epochs", probe_epochs)
-        self.probe_lr, self.probe_batch_size, self.probe_c = probe_lr, probe_batch_size, probe_c
+        self.probe_lr = check_not_negative("probe_lr", probe_lr)
+        self.probe_batch_size = check_positive("probe_batch_size", probe_batch_size)
+        self.probe_c = check_positive("probe_c", probe_c)
         self.probe_augmentation: AugmentationName = probe_augmentation
 
     def setup(self, stage: str) -> None:
@@ -110,6 +112,17 @@ class ProbedPurifier(StagedPurifier, ABC):
         optimizer = torch.optim.SGD(head, self.probe_lr, momentum=0.9, weight_decay=1e-4)
         return scheduled(self.trainer, optimizer, "multistep", self.probe_epochs, PROBE_MILESTONES)
 
+    @property
+    def untested(self) -> str | None:
+        """Before its end a run has no head but one that was drawn, or is half trained."""
+        if self.finished or self.probe == "none" or not self.is_student:
+            return None
+        return (
+            "The run was stopped before its linear probe was trained, so there is no classifier "
+            "to measure. Go on with `bdclean fit` and --ckpt_path, without what limited the run "
+            "(trainer.max_steps, trainer.max_time ...)."
+        )
+
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Counts nothing as long as the head is the one that was drawn."""
         probed = self.finished or self.plan()[self._stage].name == "probe"
@@ -135,6 +148,8 @@ class ProbedPurifier(StagedPurifier, ABC):
     def protocol(self) -> dict[str, Any]:
         """The probe sees clean labels; purification sees none."""
         facts = super().protocol() | {"labels": "none"}
-        if isinstance(self.model.head, ProbeHead):
+        if self.untested is not None:
+            facts["head"] = "untrained"
+        elif isinstance(self.model.head, ProbeHead):
             facts |= {"head": "probe", "probe": self.probe, "probe_labels": "clean"}
         return facts

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from bdclean.backbones.source import FreshSource, WeightsSource
 from bdclean.errors import ConfigError
-from bdclean.metrics.fitting import share_buffers
+from bdclean.metrics.fitting import cut_short, share_buffers
 from bdclean.purification.base import Purifier
 from bdclean.types import Batch, View
 
@@ -100,6 +100,11 @@ class StagedPurifier(Purifier, ABC):
         """Whether all stages are done."""
         return self._stage >= len(self.plan())
 
+    @property
+    def purified(self) -> bool:
+        """Whether the method ran to its end."""
+        return self.finished
+
     def first_view(self) -> View:
         """The view of the present (or last) training stage."""
         view: View = self._of("view", self._training_stage())()
@@ -146,8 +151,8 @@ class StagedPurifier(Purifier, ABC):
         return loss
 
     def on_train_epoch_end(self) -> None:
-        """Goes to the next stage after the last epoch of one."""
-        if self._is_over(self.current_epoch + 1):
+        """Goes to the next stage after the last epoch of one, if that was a whole one."""
+        if self._is_over(self.current_epoch + 1) and not cut_short(self.trainer):
             self._advance()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from bdclean.attacks.input_aware import (
 )
 from bdclean.backbones import ModelInfo, build
 from bdclean.backbones.split import Stem
-from bdclean.errors import ConfigError
+from bdclean.errors import ConfigError, require_at_least
 from bdclean.functional.diversity import diversity
 from bdclean.metrics.evaluation import BackdoorModule, loader_names
 from bdclean.metrics.fitting import own_epochs, share_buffers, viewable_data
@@ -111,6 +111,9 @@ class InputAwareTraining(BackdoorModule):
                 f"data.input_size={input_size}: the trigger networks need a multiple of "
                 f"{SIZE_STEP}, at least {2 * SIZE_STEP}."
             )
+        require_at_least(1, batch_size=batch_size)
+        require_at_least(0, lr=lr, lr_generators=lr_generators)
+        require_at_least(0, momentum=momentum, weight_decay=weight_decay)
         self.input_size, self.epochs, self.mask_epochs = input_size, epochs, mask_epochs
         self.view = View("train", augmentation, batch_size=batch_size, labels=True)
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
@@ -133,10 +136,9 @@ class InputAwareTraining(BackdoorModule):
         attack = getattr(getattr(self.trainer, "datamodule", None), "attack", None)
         if not isinstance(attack, InputAware) or attack.trigger is not None:
             raise ConfigError(
-                "data.init_args.attack: InputAwareTraining learns the trigger of "
-                "bdclean.attacks.InputAware with trigger null (configs/attack/input_aware.yaml); "
-                "train on another attack, or with a learned trigger, with "
-                "bdclean.training.Supervised."
+                "data.init_args.attack: InputAwareTraining learns the trigger of bdclean.attacks."
+                "InputAware with trigger null (configs/attack/input_aware.yaml); train on another "
+                "attack, or with a learned trigger, with bdclean.training.Supervised."
             )
         return attack
 
@@ -160,9 +162,8 @@ class InputAwareTraining(BackdoorModule):
 
     def configure_optimizers(self) -> list[Optimizer]:
         """SGD for the classifier; Adam for G and for M."""
-        weights = self.model.parameters()
         return [
-            SGD(weights, self.lr, self.momentum, weight_decay=self.weight_decay),
+            SGD(self.model.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay),
             Adam(self.pattern.parameters(), self.lr_generators, self.betas),
             Adam(self.mask.parameters(), self.lr_generators, self.betas),
         ]
@@ -255,14 +256,15 @@ class InputAwareTraining(BackdoorModule):
         return mix(images, pattern, mask), pattern
 
     def _step(self, stage: Literal["mask", "joint"], loss: Tensor) -> None:
-        """Steps what the stage trains, and clears gradients, so that none outlive a batch."""
+        """Steps what has gradients, since a scaler fails on others; none outlive a batch."""
         if isinstance(self.trainer.strategy, DDPStrategy):
             # A stage trains a part of the networks, and DDP waits for the gradients of all.
             loss = loss + 0 * torch.stack([p.sum() for p in self.parameters()]).sum()
         self.manual_backward(loss)
         classifier, pattern, mask = cast(list[Any], self.optimizers())
         for optimizer in [mask] if stage == "mask" else [classifier, pattern]:
-            optimizer.step()
+            if any(p.grad is not None for p in optimizer.param_groups[0]["params"]):
+                optimizer.step()
         for optimizer in (classifier, pattern, mask):
             if optimizer is not pattern or not self.reproduce_grad_accum:
                 optimizer.zero_grad()
@@ -284,8 +286,7 @@ class InputAwareTraining(BackdoorModule):
 
     def _shown(self, batch: Batch, dataloader_idx: int) -> Batch:
         """The batch as the learned trigger makes it, in 8 bits, for all loaders but `clean`."""
-        names = loader_names(self.trainer)
-        name = names[dataloader_idx] if dataloader_idx < len(names) else None
+        name = dict(enumerate(loader_names(self.trainer))).get(dataloader_idx)
         if name not in ("triggered", "cross_acc"):
             return batch
         images, trigger = batch["image"], self.learned_trigger()

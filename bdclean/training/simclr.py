@@ -27,6 +27,7 @@ from bdclean.errors import ConfigError
 from bdclean.metrics.evaluation import BackdoorModule, Scores, loader_names
 from bdclean.metrics.fitting import (
     FixedLength,
+    own_optimizer,
     scan,
     share_buffers,
     steps_per_epoch,
@@ -143,7 +144,7 @@ class SimCLR(FixedLength, BackdoorModule):
             {"params": [p for p in trained if p.ndim > 1]},
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        optimizer = self.optimizer(groups)
+        optimizer = own_optimizer(self.optimizer, groups)
         steps = total_steps(self.trainer)
         warmup = min(steps, round(self.warmup_epochs * steps_per_epoch(self.trainer)))
         scheduler = CosineWarmupScheduler(optimizer, warmup, steps)

@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 from bdclean.backbones.build import start_from
 from bdclean.backbones.split import Stem
-from bdclean.errors import ConfigError
+from bdclean.errors import ConfigError, require_at_least
 from bdclean.functional.schedules import Schedule, make_schedule
 from bdclean.metrics.evaluation import BackdoorModule
 from bdclean.metrics.evaluation import Stage as EvaluationStage
-from bdclean.metrics.fitting import FixedLength, share_buffers, total_steps
+from bdclean.metrics.fitting import FixedLength, own_optimizer, share_buffers, total_steps
 from bdclean.types import AugmentationName, Batch, View, ViewableData
 
 
@@ -65,6 +65,9 @@ class Supervised(FixedLength, BackdoorModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer"])
+        require_at_least(1, batch_size=batch_size)
+        if not 0 <= label_smoothing <= 1:
+            raise ConfigError(f"label_smoothing={label_smoothing}: it must be between 0 and 1.")
         self.optimizer = optimizer
         self.stretchable = schedule == "constant"
         self.schedule, self.milestones, self.gamma = schedule, milestones, gamma
@@ -114,7 +117,7 @@ class Supervised(FixedLength, BackdoorModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer, and the schedule per step over the whole training."""
-        optimizer = self.optimizer(self.model.parameters())
+        optimizer = own_optimizer(self.optimizer, self.model.parameters())
         scheduler = make_schedule(
             optimizer,
             self.schedule,

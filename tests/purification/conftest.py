@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from bdclean.attacks import BadNets
 from bdclean.backbones import ModelInfo, build, save_model
@@ -136,6 +136,26 @@ def make_trainer(tmp_path):
         return Trainer(**(settings | arguments))
 
     return make
+
+
+@pytest.fixture
+def cut(make_trainer, tmp_path):
+    """Fits as far as a step and stops, as `max_time` does; gives the checkpoint."""
+
+    class Stop(Callback):
+        def __init__(self, step):
+            self.step = step
+
+        def on_train_batch_end(self, trainer, *_):
+            trainer.should_stop = trainer.global_step >= self.step
+
+    def fit(module, data, step):
+        folder = tmp_path / "cut"
+        kept = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
+        make_trainer(kept, Stop(step), name="cut").fit(module, data)
+        return folder / "last.ckpt"
+
+    return fit
 
 
 @pytest.fixture

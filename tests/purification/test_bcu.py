@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import nn
 from torch.nn import functional as F
 
@@ -267,6 +267,30 @@ def test_resume_from_any_epoch_ends_with_the_same_weights(runs, every_epoch):
         assert equal(whole.state_dict(), resumed.state_dict()), epoch
 
 
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_a_run_that_is_stopped_is_not_purified_and_goes_on_where_it_was(
+    step, runs, make, make_data, cut
+):
+    whole, _ = runs()
+    stopped = make()
+    path = cut(stopped, make_data(), step)
+    protocol = stopped.protocol()
+    assert not protocol["purified"]
+    assert protocol["reinit_ratios"] == pytest.approx(PUBLISHED)  # it is no suspect any more
+    resumed, _ = runs(ckpt_path=path)
+    assert resumed.trainer.global_step == 6
+    assert equal(whole.state_dict(), resumed.state_dict())
+    assert resumed.protocol()["purified"]
+
+
+def test_a_run_that_goes_on_behind_its_last_batch_is_purified(runs, tmp_path):
+    steps = ModelCheckpoint(tmp_path / "s", "{step}", save_top_k=-1, every_n_train_steps=3)
+    whole, _ = runs(steps)
+    resumed, _ = runs(ckpt_path=tmp_path / "s" / "step=6.ckpt")
+    assert equal(whole.state_dict(), resumed.state_dict())
+    assert resumed.protocol()["purified"]
+
+
 def test_evaluation_from_a_checkpoint_needs_no_suspect(
     runs, make, make_data, make_trainer, every_epoch, suspect, tmp_path
 ):
@@ -299,6 +323,10 @@ def test_evaluation_from_a_checkpoint_needs_no_suspect(
         ({"temperature_schedule": "falling"}, "temperature_schedule='falling'.*rising"),
         ({"schedule": "step"}, "schedule='step'.*cosine"),
         ({"epochs": 0}, "epochs=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"lr": -0.02}, "lr=-0.02.*0 or above"),
+        ({"momentum": -0.1}, "momentum=-0.1.*0 or above"),
+        ({"weight_decay": -0.1}, "weight_decay=-0.1.*0 or above"),
     ],
 )
 def test_refuses_settings_out_of_range(make, arguments, message):

@@ -456,6 +456,25 @@ def test_validation_waits_for_the_probe(make, make_data, make_trainer):
         make_trainer().fit(make(probe="none"), data())
 
 
+@pytest.mark.parametrize("probe", ["sgd", "lbfgs"])
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_head_that_was_never_trained_is_not_tested(
+    probe, step, make, make_data, make_trainer, cut
+):
+    module = make(probe=probe, probe_epochs=2, epochs=2)
+    path = cut(module, make_data(), step)
+    protocol = module.protocol()
+    assert (protocol["head"], protocol["purified"]) == ("untrained", False)
+    assert "probe" not in protocol
+    restored = make(probe=probe, probe_epochs=2, epochs=2)
+    with pytest.raises(ConfigError, match=r"before its linear probe.*--ckpt_path"):
+        make_trainer(name="test").test(restored, make_data(), ckpt_path=path, verbose=False)
+    assert restored.protocol() == protocol
+    make_trainer(name="resumed").fit(restored, make_data(), ckpt_path=path)
+    assert restored.untested is None
+    assert restored.protocol()["head"] == "probe"
+
+
 def test_the_probe_may_be_augmented_otherwise(make):
     assert make(probe="sgd").probe_view().augmentation == "weak"
     assert make(probe_augmentation="imagenet").probe_view().augmentation == "imagenet"
@@ -489,6 +508,15 @@ def test_runs_in_mixed_precision(runs):
         ({"attack_bn": "off"}, "attack_bn='off'.*eval, train"),
         ({"probe": "knn"}, "probe='knn'.*sgd, lbfgs, none"),
         ({"epochs": 0}, "epochs=0.*above 0"),
+        ({"batch_size": 1}, "batch_size=1"),
+        ({"lr": -0.02}, "lr=-0.02.*0 or above"),
+        ({"momentum": -0.1}, "momentum=-0.1.*0 or above"),
+        ({"weight_decay": -0.1}, "weight_decay=-0.1.*0 or above"),
+        ({"temperature": 0}, "temperature=0.*above 0"),
+        ({"projection_lr": -0.1}, "projection_lr=-0.1.*0 or above"),
+        ({"probe_lr": -0.1}, "probe_lr=-0.1.*0 or above"),
+        ({"probe_batch_size": 0}, "probe_batch_size=0.*above 0"),
+        ({"probe_c": 0}, "probe_c=0.*above 0"),
         ({"pgd_steps": 0}, "steps is 0"),
     ],
 )

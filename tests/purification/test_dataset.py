@@ -76,6 +76,13 @@ def test_only_what_is_clean_is_called_so(module, make_poisoned, make_trainer, tm
     assert {f["network"] for f in facts} == kept
 
 
+def test_a_run_that_is_stopped_is_not_called_clean(module, make_poisoned, make_trainer, cut):
+    trainer = make_trainer()
+    trainer.fit(module, make_poisoned())
+    cut(module, make_poisoned(), trainer.global_step - 1)
+    assert not module.protocol()["purified"]
+
+
 def test_results_hold_for_the_same_samples_only(facts, make_poisoned, make_trainer, tmp_path):
     method, arguments = METHODS["abl"]
     module = method(**facts, width=4, recipe=ONE, seed=5, **arguments)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.plugins import MixedPrecision
 
 import bdclean.training.input_aware as module_file
 from bdclean.attacks import BadNets, InputAware, Trigger
@@ -60,7 +61,7 @@ def make(**arguments):
 
 @pytest.fixture
 def make_trainer(tmp_path):
-    def build(*callbacks):
+    def build(*callbacks, **more):
         return Trainer(
             accelerator="cpu",
             devices=1,
@@ -72,6 +73,7 @@ def make_trainer(tmp_path):
             limit_val_batches=0,
             default_root_dir=tmp_path,
             callbacks=[ExactResume(), *callbacks],
+            **more,
         )
 
     return build
@@ -252,6 +254,28 @@ def test_optimizers_are_those_of_the_paper(fit):
         assert isinstance(adam, torch.optim.Adam)
         assert adam.defaults["betas"] == (0.5, 0.9)
         assert adam.defaults["weight_decay"] == 0
+
+
+def test_a_batch_without_triggers_leaves_a_gradient_scaler_alone(make_trainer):
+    trainer = make_trainer(plugins=[MixedPrecision("16-mixed", "cpu")])
+    attack = InputAware(target=1, rate=0.2, cover_rate=0.15)
+    trainer.fit(make(batch_size=9), TinyData(attack, rows=38))  # the last batch has two images
+    assert trainer.global_step == 5 + 2 * 5 - 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("batch_size", 0),
+        ("lr", -0.1),
+        ("lr_generators", -0.1),
+        ("momentum", -0.1),
+        ("weight_decay", -0.1),
+    ],
+)
+def test_refuses_numbers_out_of_range(key, value):
+    with pytest.raises(ConfigError, match=rf"{key}={value}: it must be \d or above"):
+        make(**{key: value})
 
 
 def test_small_batches_and_no_covers_train(fit):

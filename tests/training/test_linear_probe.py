@@ -14,7 +14,7 @@ from bdclean.data.datamodule import ImageDataModule
 from bdclean.data.images import ImageSet
 from bdclean.data.splits import Splits
 from bdclean.errors import ConfigError
-from bdclean.training import LinearProbe
+from bdclean.training import KNN, LinearProbe
 from bdclean.types import View
 
 FACTS = {"num_classes": 4, "input_size": 8, "mean": (0.5,) * 3, "std": (0.2,) * 3}
@@ -189,6 +189,27 @@ def test_checkpoint_and_export_need_no_backbone_file(make, fit, weights, tmp_pat
         "method": "linear_probe",
         "probe": probe,
     }
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("batch_size", 0),
+        ("lr", -0.1),
+        ("momentum", -0.1),
+        ("weight_decay", -0.1),
+        ("probe_c", 0),
+    ],
+)
+def test_refuses_numbers_out_of_range(make, key, value):
+    with pytest.raises(ConfigError, match=f"{key}={value}: it must be"):
+        make(**{key: value})
+
+
+@pytest.mark.parametrize(("key", "value"), [("k", 0), ("batch_size", 0), ("temperature", 0)])
+def test_neighbours_refuse_numbers_out_of_range(key, value):
+    with pytest.raises(ConfigError, match=f"{key}={value}: it must be"):
+        KNN(**FACTS, **{key: value})
 
 
 def test_refuses_wrong_settings(make, fit):

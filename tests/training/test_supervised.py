@@ -8,7 +8,7 @@ from bdclean.backbones import ModelInfo, build, save_model
 from bdclean.data import Digits, Splits
 from bdclean.errors import ConfigError
 from bdclean.purification import BCU, CBD
-from bdclean.training import AdversarialTraining, LinearProbe, Supervised
+from bdclean.training import AdversarialTraining, LinearProbe, SimCLR, Supervised
 
 FACTS = {"num_classes": 3, "input_size": 16, "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 
@@ -48,6 +48,30 @@ def fit(make, epochs, path=None, given=True):
     trainer = Trainer(max_epochs=epochs if given else -1, **QUIET)
     trainer.fit(module, data, ckpt_path=path)
     return trainer
+
+
+@pytest.mark.parametrize(("key", "value"), [("batch_size", 0), ("label_smoothing", 1.5)])
+def test_refuses_numbers_out_of_range(key, value):
+    with pytest.raises(ConfigError, match=f"{key}={value}: it must be"):
+        Supervised(**FACTS, width=4, **{key: value})
+
+
+@pytest.mark.parametrize("kind", [Supervised, SimCLR])
+def test_what_the_optimizer_refuses_is_told(kind):
+    def make(*facts):
+        return kind(*facts[:4], width=4, optimizer=lambda p: torch.optim.SGD(p, lr=-0.1))
+
+    with pytest.raises(ConfigError, match=r"model.optimizer: Invalid learning rate: -0.1"):
+        fit(make, 1)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_refuses_weights_in_half_precision(precision):
+    trainer = Trainer(**QUIET, max_epochs=1, precision=precision)
+    module = Supervised(10, 32, Digits.mean, Digits.std, width=4)
+    for run in trainer.fit, trainer.test:
+        with pytest.raises(ConfigError, match=f"trainer.precision={precision}.*take bf16-mixed"):
+            run(module, Digits())
 
 
 def supervised(schedule, kind=Supervised, **more):
