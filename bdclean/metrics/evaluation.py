@@ -24,6 +24,7 @@ from bdclean.metrics.backdoor import (
     HitRate,
     PoisonedAccuracy,
 )
+from bdclean.metrics.fitting import reopen_epoch
 from bdclean.types import Batch, Findings
 
 if TYPE_CHECKING:  # a name for annotations only: at run time metrics do not need the backbones
@@ -107,6 +108,11 @@ class BackdoorModule(LightningModule):
                 f"trainer.precision={precision}: images and losses are float32, so "
                 "the weights must be as well; take bf16-mixed (or 16-mixed), or 32-true."
             )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lets a run that a limit has stopped go on where it was."""
+        if "loops" in checkpoint:  # absent where weights alone are saved
+            reopen_epoch(self.trainer, checkpoint)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps images (B, 3, H, W), float32 in [0, 1], to logits (B, K)."""

@@ -14,7 +14,6 @@ from bdclean.errors import ConfigError
 from bdclean.metrics.evaluation import BackdoorModule
 from bdclean.metrics.fitting import (
     own_epochs,
-    reopen_epoch,
     scan,
     share_buffers,
     viewable_data,
@@ -102,13 +101,12 @@ class Purifier(BackdoorModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the description of the networks, and whether the method has ended."""
+        super().on_save_checkpoint(checkpoint)
         networks = {"model": self.model}
         if self._modules["teacher"] is not None:
             networks["teacher"] = self.teacher
         checkpoint[_RECORD] = {name: net.info.to_metadata() for name, net in networks.items()}
         checkpoint[_ENDED] = self._ended
-        if "loops" in checkpoint:  # absent where weights alone are saved
-            reopen_epoch(self.trainer, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Builds the networks whose weights are restored next.

@@ -203,6 +203,7 @@ class InputAwareTraining(BackdoorModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds gradients that the next step goes on with."""
+        super().on_save_checkpoint(checkpoint)
         if self.reproduce_grad_accum:
             named = self.pattern.named_parameters()
             checkpoint[_GRADIENTS] = {n: p.grad for n, p in named if p.grad is not None}

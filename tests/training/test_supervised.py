@@ -2,9 +2,11 @@
 
 import pytest
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from bdclean.backbones import ModelInfo, build, save_model
+from bdclean.callbacks import ExactResume
 from bdclean.data import Digits, Splits
 from bdclean.errors import ConfigError
 from bdclean.purification import BCU, CBD
@@ -48,6 +50,34 @@ def fit(make, epochs, path=None, given=True):
     trainer = Trainer(max_epochs=epochs if given else -1, **QUIET)
     trainer.fit(module, data, ckpt_path=path)
     return trainer
+
+
+class Stop(Callback):
+    """Stops within an epoch, as `max_time` does."""
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop = trainer.global_step == 3
+
+
+@pytest.mark.parametrize("kind", [Supervised, SimCLR])
+def test_a_run_that_was_stopped_goes_on_within_its_epoch(kind, tmp_path):
+    def run(*callbacks, path=None, **arguments):
+        data = Digits(splits=Splits(defense=100, probe=100))
+        torch.manual_seed(0)
+        module = kind(10, 32, data.mean, data.std, width=4)
+        trainer = Trainer(
+            max_epochs=2, callbacks=[ExactResume(), *callbacks], **(QUIET | arguments)
+        )
+        trainer.fit(module, data, ckpt_path=path)
+        return module
+
+    whole = run()
+    kept = ModelCheckpoint(tmp_path, filename="last")
+    run(Stop(), kept, enable_checkpointing=True)
+    resumed = run(path=tmp_path / "last.ckpt")
+    assert resumed.trainer.global_step == 4
+    for ours, theirs in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize(("key", "value"), [("batch_size", 0), ("label_smoothing", 1.5)])
