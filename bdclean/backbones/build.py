@@ -192,7 +192,8 @@ def _load_foreign(
         tuple(found.normalisation[key].tolist()) if key in found.normalisation else known
         for key, known in (("mean", info.mean), ("std", info.std))
     )
-    model = SplitModel(parts.backbone, parts.num_features, found.num_classes, mean, std, info)
+    info = replace(info, num_classes=found.num_classes, mean=mean, std=std, head=found.head)
+    model = _assemble(parts, info)
     own = {f"normalize.{key}": value for key, value in model.normalize.state_dict().items()}
     _load(model, {**own, **found.state}, weights)
     return model
