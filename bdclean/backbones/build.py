@@ -130,8 +130,8 @@ def _load_own(
         if getattr(wanted, key) != getattr(info, key):
             own = getattr(info, key)
             way_out = f"Leave {key} out"
-            if key == "input_size":  # the command line takes it from the data
-                way_out += f" (set data.init_args.input_size: --data.input_size {own})"
+            if key == "input_size":  # the command line links it from the data
+                way_out += f", set data.init_args.input_size (--data.input_size {own})"
             raise ConfigError(
                 f"{key}={given[key]!r}, but {weights} was made with {key}={own!r}. {way_out}, "
                 "or give other weights."
@@ -151,7 +151,7 @@ def _skeleton(info: ModelInfo, weights: str | Path) -> SplitModel:
     except ConfigError as error:
         if not isinstance(error.__cause__, NotImplementedError):
             raise
-    except (RuntimeError, TypeError, ValueError, OverflowError, MemoryError) as error:
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise WeightsError(
             f"{weights}: no {info.arch} can be built with the width, num_classes and input_size in "
             "its metadata."
