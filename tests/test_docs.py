@@ -122,7 +122,7 @@ def test_a_backbone_from_elsewhere_is_cleaned_used_and_measured(workplace):
         theirs.load_state_dict(names["weights"])
         assert torch.allclose(theirs.eval()(ours.normalize(images)), features, atol=1e-5)
 
-    few = ["--data.splits.probe", "8", *small]
+    few = ["--data.splits.probe", "24", *small]  # all of them: the full-label evaluation
     for words, file in zip(commands(measure), ("probe/result", "knn/test"), strict=True):
         extra = ["--model.epochs", "1"] if "fit" in words else []
         main([*words[1:], *few, *extra])

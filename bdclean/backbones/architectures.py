@@ -64,15 +64,20 @@ def canonical(info: ModelInfo) -> ModelInfo:
     return replace(info, arch=arch, stem="imagenet")
 
 
-def make_parts(info: ModelInfo) -> Parts:
-    """Builds the backbone of a canonical description; see `bdclean.backbones.build`."""
+def make_parts(info: ModelInfo, num_features: int | None = None) -> Parts:
+    """Builds the backbone of a canonical description; see `bdclean.backbones.build`.
+
+    Args:
+        info: What to build.
+        num_features: D, where it is known; else networks of the libraries are run once for it.
+    """
     library, _, name = info.arch.rpartition(":")
     if library == "torchvision":
-        return _torchvision(name, info)
+        return _torchvision(name, info, num_features)
     if library == "timm":
-        return _timm(name, info)
+        return _timm(name, info, num_features)
     if library == "solo":
-        return _solo(name, info)
+        return _solo(name, info, num_features)
     stem: ResNetStem = "cifar" if info.stem == "cifar" else "imagenet"
     if name == "mobilenet_v2":
         return _mobilenet(info.width, small=stem == "cifar")
@@ -118,7 +123,7 @@ def _mobilenet(width: int, *, small: bool) -> Parts:
     return Parts(network, features, "classifier.1")
 
 
-def _torchvision(name: str, info: ModelInfo) -> Parts:
+def _torchvision(name: str, info: ModelInfo, num_features: int | None) -> Parts:
     arguments: dict[str, int | bool] = {}
     if name.startswith("vit_"):
         arguments["image_size"] = info.input_size
@@ -134,18 +139,18 @@ def _torchvision(name: str, info: ModelInfo) -> Parts:
         raise ConfigError(f"arch={info.arch!r} does not end in a linear layer, so it has no head.")
     # The last one is the classifier; hidden layers before it (VGG) belong to the backbone.
     network.set_submodule(linear[-1], nn.Identity())
-    return Parts(network, _measure(network, info), linear[-1])
+    return Parts(network, num_features or _measure(network, info), linear[-1])
 
 
-def _solo(name: str, info: ModelInfo) -> Parts:
+def _solo(name: str, info: ModelInfo, num_features: int | None) -> Parts:
     """The ResNets that solo-learn trains on CIFAR: torchvision's with a stem that pads by two."""
-    parts = _torchvision(name, info)
+    parts = _torchvision(name, info, num_features)
     parts.backbone.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=2, bias=False)
     parts.backbone.maxpool = nn.Identity()
     return parts
 
 
-def _timm(name: str, info: ModelInfo) -> Parts:
+def _timm(name: str, info: ModelInfo, num_features: int | None) -> Parts:
     import timm
 
     settings = timm.get_pretrained_cfg(name)
@@ -157,7 +162,7 @@ def _timm(name: str, info: ModelInfo) -> Parts:
         raise _does_not_fit(info, error) from error
     classifier = settings.classifier if settings is not None else ""
     head = classifier if isinstance(classifier, str) else ""
-    return Parts(network, _measure(network, info), head)
+    return Parts(network, num_features or _measure(network, info), head)
 
 
 def _measure(network: nn.Module, info: ModelInfo) -> int:

@@ -6,8 +6,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.modules.dropout import _DropoutNd
 
+from bdclean.backbones.batchnorm import batch_norms
 from bdclean.backbones.fold import AttackCopy, attack_copy
 from bdclean.backbones.split import SplitModel
 
@@ -37,7 +37,7 @@ class Attacker:
     Args:
         model: Left as it is, its running statistics too. Call `refresh_` when it has changed.
         mode: Batch norm `eval` with running statistics, folded into the convolutions, or `train`
-            with those of the batch. Dropout is off.
+            with those of the batch. All else is in evaluation mode: dropout of any kind is off.
         dtype: Precision inside the folded network; None keeps the model's.
     """
 
@@ -51,11 +51,10 @@ class Attacker:
             self._net = attack_copy(model, dtype)
             self.features = self._net.forward
             return
-        self._net = model.copy().requires_grad_(False).train()
+        self._net = model.copy().requires_grad_(False).eval()
         self.features = self._net.features
-        for module in self._net.modules():
-            if isinstance(module, _DropoutNd):
-                module.eval()
+        for norm in batch_norms(self._net):
+            norm.training = True  # not `train()`: those of timm may hold a dropout
 
     def refresh_(self, model: SplitModel) -> None:
         """Takes over the present weights of the model."""

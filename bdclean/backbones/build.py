@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdclean.backbones.architectures import canonical, make_parts
+from bdclean.backbones.architectures import SMALL_IMAGE, Parts, canonical, make_parts
 from bdclean.backbones.foreign import split_foreign, warn_of_solo_learn
 from bdclean.backbones.split import FORMAT_KEY, RGB, ModelInfo, SplitModel, Stem
 from bdclean.errors import ConfigError, WeightsError
@@ -35,7 +35,10 @@ def build(info: ModelInfo) -> SplitModel:
         ConfigError: If the architecture is unknown or does not fit the other values.
     """
     info = canonical(info)
-    parts = make_parts(info)
+    return _assemble(make_parts(info), info)
+
+
+def _assemble(parts: Parts, info: ModelInfo) -> SplitModel:
     return SplitModel(
         parts.backbone, parts.num_features, info.num_classes, info.mean, info.std, info
     )
@@ -125,13 +128,38 @@ def _load_own(
     wanted = canonical(replace(info, **given))
     for key in given:
         if getattr(wanted, key) != getattr(info, key):
+            own = getattr(info, key)
+            way_out = f"Leave {key} out"
+            if key == "input_size":  # the command line links it from the data
+                way_out += f", set data.init_args.input_size (--data.input_size {own})"
             raise ConfigError(
-                f"{key}={given[key]!r}, but {weights} was made with {key}="
-                f"{getattr(info, key)!r}. Leave {key} out, or give other weights."
+                f"{key}={given[key]!r}, but {weights} was made with {key}={own!r}. {way_out}, "
+                "or give other weights."
             )
-    model = build(info)
+    skeleton = _skeleton(info, weights)
+    _check(skeleton, state, weights)
+    model = _assemble(make_parts(info, skeleton.num_features), info)
     _load(model, state, weights)
     return model
+
+
+def _skeleton(info: ModelInfo, weights: str | Path) -> SplitModel:
+    """A model of shapes alone: a file may ask for any size, and is not to take memory for it."""
+    try:
+        with torch.device("meta"):
+            return _assemble(make_parts(info), info)
+    except ConfigError as error:
+        if not isinstance(error.__cause__, NotImplementedError):
+            raise
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        raise WeightsError(
+            f"{weights}: no {info.arch} can be built with the width, num_classes and input_size in "
+            "its metadata."
+        ) from error
+    # torchvision's RegNets need numbers while they are built; images do not change their shapes.
+    parts = make_parts(replace(info, input_size=min(info.input_size, SMALL_IMAGE)))
+    with torch.device("meta"):
+        return _assemble(parts, info)
 
 
 def _load_foreign(
@@ -164,20 +192,25 @@ def _load_foreign(
         tuple(found.normalisation[key].tolist()) if key in found.normalisation else known
         for key, known in (("mean", info.mean), ("std", info.std))
     )
-    model = SplitModel(parts.backbone, parts.num_features, found.num_classes, mean, std, info)
+    info = replace(info, num_classes=found.num_classes, mean=mean, std=std, head=found.head)
+    model = _assemble(parts, info)
     own = {f"normalize.{key}": value for key, value in model.normalize.state_dict().items()}
     _load(model, {**own, **found.state}, weights)
     return model
 
 
 def _load(model: SplitModel, state: dict[str, Tensor], weights: str | Path) -> None:
+    _check(model, state, weights)
+    model.load_state_dict(state, strict=False)  # absent: num_batches_tracked at most
+
+
+def _check(model: SplitModel, state: dict[str, Tensor], weights: str | Path) -> None:
     report = match(model.state_dict(), state)
     if not report.ok:
         raise WeightsError(
             f"{weights} does not fit {model.info.arch} (width {model.info.width}, stem "
             f"{model.info.stem}, input size {model.info.input_size}): {report.message()}."
         )
-    model.load_state_dict(state, strict=False)  # absent: num_batches_tracked at most
 
 
 def carries_normalisation(weights: str | Path) -> bool:

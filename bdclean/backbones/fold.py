@@ -69,8 +69,8 @@ def attack_copy(model: nn.Module, dtype: torch.dtype | None = None) -> AttackCop
 
     Batch norms are folded into the convolutions before them, no parameter requires a gradient,
     and everything is in evaluation mode and channels_last. A network that torch.fx cannot trace
-    is copied without folding. The copy follows later changes of `model` when
-    its `refresh_` is called.
+    or fold, or without such batch norms, is copied as it is. The copy follows later changes of
+    `model` when its `refresh_` is called.
 
     Args:
         model: Left as it is. Of a `SplitModel` the copy gives `features`.
@@ -83,7 +83,10 @@ def attack_copy(model: nn.Module, dtype: torch.dtype | None = None) -> AttackCop
     source = model.backbone if isinstance(model, SplitModel) else model
     normalize = copy.deepcopy(model.normalize).eval() if isinstance(model, SplitModel) else None
     network, folded = _fold(copy.deepcopy(source).eval())
-    network = network.requires_grad_(False).to(memory_format=torch.channels_last)
+    network = network.requires_grad_(False)
+    for parameter in network.parameters():
+        if parameter.ndim == 4:  # `Module.to` would try those of five dimensions too, and fail
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     if dtype is not None:
         network = network.to(dtype)
     return AttackCopy(normalize, network, dtype, folded).eval()
@@ -96,10 +99,21 @@ def _fold(network: nn.Module) -> tuple[nn.Module, dict[str, str]]:
         The network, and the name of the batch norm by that of the layer that took it in.
     """
     try:
-        traced = fx.symbolic_trace(network)
+        # Submodules are shared, but `fuse` replaces those of the trace: `network` stays whole.
+        fused, folded = _fuse(fx.symbolic_trace(network))
+        constants = fused.state_dict().keys() - network.state_dict().keys()
+        constants -= {f"{layer}.bias" for layer in folded}
     except Exception as error:  # tracing runs the network's own code on proxies: anything can fail
         log.info("Batch norms of %s are not folded: %s", type(network).__name__, error)
         return network, {}
+    # What the trace computed once (`_tensor_constant0`) could not be refreshed.
+    if not folded or constants:
+        return network, {}
+    return fused, folded
+
+
+def _fuse(traced: fx.GraphModule) -> tuple[fx.GraphModule, dict[str, str]]:
+    """Folds batch norms into `traced`; without a name in the second result, none was folded."""
     layers = [
         node.target
         for node in traced.graph.nodes
@@ -108,7 +122,7 @@ def _fold(network: nn.Module) -> tuple[nn.Module, dict[str, str]]:
     ]
     if len(set(layers)) < len(layers):
         # A layer that is used twice cannot take in the batch norm of one of its uses.
-        return network, {}
+        return traced, {}
     inputs = {
         str(node.target): str(node.args[0].target)
         for node in traced.graph.nodes

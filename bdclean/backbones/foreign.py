@@ -7,11 +7,12 @@ from pathlib import Path
 from torch import Tensor
 
 from bdclean.backbones.architectures import Parts
+from bdclean.backbones.split import Head
 from bdclean.weights import bare, unwrap
 
 # Where libraries put the classifier, beside the name that belongs to the architecture.
 _HEADS = ("head", "fc", "linear", "classifier")
-# Parts that serve training alone in solo-learn, lightly, MoCo, BYOL, SwAV and the like.
+# Parts that serve training alone: in solo-learn, lightly, MoCo, BYOL, SwAV and the like.
 _TRAINING_ONLY = (
     "projector",
     "projection_head",
@@ -36,6 +37,8 @@ _TRAINING_ONLY = (
     "projection",
     "projections",
     "teacher",
+    "pattern",  # of the input-aware attack
+    "mask",
 )
 # lightly's benchmarks keep a second network beside `backbone`, which is the one they evaluate.
 _SECOND = ("key_", "query_", "student_", "teacher_")
@@ -61,17 +64,19 @@ class Foreign:
             neither are kept, for the report of unexpected keys.
         num_classes: Rows of the classifier, None without one.
         normalisation: "mean" and "std" if the file is a checkpoint of our own modules.
+        head: Kind of the classifier; only checkpoints of our own modules have that of a probe.
     """
 
     state: dict[str, Tensor]
     num_classes: int | None
     normalisation: dict[str, Tensor]
+    head: Head = "linear"
 
 
 def split_foreign(found: dict[str, Tensor], parts: Parts, weights: str | Path) -> Foreign:
     """Renames a foreign state dict; see `Foreign`.
 
-    A warning lists what is left out because it serves self-supervised training alone.
+    A warning lists what is left out because it serves training alone.
     """
     expected = parts.backbone.state_dict()
     found, projection = _take_moco_heads(_name_numbered(found, expected))
@@ -91,9 +96,9 @@ def split_foreign(found: dict[str, Tensor], parts: Parts, weights: str | Path) -
         for key in ("mean", "std")
         if f"normalize.{key}" in rest and rest[f"normalize.{key}"].shape == (3,)
     }
-    num_classes = _take_head(state, rest, parts)
+    num_classes, kind = _take_head(state, rest, parts)
     _drop_training_only(rest, projection, weights)
-    return Foreign({**state, **rest}, num_classes, normalisation)
+    return Foreign({**state, **rest}, num_classes, normalisation, kind)
 
 
 def warn_of_solo_learn(found: dict[str, Tensor], weights: str | Path, arch: str) -> None:
@@ -142,15 +147,22 @@ def _rename_shortcuts(inside: dict[str, Tensor], expected: dict[str, Tensor]) ->
     return renamed
 
 
-def _take_head(state: dict[str, Tensor], rest: dict[str, Tensor], parts: Parts) -> int | None:
+def _take_head(
+    state: dict[str, Tensor], rest: dict[str, Tensor], parts: Parts
+) -> tuple[int | None, Head]:
+    """Moves the classifier from `rest` to `state`; how many classes it has, and its kind."""
+    weight = rest.get("head.linear.weight")
+    if weight is not None and weight.ndim == 2 and "head.mean" in rest:
+        state |= {name: rest.pop(name) for name in list(rest) if name.startswith("head.")}
+        return len(weight), "probe"
     for head in dict.fromkeys((parts.head, *_HEADS)):
         weight = rest.get(f"{head}.weight")
         if weight is not None and weight.ndim == 2 and weight.shape[1] == parts.num_features:
             for name in ("weight", "bias"):
                 if f"{head}.{name}" in rest:
                     state[f"head.{name}"] = rest.pop(f"{head}.{name}")
-            return len(weight)
-    return None
+            return len(weight), "linear"
+    return None, "linear"
 
 
 def _drop_training_only(
@@ -163,7 +175,7 @@ def _drop_training_only(
         named += sorted({name.rpartition(".")[0] for name in projection})
         warnings.warn(
             f"{weights}: {len(dropped) + len(projection)} tensors under {', '.join(named)} serve "
-            "self-supervised training alone and are left out.",
+            "training alone and are left out.",
             stacklevel=2,
         )
     for name in dropped:

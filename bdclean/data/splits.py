@@ -71,13 +71,16 @@ def draw_roles(labels: Tensor, num_classes: int, splits: Splits) -> RoleRows:
 
     Returns:
         The rows. `val`, `probe` and `train` are disjoint; `defense` is disjoint from `val`
-        and `probe`, and from `train` unless `defense_source` is `train`.
+        and `probe`, and from `train` unless `defense_source` is `train`. `train` is empty where
+        `probe` takes all rows.
 
     Raises:
         ConfigError: If the data set is too small for the sizes asked for.
     """
     asked = splits.defense + splits.probe + splits.val
-    if asked >= len(labels):
+    # Full-label evaluation of a backbone may take all images; nothing is trained on then.
+    all_labelled = splits.probe == asked == len(labels)
+    if asked >= len(labels) and not all_labelled:
         raise ConfigError(
             f"data.init_args.splits asks for {asked} images (defense + probe + val) of "
             f"{len(labels)}, which leaves none to train on; ask for fewer."

@@ -2,7 +2,9 @@ import copy
 
 import pytest
 import torch
+from timm.layers import DropPath
 from torch import nn
+from torchvision.ops import StochasticDepth
 
 from bdclean.backbones import ModelInfo, build
 from bdclean.backbones.attacker import Attacker
@@ -73,9 +75,14 @@ def test_attacker_gives_the_features_of_its_mode(mode):
     torch.testing.assert_close(features, wanted, rtol=1e-3, atol=1e-4)
 
 
-def test_attacker_switches_dropout_off():
+@pytest.mark.parametrize(
+    "dropout",
+    [nn.Dropout(0.9), StochasticDepth(0.9, "row"), DropPath(0.9)],
+    ids=lambda d: d._get_name(),
+)
+def test_attacker_switches_dropout_of_any_kind_off(dropout):
     model = make("mobilenet_v2", 32)
-    model.backbone.features.append(nn.Dropout(0.9))
+    model.backbone.features.append(dropout)
     attacker = Attacker(model, "train")
     images = torch.rand(4, 3, 32, 32)
     assert torch.equal(attacker.features(images), attacker.features(images))

@@ -1,6 +1,8 @@
 """Names of architectures, and our own weights files."""
 
 import hashlib
+import importlib
+import json
 from pathlib import Path
 
 import pytest
@@ -95,7 +97,9 @@ def test_an_image_too_small_for_the_network_is_refused():
         build(_info("torchvision:alexnet"))
 
 
-@pytest.mark.parametrize("arch", ["resnet18", "mobilenet_v2", "timm:convnext_atto"])
+@pytest.mark.parametrize(
+    "arch", ["resnet18", "mobilenet_v2", "timm:convnext_atto", "torchvision:regnet_y_400mf"]
+)
 @pytest.mark.parametrize("num_classes", [5, None])
 def test_own_file_round_trip_is_exact(tmp_path, arch, num_classes):
     path = tmp_path / "model.safetensors"
@@ -139,7 +143,7 @@ def test_arguments_that_agree_with_the_file_are_fine(tmp_path):
     [
         ({"arch": "resnet34"}, "arch='resnet34', but .* arch='resnet18'"),
         ({"num_classes": 10}, "num_classes=10, but .* num_classes=5"),
-        ({"input_size": 64}, "input_size=64"),
+        ({"input_size": 64}, r"input_size=64, but .*=32\. Leave .* \(--data\.input_size 32\)"),
         ({"mean": (0.5, 0.5, 0.5)}, "mean="),
         ({"std": (0.5, 0.5, 0.5)}, "std="),
         ({"width": 64}, "width=64"),
@@ -168,6 +172,45 @@ def test_own_file_with_missing_and_misshaped_tensors_is_refused(tmp_path):
         match=r"1 missing \(backbone\.conv1\.weight\); 1 misshaped \(head\.bias: .*\(6,\)",
     ):
         load_model(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("arch", "changes", "message"),
+    [
+        ("resnet18", {"width": 2**61}, "no resnet18 can be built with the width"),
+        ("mobilenet_v2", {"width": 10**400}, "no mobilenet_v2 can be built with the width"),
+        ("resnet18", {"width": 10**6}, "conv1.weight: float32 .8, 3, 3, 3. instead of .*1000000"),
+        ("resnet18", {"num_classes": 10**9}, "head.weight: .* instead of float32 .1000000000, 64"),
+        ("timm:vit_tiny_patch16_224", {"input_size": 10**5}, "1 misshaped .backbone.pos_embed"),
+        ("torchvision:regnet_y_400mf", {"num_classes": 10**9}, "2 misshaped .head.weight"),
+    ],
+)
+def test_a_file_that_asks_for_too_much_takes_no_memory(
+    tmp_path, monkeypatch, arch, changes, message
+):
+    path, devices = tmp_path / "m.safetensors", set()
+    model = build(_info(arch))
+    metadata = model.info.to_metadata() | {key: json.dumps(n) for key, n in changes.items()}
+    write(model.state_dict(), path, metadata)
+
+    def assembled(*arguments):
+        devices.add(torch.empty(0).device.type)
+        return assemble(*arguments)
+
+    module = importlib.import_module("bdclean.backbones.build")  # `build` itself is a function
+    assemble = module._assemble
+    monkeypatch.setattr(module, "_assemble", assembled)
+    with pytest.raises(WeightsError, match=message):
+        load_model(path)
+    assert devices <= {"meta"}
+
+
+def test_a_large_input_size_alone_takes_no_memory(tmp_path):
+    """The network is not run once to measure its features: 10 ** 6 pixels are 12 terabytes."""
+    model = build(_info("torchvision:shufflenet_v2_x0_5"))
+    metadata = model.info.to_metadata() | {"input_size": "1000000"}
+    write(model.state_dict(), tmp_path / "m.safetensors", metadata)
+    assert load_model(tmp_path / "m.safetensors").num_features == 1024
 
 
 def test_extra_metadata_cannot_overwrite_the_description(tmp_path):

@@ -1,6 +1,7 @@
 """Copies for attack loops."""
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -102,6 +103,67 @@ def test_convolutions_are_channels_last():
     weights = [m.weight for m in copy.modules() if isinstance(m, nn.Conv2d)]
     assert len(weights) == 20
     assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
+
+
+@pytest.mark.parametrize(
+    ("arch", "size", "settings"),
+    [
+        ("vit_small_patch16_dinov3", 32, {"depth": 2}),
+        ("eva02_tiny_patch14_224", 28, {"depth": 2}),
+        ("beit_base_patch16_224", 32, {"depth": 2, "embed_dim": 48, "num_heads": 3}),
+        ("swin_tiny_patch4_window7_224", 32, {"embed_dim": 24}),
+    ],
+)
+def test_networks_whose_trace_holds_constants_are_copied_and_refreshed(arch, size, settings):
+    """Of rotary and relative positions; Swin's have five dimensions."""
+    torch.manual_seed(0)
+    network = timm.create_model(arch, num_classes=0, img_size=size, **settings)
+    model = _own(network, network.num_features).eval()
+    copy = attack_copy(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.01)
+    copy.refresh_(model)
+    x = torch.rand(2, 3, size, size, requires_grad=True)
+    ours, theirs = copy(x), model.features(x)
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    (gradient,) = torch.autograd.grad(ours.square().sum(), x)
+    (wanted,) = torch.autograd.grad(theirs.square().sum(), x)
+    torch.testing.assert_close(gradient, wanted, atol=1e-4 * wanted.abs().max().item(), rtol=1e-3)
+
+
+class Cached(nn.Module):
+    """A constant of the trace beside a batch norm that could be folded."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.register_buffer("shift", torch.ones(1, 4, 1, 1))
+
+    def forward(self, x):
+        return (self.bn(self.conv(x)) + 2 * self.shift).mean((2, 3))
+
+
+def test_a_constant_of_the_trace_does_not_go_stale():
+    model = _own(Cached(), 4).eval()
+    copy = attack_copy(model)
+    model.backbone.shift.fill_(3)
+    copy.refresh_(model)
+    x = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(copy(x), model.features(x))
+
+
+def test_a_network_whose_folding_fails_is_copied(monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError
+
+    monkeypatch.setattr("bdclean.backbones.fold.fuse", broken)
+    model = _model()
+    copy = attack_copy(model)
+    x = torch.rand(2, 3, 32, 32)
+    assert _norms(copy) == _norms(model)
+    with torch.no_grad():
+        torch.testing.assert_close(copy(x), model.eval().features(x), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("network", [Untraceable(), Twice()], ids=lambda n: type(n).__name__)

@@ -10,9 +10,10 @@ from torchvision.models.resnet import BasicBlock
 
 from bdclean.backbones import ModelInfo, build, load_model, save_model
 from bdclean.backbones.build import IMAGENET_MEAN, IMAGENET_STD
+from bdclean.backbones.head import ProbeHead
 from bdclean.errors import ConfigError, WeightsError
 from bdclean.purification import CBD
-from bdclean.training import KNN, LinearProbe, SimCLR
+from bdclean.training import KNN, InputAwareTraining, LinearProbe, SimCLR
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 X = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -237,6 +238,50 @@ def test_checkpoints_of_our_runs_are_read_whole(kind, tmp_path, theirs):
     assert model.info.mean == pytest.approx(MEAN)
     wanted = module.model.state_dict()
     assert {k: v for k, v in model.state_dict().items() if not torch.equal(v, wanted[k])} == {}
+
+
+@pytest.mark.filterwarnings("ignore:.*under teacher serve")
+@pytest.mark.parametrize("kind", ["LinearProbe", "CBD"])
+def test_checkpoints_with_a_probe_head_are_read_whole(kind, tmp_path, theirs):
+    torch.save(theirs.state_dict(), tmp_path / "x.pth")
+    given = {"weights": str(tmp_path / "x.pth"), "arch": "resnet18", "width": 8}
+    facts = {"num_classes": 4, "input_size": 64, "mean": MEAN, "std": STD, "stem": "imagenet"}
+    if kind == "CBD":
+        module = CBD(**facts, **given, projection="none")
+        module._install(module.source.load(), module.source.load())
+    else:
+        module = LinearProbe(**facts, **given)
+        module._install(module.source.load())
+    module.model.replace_head(4, "probe")
+    module.model.head.measure_(torch.rand(20, 64))
+    path = _save(module.state_dict(), tmp_path / "last.ckpt", epoch=3)
+    model = _load(path)
+    assert (model.info.head, model.info.num_classes) == ("probe", 4)
+    save_model(model, tmp_path / "ours.safetensors")
+    wanted = module.model.state_dict()
+    for read in (model, load_model(tmp_path / "ours.safetensors")):
+        state = read.state_dict()
+        assert state.keys() == wanted.keys()
+        assert all(torch.equal(state[name], tensor) for name, tensor in wanted.items())
+    with pytest.raises(ConfigError, match="has 4 classes"):
+        _load(path, num_classes=10)
+
+
+def test_a_probe_head_of_other_features_is_reported(tmp_path, theirs):
+    state = {f"model.backbone.{k}": v for k, v in theirs.state_dict().items() if k[:3] != "fc."}
+    state |= {f"model.head.{k}": v for k, v in ProbeHead(9, 4).state_dict().items()}
+    with pytest.raises(WeightsError, match=r"3 misshaped \(head\.mean"):
+        _load(_save(state, tmp_path / "last.ckpt"))
+
+
+def test_a_checkpoint_of_input_aware_training_is_read_without_its_trigger(tmp_path):
+    module = InputAwareTraining(4, 16, MEAN, STD, width=4)
+    path = _save(module.state_dict(), tmp_path / "last.ckpt")
+    with pytest.warns(UserWarning, match="tensors under mask, pattern serve training alone"):
+        model = load_model(path, arch="resnet18", width=4, input_size=16)
+    assert model.info.mean == pytest.approx(MEAN)
+    wanted = module.model.state_dict()
+    assert all(torch.equal(wanted[name], tensor) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize("kind", ["CBD", "LinearProbe", "KNN"])

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from PIL import Image
 
+from bdclean.data import ImageFolder
 from bdclean.data.splits import Splits, draw_roles
 from bdclean.errors import ConfigError
 
@@ -50,10 +52,28 @@ def test_the_draw_ignores_the_global_seed_and_follows_its_own():
     assert roles(defense=200, seed=6).hash != first.hash
 
 
+def test_the_probe_may_take_all_images():
+    drawn = roles(probe=1000)
+    assert [len(getattr(drawn, r)) for r in ("train", "defense", "probe", "val")] == [0, 0, 1000, 0]
+
+
+def test_a_train_role_that_the_probe_left_empty_is_refused(tmp_path):
+    for number in range(4):
+        folder = tmp_path / str(number % 2)
+        folder.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(folder / f"{number}.png")
+    data = ImageFolder(str(tmp_path), input_size=8, splits=Splits(probe=4), cache=False)
+    assert len(data.role_images("probe", labels=True)) == 4
+    with pytest.raises(ConfigError, match="The role train has no images"):
+        data.role_images("train", labels=True)
+
+
 @pytest.mark.parametrize(
     ("sizes", "text"),
     [
         ({"defense": 1000}, "asks for 1000 images"),
+        ({"defense": 10, "probe": 990}, "leaves none to train on"),
+        ({"probe": 1010}, "asks for 1010 images"),
         ({"probe": 55}, "multiple of the 10 classes"),
         ({"defense": -1}, "splits.defense is -1"),
     ],
