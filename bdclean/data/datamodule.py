@@ -136,8 +136,8 @@ class ImageDataModule(LightningDataModule, ABC):
 
     @cached_property
     def plan(self) -> PoisonPlan | None:
-        """What the attack does to the `train` role."""
-        if self.attack is None or not self.has_base:
+        """What the attack does to the `train` role; None without attack, or where it is empty."""
+        if self.attack is None or not self.has_base or not len(self.rows.train):
             return None
         return self.attack.plan(self.base_labels[self.rows.train], self.num_classes)
 
@@ -185,10 +185,10 @@ class ImageDataModule(LightningDataModule, ABC):
             columns = {"label": self.base_labels[rows]} if labels else None
             images = RoleImages(self.base.images, rows, columns=columns)
         if not len(images):
-            raise ConfigError(
-                f"The role {role} has no images; set data.init_args.splits.{role} to the "
-                "number it should hold."
-            )
+            way_out = f"set data.init_args.splits.{role} to the number it should hold."
+            if role == "train":
+                way_out = "lower the numbers in data.init_args.splits, which hold all of them out."
+            raise ConfigError(f"The role {role} has no images; {way_out}")
         return images
 
     @property
@@ -378,7 +378,7 @@ class ImageDataModule(LightningDataModule, ABC):
         if self.defense_root is not None:
             facts["defense_source"] = "folder"
             facts["sizes"]["defense"] = len(self.role_images("defense", labels=False))
-        if self.attack is not None and self.plan is not None:
+        if self.attack is not None:
             facts |= attack_facts(self.attack, self.plan)
         return facts
 

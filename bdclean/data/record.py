@@ -11,16 +11,19 @@ from bdclean.data.perturbed import surrogate_hash
 from bdclean.types import TrainingSet
 
 
-def attack_facts(attack: Attack, plan: PoisonPlan) -> dict[str, Any]:
-    """The attack with its settings, what it did to the training set, and hashes; for JSON."""
-    facts = {
-        "attack": attack.describe(),
-        "plan_hash": plan.hash,
-        "dynamic": attack.dynamic,
-        "num_poisoned": len(plan.poison_index),
-        "num_covers": len(plan.cover_index),
-        "num_label_changed": plan.num_label_changed,
-    }
+def attack_facts(attack: Attack, plan: PoisonPlan | None) -> dict[str, Any]:
+    """The attack with its settings, what it did to the training set, and hashes; for JSON.
+
+    `plan` is None where no image is left to train on.
+    """
+    facts: dict[str, Any] = {"attack": attack.describe(), "dynamic": attack.dynamic}
+    if plan is not None:
+        facts |= {
+            "plan_hash": plan.hash,
+            "num_poisoned": len(plan.poison_index),
+            "num_covers": len(plan.cover_index),
+            "num_label_changed": plan.num_label_changed,
+        }
     if attack.perturbation is not None:
         facts["surrogate_hash"] = surrogate_hash(attack.perturbation)
     return facts

@@ -370,3 +370,16 @@ def test_wrong_sizes_of_evaluation_are_refused():
     few = RoleImages(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), torch.arange(3))
     with pytest.raises(ConfigError, match="3 images cannot be evaluated on 4 devices"):
         evaluation_loader(few, batch_size=2, world_size=4)
+
+
+def test_all_images_may_be_labelled_ones(folder):
+    """Full-label evaluation of a backbone, also with a trigger; nothing is trained on."""
+    splits, attack = Splits(probe=6), BadNets(target=1)
+    data = ImageFolder(root=str(folder), input_size=16, splits=splits, attack=attack)
+    data.setup("fit")
+    assert len(everything(data.scan_dataloader(View("probe", labels=True)))["label"]) == 6
+    assert len(data.test_dataloader()) == 2
+    assert data.describe()["attack"]["attack"] == "BadNets"
+    assert "plan_hash" not in data.describe()
+    with pytest.raises(ConfigError, match="train has no images; lower the numbers in"):
+        data.train_dataloader()

@@ -59,6 +59,7 @@ class Stop(Callback):
         trainer.should_stop = trainer.global_step == 3
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using .ckpt_path.")
 @pytest.mark.parametrize("kind", [Supervised, SimCLR])
 def test_a_run_that_was_stopped_goes_on_within_its_epoch(kind, tmp_path):
     def run(*callbacks, path=None, **arguments):
