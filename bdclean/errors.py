@@ -1,5 +1,9 @@
 """Errors of wrong use. Their text says what happened, where, and what to change."""
 
+from typing import TypeVar
+
+Number = TypeVar("Number", int, float)
+
 
 class BdcleanError(Exception):
     """Wrong use. The command line prints the text alone and exits with status 2."""
@@ -7,17 +11,6 @@ class BdcleanError(Exception):
 
 class ConfigError(BdcleanError):
     """A setting is out of its range or does not fit another one."""
-
-
-def require_at_least(least: int, **settings: float) -> None:
-    """Checks settings by their keys.
-
-    Raises:
-        ConfigError: If one is below `least`.
-    """
-    for key, value in settings.items():
-        if value < least:
-            raise ConfigError(f"{key}={value}: it must be {least} or above.")
 
 
 class DataError(BdcleanError):
@@ -30,3 +23,25 @@ class WeightsError(BdcleanError):
 
 class AttackError(ConfigError):
     """An attack's setting does not fit the data set or the image size."""
+
+
+def check_positive(key: str, value: Number) -> Number:
+    """Returns `value` if it is above 0.
+
+    Raises:
+        ConfigError: If it is not.
+    """
+    if value <= 0:
+        raise ConfigError(f"{key}={value}: it must be above 0.")
+    return value
+
+
+def check_not_negative(key: str, value: Number) -> Number:
+    """Returns `value` if it is 0 or above.
+
+    Raises:
+        ConfigError: If it is not.
+    """
+    if value < 0:
+        raise ConfigError(f"{key}={value}: it must be 0 or above.")
+    return value

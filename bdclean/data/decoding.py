@@ -90,12 +90,13 @@ def _cache_file(
     for file, name in zip(files, names, strict=True):
         try:
             stat = file.stat()
+            plain = file.read_bytes() if file.suffix.lower() in _PLAIN else b""
         except OSError as error:
             raise DataError(f"{file} is listed but cannot be read ({error.strerror}).") from error
         key = f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
         digest.update(key.encode(errors="surrogateescape"))  # names need not be UTF-8
-        if file.suffix.lower() in _PLAIN:
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
+        if plain:
+            digest.update(hashlib.sha256(plain).digest())
     return cache_home() / "images" / f"{digest.hexdigest()[:32]}.npy"
 
 

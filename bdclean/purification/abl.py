@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bdclean.backbones.split import Stem
-from bdclean.errors import ConfigError
+from bdclean.errors import ConfigError, check_not_negative, check_positive
 from bdclean.functional.isolation import flooding, local_gradient_ascent
 from bdclean.functional.ranking import lowest
-from bdclean.purification.base import check_choice, check_not_negative, check_positive
+from bdclean.purification.base import check_choice
 from bdclean.purification.dataset import DatasetDefense, chosen
 from bdclean.purification.recipe import Recipe
 from bdclean.purification.staged import Stage, StageOptimizer

@@ -25,12 +25,13 @@ from torch import Tensor
 
 from bdclean.backbones.attacker import Attacker, attack_precision
 from bdclean.backbones.split import Stem
+from bdclean.errors import check_not_negative, check_positive
 from bdclean.functional.consistency import Inner, PatchScore, PatchShape
 from bdclean.functional.perturbation import PGD
 from bdclean.functional.ranking import fewest_rounds, highest_of_each
 from bdclean.functional.seeds import derive_seed
 from bdclean.functional.unlearning import descent_and_ascent
-from bdclean.purification.base import check_choice, check_not_negative, check_positive, check_share
+from bdclean.purification.base import check_choice, check_share
 from bdclean.purification.dataset import DatasetDefense, chosen, drawn
 from bdclean.purification.recipe import Recipe
 from bdclean.purification.staged import Stage
@@ -150,8 +151,7 @@ class AdvrBD(DatasetDefense):
         epochs = recipe.epochs if fitting_epochs is None else fitting_epochs
         epochs = check_positive("fitting_epochs", epochs)
         self.fitting = replace(recipe, augmentation=first, epochs=epochs)
-        self.relearn, self.unlearn = relearn, unlearn
-        self.enhance, self.finetune = enhance, finetune
+        self.relearn, self.unlearn, self.enhance = relearn, unlearn, enhance
         self.ascent_steps = check_positive("ascent_steps", ascent_steps)
         if ascent_cap is not None:
             self.cap = check_positive("ascent_cap", ascent_cap) * math.log(num_classes)
@@ -162,7 +162,7 @@ class AdvrBD(DatasetDefense):
         self.confidence = check_share("confidence", confidence)
         self.until: Until = check_choice("until", until, Until)
         self.scoring_batch_size = check_positive("scoring_batch_size", scoring_batch_size)
-        self.seed = seed
+        self.finetune, self.seed = finetune, seed
 
     @property
     def parts(self) -> dict[str, float]:

@@ -3,7 +3,7 @@
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -23,7 +23,6 @@ from bdclean.types import Batch, View
 
 _RECORD = "bdclean_purifier"  # our entries in a checkpoint
 _ENDED = "bdclean_ended"
-Number = TypeVar("Number", int, float)
 
 
 class Purifier(BackdoorModule, ABC):
@@ -188,28 +187,6 @@ def check_choice(key: str, value: Any, allowed: Any) -> Any:
     """
     if value not in get_args(allowed):
         raise ConfigError(f"{key}={value!r}: it must be one of {', '.join(get_args(allowed))}.")
-    return value
-
-
-def check_positive(key: str, value: Number) -> Number:
-    """Returns `value` if it is above 0.
-
-    Raises:
-        ConfigError: If it is not.
-    """
-    if value <= 0:
-        raise ConfigError(f"{key}={value}: it must be above 0.")
-    return value
-
-
-def check_not_negative(key: str, value: Number) -> Number:
-    """Returns `value` if it is 0 or above.
-
-    Raises:
-        ConfigError: If it is not.
-    """
-    if value < 0:
-        raise ConfigError(f"{key}={value}: it must be 0 or above.")
     return value
 
 

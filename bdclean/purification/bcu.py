@@ -24,7 +24,7 @@ from bdclean.backbones import SplitModel, build
 from bdclean.backbones.source import WeightsSource
 from bdclean.backbones.split import Stem
 from bdclean.backbones.stages import ordered_stages
-from bdclean.errors import ConfigError
+from bdclean.errors import ConfigError, check_not_negative, check_positive
 from bdclean.functional.distillation import hard_label_loss, rising_temperature, tempered_kl
 from bdclean.functional.reinitialisation import (
     Strategy,
@@ -36,7 +36,7 @@ from bdclean.functional.reinitialisation import (
 from bdclean.functional.schedules import make_schedule
 from bdclean.functional.seeds import derive_seed
 from bdclean.metrics.fitting import FixedLength
-from bdclean.purification.base import Purifier, check_choice, check_not_negative, check_positive
+from bdclean.purification.base import Purifier, check_choice
 from bdclean.types import AugmentationName, Batch, View
 
 LabelKind = Literal["soft", "hard"]

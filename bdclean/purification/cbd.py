@@ -27,12 +27,12 @@ from bdclean.backbones.attacker import Attacker, BatchNormMode, attack_precision
 from bdclean.backbones.batchnorm import momentum_of, reestimate_
 from bdclean.backbones.source import WeightsSource
 from bdclean.backbones.split import Stem
-from bdclean.errors import ConfigError
+from bdclean.errors import ConfigError, check_not_negative, check_positive
 from bdclean.functional.contrastive import nt_xent
 from bdclean.functional.perturbation import PGD, Norm, StepUnit, pgd
 from bdclean.functional.schedules import Schedule
 from bdclean.metrics.fitting import scheduled
-from bdclean.purification.base import check_add_up, check_choice, check_not_negative, check_positive
+from bdclean.purification.base import check_add_up, check_choice
 from bdclean.purification.probed import Probe, ProbedPurifier
 from bdclean.purification.projection import Projection, Projections
 from bdclean.purification.staged import Stage, StageOptimizer

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from bdclean.backbones import SplitModel
 from bdclean.backbones.head import ProbeHead, cache_features
 from bdclean.backbones.source import WeightsSource
-from bdclean.errors import ConfigError
+from bdclean.errors import ConfigError, check_not_negative, check_positive
 from bdclean.functional.probe import PROBE_MILESTONES
 from bdclean.metrics.fitting import num_rows, scheduled
-from bdclean.purification.base import check_choice, check_not_negative, check_positive
+from bdclean.purification.base import check_choice
 from bdclean.purification.staged import Stage, StagedPurifier, StageOptimizer
 from bdclean.types import AugmentationName, Batch, View
 

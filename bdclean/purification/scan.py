@@ -26,10 +26,10 @@ from torch import Tensor, nn
 
 from bdclean.backbones.attacker import BatchNormMode
 from bdclean.backbones.split import Stem
-from bdclean.errors import ConfigError
+from bdclean.errors import ConfigError, check_positive
 from bdclean.functional.scan import analyse, rank_by_class
 from bdclean.metrics.fitting import together
-from bdclean.purification.base import check_choice, check_positive
+from bdclean.purification.base import check_choice
 from bdclean.purification.dataset import DatasetDefense, chosen
 from bdclean.purification.recipe import Recipe
 from bdclean.purification.staged import Stage, StageOptimizer

@@ -24,7 +24,7 @@ from bdclean.attacks.input_aware import (
 )
 from bdclean.backbones import ModelInfo, build
 from bdclean.backbones.split import Stem
-from bdclean.errors import ConfigError, require_at_least
+from bdclean.errors import ConfigError, check_not_negative, check_positive
 from bdclean.functional.diversity import diversity
 from bdclean.metrics.evaluation import BackdoorModule, loader_names
 from bdclean.metrics.fitting import own_epochs, share_buffers, viewable_data
@@ -111,13 +111,14 @@ class InputAwareTraining(BackdoorModule):
                 f"data.input_size={input_size}: the trigger networks need a multiple of "
                 f"{SIZE_STEP}, at least {2 * SIZE_STEP}."
             )
-        require_at_least(1, batch_size=batch_size)
-        require_at_least(0, lr=lr, lr_generators=lr_generators)
-        require_at_least(0, momentum=momentum, weight_decay=weight_decay)
         self.input_size, self.epochs, self.mask_epochs = input_size, epochs, mask_epochs
-        self.view = View("train", augmentation, batch_size=batch_size, labels=True)
-        self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
-        self.lr_generators, self.betas, self.gamma = lr_generators, betas, gamma
+        size = check_positive("batch_size", batch_size)
+        self.view = View("train", augmentation, batch_size=size, labels=True)
+        self.lr = check_not_negative("lr", lr)
+        self.momentum = check_not_negative("momentum", momentum)
+        self.weight_decay = check_not_negative("weight_decay", weight_decay)
+        self.lr_generators = check_not_negative("lr_generators", lr_generators)
+        self.betas, self.gamma = betas, gamma
         self.milestones, self.pattern_milestones = milestones, pattern_milestones
         self.mask_milestones = mask_milestones
         self.lambda_div, self.lambda_norm = lambda_div, lambda_norm

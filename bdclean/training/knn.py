@@ -8,7 +8,7 @@ from torch import Tensor
 from bdclean.backbones.head import KNNHead, cache_features
 from bdclean.backbones.source import WeightsSource
 from bdclean.backbones.split import Stem
-from bdclean.errors import ConfigError, require_at_least
+from bdclean.errors import ConfigError, check_positive
 from bdclean.metrics.evaluation import BackdoorModule, Stage
 from bdclean.metrics.fitting import scan
 from bdclean.types import Batch, View
@@ -50,9 +50,8 @@ class KNN(BackdoorModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        require_at_least(1, k=k, batch_size=batch_size)
-        if temperature <= 0:
-            raise ConfigError(f"temperature={temperature}: it must be above 0.")
+        for key, number in ("k", k), ("batch_size", batch_size), ("temperature", temperature):
+            check_positive(key, number)
         self.source = WeightsSource(weights, arch, width, input_size, mean, std, stem)
         self.num_classes, self.k, self.temperature = num_classes, k, temperature
         self.view = View("probe", batch_size=batch_size, labels=True)

@@ -17,7 +17,7 @@ from bdclean.backbones import ModelInfo, SplitModel, build
 from bdclean.backbones.head import ProbeHead, cache_features
 from bdclean.backbones.source import WeightsSource
 from bdclean.backbones.split import Stem
-from bdclean.errors import ConfigError, require_at_least
+from bdclean.errors import ConfigError, check_not_negative, check_positive
 from bdclean.functional.probe import PROBE_MILESTONES
 from bdclean.metrics.evaluation import BackdoorModule
 from bdclean.metrics.fitting import FixedLength, own_epochs, scan, scheduled, viewable_data
@@ -72,10 +72,10 @@ class LinearProbe(FixedLength, BackdoorModule):
         self.save_hyperparameters()
         if probe not in ("sgd", "lbfgs"):
             raise ConfigError(f"probe={probe!r}: it must be one of sgd, lbfgs.")
-        require_at_least(1, epochs=epochs, batch_size=batch_size)
-        require_at_least(0, lr=lr, momentum=momentum, weight_decay=weight_decay)
-        if probe_c <= 0:
-            raise ConfigError(f"probe_c={probe_c}: it must be above 0.")
+        for key, number in ("epochs", epochs), ("batch_size", batch_size), ("probe_c", probe_c):
+            check_positive(key, number)
+        for key, number in ("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay):
+            check_not_negative(key, number)
         self.source = WeightsSource(weights, arch, width, input_size, mean, std, stem)
         self.num_classes, self.solves = num_classes, probe == "lbfgs"
         self.epochs = 1 if self.solves else epochs

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from bdclean.backbones.build import start_from
 from bdclean.backbones.split import Stem
-from bdclean.errors import ConfigError, require_at_least
+from bdclean.errors import ConfigError, check_positive
 from bdclean.functional.schedules import Schedule, make_schedule
 from bdclean.metrics.evaluation import BackdoorModule
 from bdclean.metrics.evaluation import Stage as EvaluationStage
@@ -65,7 +65,7 @@ class Supervised(FixedLength, BackdoorModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer"])
-        require_at_least(1, batch_size=batch_size)
+        check_positive("batch_size", batch_size)
         if not 0 <= label_smoothing <= 1:
             raise ConfigError(f"label_smoothing={label_smoothing}: it must be between 0 and 1.")
         self.optimizer = optimizer
