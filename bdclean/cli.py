@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -36,7 +37,7 @@ from bdclean.callbacks import (
 )
 from bdclean.callbacks.read_test_set import has_head
 from bdclean.callbacks.run_record import is_trial
-from bdclean.errors import BdcleanError
+from bdclean.errors import BdcleanError, ConfigError
 from bdclean.experiments.attack import run_attack
 from bdclean.experiments.demo import run_demo
 from bdclean.experiments.figure import run_figure
@@ -67,6 +68,20 @@ class BdcleanCLI(LightningCLI):
         for fact in LINKED:
             parser.link_arguments(f"data.{fact}", f"model.init_args.{fact}", apply_on="instantiate")
 
+    def instantiate_classes(self) -> None:
+        """Builds data, model and trainer.
+
+        Raises:
+            ConfigError: If one of them needs a package that is not there (a logger, a profiler).
+        """
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            missing = _first(error, ImportError)
+            if missing is None or _wrong_use(error) is not None:
+                raise
+            raise ConfigError(f"A package is missing. {missing}") from error
+
     def _parse_ckpt_path(self) -> None:
         """Leaves the config as it was written.
 
@@ -86,22 +101,27 @@ class BdcleanCLI(LightningCLI):
         callbacks = [
             *(config.get("callbacks") or []),
             ExactResume(),
-            RunRecord(),
-            Suspects(),
-            PredictionFiles(),
+            RunRecord(str(run)),
+            Suspects(str(run)),
+            PredictionFiles(str(run)),
         ]
         if self._get(self.config_init, "test_after_fit"):
             callbacks.append(ReadTestSet())
         if not sys.stderr.isatty() and config.get("enable_progress_bar") is None:
             kwargs["enable_progress_bar"] = False
             callbacks.append(ProgressLines())
+        writes = not config.get("fast_dev_run")
+        if writes:
+            self._require_own(run)
         if config.get("logger") in (None, True):
-            if not config.get("fast_dev_run"):
-                self._require_own(run)
+            if writes:
                 _keep_old_metrics(run)
             kwargs["logger"] = CSVLogger(run, name="", version="")
         kwargs |= {"default_root_dir": str(run), "plugins": plugins, "callbacks": callbacks}
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            raise ConfigError(f"trainer: {error}") from error
         on_cpu = isinstance(trainer.accelerator, CPUAccelerator)
         if on_cpu and trainer.precision.startswith("bf16") and not cpu_has_bfloat16():
             rank_zero_info(
@@ -110,7 +130,7 @@ class BdcleanCLI(LightningCLI):
         return trainer
 
     def _require_own(self, run: Path) -> None:
-        """Refuses a fit in the folder of another one; the logger deletes what it finds there."""
+        """Refuses a fit in the folder of another one, before loggers and checkpoints touch it."""
         save = self.save_config_callback
         if self.subcommand == "fit" and save is not None and issubclass(save, SaveRunConfig):
             save(self._parser("fit"), self.config["fit"]).require_own(run)
@@ -228,8 +248,13 @@ def _fit(words: list[str]) -> tuple[Any, Any]:
     return cli.model, cli.datamodule
 
 
-def _wrong_use(error: BaseException | None) -> BdcleanError | None:
-    """Our own error behind `error`; jsonargparse wraps what a class raises in its own."""
-    while error is not None and not isinstance(error, BdcleanError):
+def _wrong_use(error: BaseException) -> BaseException | None:
+    """Our own error behind `error`, or Lightning's of the same meaning."""
+    return _first(error, BdcleanError) or _first(error, MisconfigurationException)
+
+
+def _first(error: BaseException | None, kind: type[BaseException]) -> BaseException | None:
+    """The first of a kind behind `error`; jsonargparse wraps what a class raises in its own."""
+    while error is not None and not isinstance(error, kind):
         error = error.__cause__ or error.__context__
     return error

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch.loggers import Logger
 from safetensors.torch import load_file
 
 import bdclean
@@ -188,6 +189,38 @@ def test_a_limit_of_the_trainer_leaves_no_result_of_an_untrained_probe(tmp_path,
     assert record["metrics"]["n_clean"] == 397
 
 
+class Remote(Logger):
+    """Keeps no files on this machine, as a tracking server does not."""
+
+    name, version = "remote", "0"
+
+    def log_metrics(self, metrics, step=None):
+        """Nothing."""
+
+    def log_hyperparams(self, params, *args, **kwargs):
+        """Nothing."""
+
+
+@pytest.mark.parametrize(
+    "logger", [[f"{__name__}.Remote"], ["CSVLogger", "--trainer.logger.save_dir", "{elsewhere}"]]
+)
+def test_the_run_folder_is_that_of_the_command_under_any_logger(tmp_path, capsys, logger):
+    run = tmp_path / "run"
+    words = [word.format(elsewhere=tmp_path / "elsewhere") for word in logger]
+    method = "train/supervised_fast"
+    record = fit(run, method, "--trainer.logger", *words)
+    assert record["metrics"]["n_clean"] == 397
+    files = ("config.yaml", "model.safetensors", "plan.safetensors", "trigger.safetensors")
+    assert all((run / file).is_file() for file in files)
+    assert record["hashes"]["config"] is not None
+    assert not list(tmp_path.glob("elsewhere/**/model.safetensors"))
+    ended = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit):
+        fit(run, method, "--trainer.logger", *words, "--model.schedule", "cosine")
+    assert "belongs to a run with another config" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == ended
+
+
 WRONG = {
     "a missing weights file": (
         ["fit", *BASE, *stack("purify/bcu"), "--model.weights", "no.safetensors"],
@@ -226,6 +259,18 @@ WRONG = {
     "a data set defence that isolates nothing": (
         ["fit", *BASE, *stack("purify/abl_fast"), "--model.isolated", "0"],
         "isolated",
+    ),
+    "a device that is not there": (
+        ["fit", *BASE, *stack("train/supervised_fast"), "--trainer.devices", "0"],
+        "trainer: `Trainer(devices='0')` value is not a valid input",
+    ),
+    "a strategy that is not there": (
+        ["fit", *BASE, *stack("train/supervised_fast"), "--trainer.strategy", "dpp"],
+        "trainer: You selected an invalid strategy name: `strategy='dpp'`",
+    ),
+    "a package that is not there": (
+        ["fit", *BASE, *stack("train/supervised_fast"), "--trainer.logger", "CometLogger"],
+        "comet-ml",
     ),
     "an unknown architecture": (
         ["fit", *BASE, *stack("train/supervised_fast"), "--model.arch", "resnet1"],

@@ -5,6 +5,7 @@ from pathlib import Path
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
+from bdclean.callbacks.run_record import is_trial
 from bdclean.errors import ConfigError
 
 
@@ -43,12 +44,10 @@ class SaveRunConfig(SaveConfigCallback):
         Raises:
             ConfigError: If the run folder belongs to a run with another config.
         """
-        if self.already_saved:
+        if self.already_saved or is_trial(trainer):
             return
-        log_dir = trainer.log_dir  # on every process: Lightning broadcasts it
-        if log_dir is None:
-            return
-        refusal = self._save(Path(log_dir)) if trainer.is_global_zero else None
+        folder = Path(trainer.default_root_dir)
+        refusal = self._save(folder) if trainer.is_global_zero else None
         refusal = trainer.strategy.broadcast(refusal)
         if refusal:
             raise ConfigError(refusal)

@@ -39,6 +39,15 @@ class Suspects(Callback):
 
     def __init__(self, folder: str | None = None) -> None:
         self.folder = folder
+        self._begun = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Until the training goes on, a restored module's findings may be of other samples."""
+        self._begun = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on the findings are about the samples at hand."""
+        self._begun = True
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the files; each is whole or absent."""
@@ -55,7 +64,7 @@ class Suspects(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Writes the files if the method has found what it cannot go on with."""
-        if isinstance(exception, BdcleanError) and trainer.world_size == 1:
+        if self._begun and isinstance(exception, BdcleanError) and trainer.world_size == 1:
             self.on_fit_end(trainer, pl_module)
 
 

@@ -141,8 +141,8 @@ class DatasetDefense(StagedPurifier, ABC):
         )
 
     def per_step(self, recipe: Recipe) -> int:
-        """Samples of one step on all devices together."""
-        return recipe.batch_size * self.trainer.world_size
+        """Samples of one step on all devices together, of all its accumulated batches."""
+        return recipe.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     def of_each(
         self,

@@ -153,6 +153,9 @@ class StagedPurifier(Purifier, ABC):
     def on_train_epoch_end(self) -> None:
         """Goes to the next stage after the last epoch of one, if that was a whole one."""
         if self._is_over(self.current_epoch + 1) and not cut_short(self.trainer):
+            # A progress display has reduced the metrics over all ranks, but on rank 0 alone. The
+            # others do it here, before what they exchange next.
+            _ = self.trainer.callback_metrics
             self._advance()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

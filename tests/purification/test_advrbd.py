@@ -1,10 +1,11 @@
 import json
 import math
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from safetensors.torch import load_file
 
 from bdclean.attacks import BadNets, WaNet
@@ -465,6 +466,23 @@ def test_a_small_clean_part_is_passed_over_until_there_are_steps_enough(
     assert set(seen[held].tolist()) == {2, 3 + 2}
     assert not seen[~held].any()
     assert len(steps) == 6 + 8
+
+
+def test_steps_are_those_of_the_optimizer(make, make_poisoned, make_trainer):
+    short = Recipe(epochs=1, lr=0.01, schedule="constant", batch_size=6)
+    steps = Counter()
+    module = make(
+        unlearn=short, enhance=short, ascent_steps=5, enhance_steps=4, rounds=1, until="identify"
+    )
+
+    class Count(Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            steps[module.plan()[module._stage].name] += 1
+
+    trainer = make_trainer(Count(), accumulate_grad_batches=3)
+    trainer.fit(module, make_poisoned())
+    assert steps["unlearn"] in (5, 6)  # as many as are asked for, and a part of a pass
+    assert steps["enhance"] == 4
 
 
 def test_something_must_be_left_to_learn(make, make_poisoned, make_trainer):

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from torch import distributed
 from bdclean.backbones import ModelInfo, build, save_model
+from bdclean.callbacks import ProgressLines
 from bdclean.data import Digits, Splits
 from bdclean.purification import ABL, BCU, CBD, DBR, AdvrBD, Recipe, SCAn
 
@@ -39,8 +40,10 @@ for case in sys.argv[2:]:
             steps[stage] += 1
             return step(batch)
         setattr(module, stage + "_step", counted)
+    bar = case in ("lbfgs", "abl", "scan")  # both read metrics on the first process alone
     Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=-1, logger=False,
-            enable_checkpointing=False, enable_progress_bar=False, limit_val_batches=0,
+            callbacks=[] if bar else [ProgressLines()], enable_progress_bar=bar,
+            enable_checkpointing=False, limit_val_batches=0,
             reload_dataloaders_every_n_epochs=1).fit(module, data)
     state = {name: value.tolist() for name, value in module.model.state_dict().items()}
     states = [None, None]
