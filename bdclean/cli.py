@@ -4,6 +4,7 @@ LightningCLI does the work. Added are the links from data to model, the run fold
 resume, the run record, and one clear message with exit status 2 for wrong use.
 """
 
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import distributed
 
 import bdclean
@@ -162,12 +164,16 @@ class BdcleanCLI(LightningCLI):
         if not wanted or is_trial(self.trainer) or self.trainer.interrupted:
             return
         if not has_head(self.model):
-            print("The result has no classifier head; train a probe to measure it.")
+            self._say("The result has no classifier head; train a probe to measure it.")
             return
         if isinstance(self.model, BackdoorModule) and self.model.untested is not None:
-            print(f"There is no test. {self.model.untested}")
+            self._say(f"There is no test. {self.model.untested}")
             return
         self.trainer.test(self.model, datamodule=self.datamodule)
+
+    def _say(self, text: str) -> None:
+        if self.trainer.is_global_zero:
+            print(text)
 
 
 def _checkpoints(run: str) -> str:
@@ -222,6 +228,8 @@ def main(args: Sequence[str] | None = None) -> None:
         if distributed.is_available() and distributed.is_initialized():
             # Gloo's threads should not outlive the interpreter; Lightning ends NCCL's group alone.
             distributed.destroy_process_group()
+    except SIGTERMException:  # a SystemExit of status 0, as if the run were done
+        sys.exit(128 + signal.SIGTERM)
     except Exception as error:
         wrong_use = _wrong_use(error)
         if wrong_use is None:

@@ -157,6 +157,7 @@ class SimCLR(FixedLength, BackdoorModule):
 
     def on_validation_start(self) -> None:
         """Fits the monitors to the present features of the `probe` role."""
+        share_buffers(self.model)  # DDP does so at the first batch; the monitors are fitted before
         view = View("probe", batch_size=self.view.batch_size, labels=True)
         batches = scan(self.trainer, view, self.device)
         features, labels = cache_features(self.model.features, batches)

@@ -225,7 +225,15 @@ from bdclean.training import SimCLR
 
 seed_everything(0)
 data = Digits(splits=Splits(defense=1200, probe=60, val=40), validate_in_fit=True)
-module = SimCLR(10, 32, data.mean, data.std, width=4, batch_size=20, warmup_epochs=0)
+class Compared(SimCLR):
+    def on_validation_start(self):
+        super().on_validation_start()
+        mine = {name: value.tolist() for name, value in self.monitors.state_dict().items()}
+        monitors = [None, None]
+        distributed.all_gather_object(monitors, mine)
+        assert mine and monitors[0] == monitors[1], "the processes monitor with other features"
+
+module = Compared(10, 32, data.mean, data.std, width=4, batch_size=20, warmup_epochs=0)
 trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, logger=False,
                   enable_checkpointing=False, enable_progress_bar=False)
 trainer.fit(module, data)
