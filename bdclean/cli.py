@@ -16,7 +16,7 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
@@ -109,7 +109,8 @@ class BdcleanCLI(LightningCLI):
         ]
         if self._get(self.config_init, "test_after_fit"):
             callbacks.append(ReadTestSet())
-        if not sys.stderr.isatty() and config.get("enable_progress_bar") is None:
+        own_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
+        if not (sys.stderr.isatty() or own_bar) and config.get("enable_progress_bar") is None:
             kwargs["enable_progress_bar"] = False
             callbacks.append(ProgressLines())
         writes = not config.get("fast_dev_run")
@@ -122,7 +123,7 @@ class BdcleanCLI(LightningCLI):
         kwargs |= {"default_root_dir": str(run), "plugins": plugins, "callbacks": callbacks}
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except (ValueError, TypeError, MisconfigurationException) as error:
+        except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
             raise ConfigError(f"trainer: {error}") from error
         on_cpu = isinstance(trainer.accelerator, CPUAccelerator)
         if on_cpu and trainer.precision.startswith("bf16") and not cpu_has_bfloat16():

@@ -201,6 +201,11 @@ class Remote(Logger):
         """Nothing."""
 
 
+def test_a_progress_bar_of_the_users_own(tmp_path):
+    bar = ["--trainer.callbacks+", "TQDMProgressBar"]
+    assert fit(tmp_path / "run", "train/supervised_fast", *bar)["metrics"]["n_clean"] == 397
+
+
 @pytest.mark.parametrize(
     "logger", [[f"{__name__}.Remote"], ["CSVLogger", "--trainer.logger.save_dir", "{elsewhere}"]]
 )
@@ -271,6 +276,20 @@ WRONG = {
     "a package that is not there": (
         ["fit", *BASE, *stack("train/supervised_fast"), "--trainer.logger", "CometLogger"],
         "comet-ml",
+    ),
+    "a search that trains before the method begins": (
+        [
+            *("fit", *BASE, *stack("train/supervised_fast"), "--trainer.callbacks+"),
+            *("LearningRateFinder", "--model.width", "4"),
+        ],
+        "LearningRateFinder does not fit Supervised",
+    ),
+    "a mean over networks of several stages": (
+        [
+            *("fit", *BASE, *stack("purify/abl_fast"), "--trainer.callbacks+"),
+            *("StochasticWeightAveraging", "--trainer.callbacks.swa_lrs", "0.01"),
+        ],
+        "StochasticWeightAveraging does not fit ABL",
     ),
     "an unknown architecture": (
         ["fit", *BASE, *stack("train/supervised_fast"), "--model.arch", "resnet1"],

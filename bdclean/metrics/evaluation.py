@@ -10,10 +10,16 @@ Nothing but integer counts is kept between batches.
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
@@ -31,6 +37,8 @@ if TYPE_CHECKING:  # a name for annotations only: at run time metrics do not nee
     from bdclean.backbones import SplitModel
 
 Stage = Literal["val", "test"]
+_TUNERS = (BatchSizeFinder, LearningRateFinder)
+_AVERAGES = (StochasticWeightAveraging, WeightAveraging)
 
 
 def loader_names(trainer: Trainer) -> tuple[str, ...]:
@@ -84,9 +92,12 @@ class BackdoorModule(LightningModule):
 
     Attributes:
         model: The model that is evaluated and exported; None until a subclass sets it.
+        can_average: Whether a mean over the weights of several epochs is a model of the method,
+            as where one network learns one task with nothing computed in between.
     """
 
     model: "SplitModel"
+    can_average: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,13 +107,23 @@ class BackdoorModule(LightningModule):
         self._counts: dict[Stage, dict[str, int]] = {}
 
     def configure_model(self) -> None:
-        """Refuses number formats that images do not come in; called for every command.
+        """Refuses what would change the method without a word; called for every command.
 
         Raises:
-            ConfigError: If trainer.precision is bf16-true or 16-true.
+            ConfigError: If trainer.precision is bf16-true or 16-true, or a callback trains before
+                the method begins, or averages weights that do not belong together.
         """
-        # `load_from_checkpoint` has no Trainer.
-        precision = None if self._trainer is None else self.trainer.precision
+        if self._trainer is None:  # `load_from_checkpoint`
+            return
+        refused = _TUNERS if self.can_average else _TUNERS + _AVERAGES
+        for callback in vars(self.trainer)["callbacks"]:
+            if isinstance(callback, refused):
+                raise ConfigError(
+                    f"trainer.callbacks: {type(callback).__name__} does not fit "
+                    f"{type(self).__name__}: it trains before the method begins, or averages "
+                    "networks that do not belong together; leave it out."
+                )
+        precision = self.trainer.precision
         if precision in ("bf16-true", "16-true"):
             raise ConfigError(
                 f"trainer.precision={precision}: images and losses are float32, so "

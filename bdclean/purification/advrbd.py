@@ -215,17 +215,17 @@ class AdvrBD(DatasetDefense):
         autocast = self.trainer.precision_plugin.forward_context()
         with autocast, attack_precision(self.device.type) as dtype:
             score = partial(self._score, Attacker(self.model, "eval", dtype))
-            size = self.scoring_batch_size
-            scores = self.of_each(score, labels=False, batch_size=size, subset=subset)
+            s = self.of_each(score, labels=False, batch_size=self.scoring_batch_size, subset=subset)
         self.model.train()
-        return scores
+        return s
 
     def _score(self, attacker: Attacker, batch: Batch) -> Tensor:
         x, head = batch["image"], self.model.head
         assert head is not None  # noqa: S101
         place = derive_seed("patches", self.seed, self.round, int(batch["index"][0]))
         draw = torch.Generator(x.device).manual_seed(place)
-        return self.patch_score(x, lambda z: head(attacker.features(z)), self.exact_logits, draw)
+        score, exact = self.patch_score, self.exact_logits
+        return score(x, lambda z: head(attacker.features(z).to(self.dtype)), exact, draw)
 
     # ------------------------------------------------------------------ algorithm 2, equation 4
 

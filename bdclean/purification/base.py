@@ -79,8 +79,17 @@ class Purifier(BackdoorModule, ABC):
     # ------------------------------------------------------------------ networks
 
     def setup(self, stage: str) -> None:
-        """Reads the suspect; see the class."""
+        """Reads the suspect; see the class.
+
+        Raises:
+            ConfigError: If the Trainer has fitted before: it would train no further epoch.
+        """
         if stage == "fit":
+            if self.trainer.current_epoch:
+                raise ConfigError(
+                    f"This Trainer has trained {self.trainer.current_epoch} epochs already; make a "
+                    "new Trainer for a new purification."
+                )
             own_epochs(self.trainer, self.total_epochs)
             # The teacher is in evaluation mode on purpose; Lightning warns about such modules.
             warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")

@@ -70,6 +70,8 @@ class SimCLR(FixedLength, BackdoorModule):
         ConfigError: If a value is out of its range.
     """
 
+    can_average = True
+
     def __init__(
         self,
         num_classes: int,

@@ -43,6 +43,8 @@ class Supervised(FixedLength, BackdoorModule):
         label_smoothing: Of the cross-entropy.
     """
 
+    can_average = True
+
     def __init__(
         self,
         num_classes: int,

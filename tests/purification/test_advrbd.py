@@ -258,7 +258,7 @@ def test_the_clean_part_grows_no_further_than_told(make, make_poisoned, make_tra
 def test_the_score_is_a_literal_transcription(make, make_poisoned, make_trainer):
     """Every step of algorithm 1, written out, with the same draws."""
     module = run(make(rounds=1, num_masks=2, patch_radius=1), make_poisoned(), make_trainer)
-    net = module.model.eval().double()
+    net = module.double().model.eval()
     images, radius = torch.rand(6, 3, 8, 8).double(), 8 / 255
     module._stage = 1  # the first scores
     score = module._score(Attacker(net), {"image": images, "index": torch.arange(12, 18)})
@@ -483,6 +483,12 @@ def test_steps_are_those_of_the_optimizer(make, make_poisoned, make_trainer):
     trainer.fit(module, make_poisoned())
     assert steps["unlearn"] in (5, 6)  # as many as are asked for, and a part of a pass
     assert steps["enhance"] == 4
+
+
+def test_double_precision(make, make_poisoned, make_trainer):
+    module = run(make(until="identify"), make_poisoned(), make_trainer, precision="64-true")
+    assert module.finished
+    assert module.results["score"].isfinite().all()
 
 
 def test_something_must_be_left_to_learn(make, make_poisoned, make_trainer):

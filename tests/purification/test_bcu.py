@@ -332,3 +332,10 @@ def test_evaluation_from_a_checkpoint_needs_no_suspect(
 def test_refuses_settings_out_of_range(make, arguments, message):
     with pytest.raises(ConfigError, match=message):
         make(**arguments)
+
+
+def test_a_trainer_that_has_fitted_is_refused(make, make_data, make_trainer):
+    trainer = make_trainer()
+    trainer.fit(make(), make_data())
+    with pytest.raises(ConfigError, match="has trained 2 epochs already"):
+        trainer.fit(make(), make_data())
