@@ -147,6 +147,17 @@ class BdcleanCLI(LightningCLI):
                 return str(folder)
         return str(self._get(self.config, "run"))
 
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Lets `last` mean the checkpoint of a requeued job as well, if that is the newer one."""
+        words: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        if words.get("ckpt_path") == "last":
+            run = Path(self._run_folder())
+            kept = [*run.glob("*.ckpt"), *run.glob("checkpoints/*.ckpt")]
+            newest = max(kept, key=lambda path: path.stat().st_mtime, default=run)
+            if newest.name.startswith("hpc_ckpt_"):
+                words["ckpt_path"] = str(newest)
+        return words
+
     def _run_subcommand(self, subcommand: str) -> None:
         """Runs the command; the logger's folder goes again if nothing was written into it."""
         run = Path(self._run_folder())
