@@ -226,6 +226,14 @@ def test_the_run_folder_is_that_of_the_command_under_any_logger(tmp_path, capsys
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == ended
 
 
+@pytest.mark.parametrize("command", ["fit", "test", "predict"])
+def test_a_development_run_leaves_no_trace(tmp_path, victim, command):
+    words = [*stack("train/supervised_fast"), "--model.weights", str(victim / "model.safetensors")]
+    run = ["--trainer.fast_dev_run", "true", "--run", str(tmp_path / "run")]
+    main([command, *BASE, *words, *run])
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 WRONG = {
     "a missing weights file": (
         ["fit", *BASE, *stack("purify/bcu"), "--model.weights", "no.safetensors"],

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor, distributed
 
+from bdclean.callbacks.run_record import is_trial
 from bdclean.metrics.evaluation import loader_names
 from bdclean.weights import write
 
@@ -38,7 +39,7 @@ class PredictionFiles(BasePredictionWriter):
         for name, batches in zip(loader_names(trainer), loaders, strict=False):
             columns = _merge(list(batches))
             folder = self.folder or trainer.log_dir
-            if trainer.is_global_zero and folder is not None:
+            if trainer.is_global_zero and folder is not None and not is_trial(trainer):
                 path = Path(folder) / f"predictions-{name}.safetensors"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write(columns, path, {})
