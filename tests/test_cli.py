@@ -201,6 +201,13 @@ class Remote(Logger):
         """Nothing."""
 
 
+class Absent(Remote):
+    """Needs what is not installed."""
+
+    def __init__(self):
+        import no_such_tracker  # noqa: F401
+
+
 def test_a_progress_bar_of_the_users_own(tmp_path):
     bar = ["--trainer.callbacks+", "TQDMProgressBar"]
     assert fit(tmp_path / "run", "train/supervised_fast", *bar)["metrics"]["n_clean"] == 397
@@ -282,8 +289,8 @@ WRONG = {
         "trainer: You selected an invalid strategy name: `strategy='dpp'`",
     ),
     "a package that is not there": (
-        ["fit", *BASE, *stack("train/supervised_fast"), "--trainer.logger", "CometLogger"],
-        "comet-ml",
+        ["fit", *BASE, *stack("train/supervised_fast"), "--trainer.logger", f"{__name__}.Absent"],
+        "A package is missing. No module named 'no_such_tracker'",
     ),
     "a search that trains before the method begins": (
         [

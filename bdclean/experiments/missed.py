@@ -10,7 +10,6 @@ the whole image. A line of the same attack, row and seed is replaced.
 """
 
 import argparse
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,9 +19,10 @@ import torch
 from torch import Tensor
 
 from bdclean.data import ImageDataModule
-from bdclean.errors import ConfigError, DataError
+from bdclean.errors import DataError
 from bdclean.experiments.figure import make_data, read_config
 from bdclean.experiments.report import write_text
+from bdclean.experiments.sift_check import read_csv
 from bdclean.metrics.identification import true_positive_rate
 
 BOUNDS = (32.0, 64.0)  # an eighth and a quarter of the scale
@@ -105,14 +105,11 @@ def _changes(data: ImageDataModule, rows: Tensor) -> Tensor:
 
 def _flagged(suspects: Path, count: int) -> Tensor:
     """(N,), bool, by row of the training set."""
-    if not suspects.is_file():
-        raise ConfigError(f"{suspects} is missing: the run flagged no samples.")
     flagged = torch.zeros(count, dtype=torch.bool)
-    with suspects.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
-        for line in csv.DictReader(lines):
-            if not line["flagged"]:
-                raise DataError(f"{suspects}: the run scored samples and flagged none.")
-            flagged[int(line["index"])] = line["flagged"] == "1"
+    for line in read_csv(suspects):
+        if not line["flagged"]:
+            raise DataError(f"{suspects}: the run scored samples and flagged none.")
+        flagged[int(line["index"])] = line["flagged"] == "1"
     return flagged
 
 

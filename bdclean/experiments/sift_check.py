@@ -40,8 +40,8 @@ def compare(exported: Path, run: Path) -> dict[str, Any]:
     Raises:
         DataError: If the run did not sift these images, or flagged nothing yet.
     """
-    truth = {row["file"]: row for row in _read(exported / "rows.csv")}
-    found = _read(run / "suspects.csv")
+    truth = {row["file"]: row for row in read_csv(exported / "rows.csv")}
+    found = read_csv(run / "suspects.csv")
     files = [f"train/{row['file'].removeprefix('train/')}" for row in found]
     if set(files) != truth.keys() or len(files) != len(truth):
         raise DataError(f"{run} is not a sift of {exported}: suspects.csv names other files.")
@@ -100,7 +100,12 @@ def _percent(hits: Tensor) -> float:
     return round(100 * float(hits.double().mean()), 4)
 
 
-def _read(path: Path) -> list[dict[str, str]]:
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The lines of a CSV file by the names of their columns.
+
+    Raises:
+        DataError: If there is no such file.
+    """
     if not path.is_file():
         raise DataError(f"{path} is missing.")
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:

@@ -99,7 +99,7 @@ def test_what_cannot_be_told(run):
     with pytest.raises(DataError, match="flagged none"):
         missed.missed(folder)
     (folder / "suspects.csv").unlink()
-    with pytest.raises(ConfigError, match="is missing"):
+    with pytest.raises(DataError, match="is missing"):
         missed.missed(folder)
     (folder / "result.json").write_text(json.dumps({"seed": 3, "data": {"plan_hash": "other"}}))
     with pytest.raises(DataError, match="poison other samples"):
