@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -26,6 +27,7 @@ from torch import distributed
 import bdclean
 import bdclean.data
 import bdclean.purification
+import bdclean.sifting
 import bdclean.training
 from bdclean.callbacks import (
     AtomicCheckpointIO,
@@ -38,17 +40,33 @@ from bdclean.callbacks import (
     Suspects,
 )
 from bdclean.callbacks.read_test_set import has_head
-from bdclean.callbacks.run_record import is_trial
 from bdclean.errors import BdcleanError, ConfigError
 from bdclean.experiments.attack import run_attack
 from bdclean.experiments.demo import run_demo
 from bdclean.experiments.figure import run_figure
 from bdclean.experiments.sift import SaveSiftConfig, run_sift
 from bdclean.functional.precision import cpu_has_bfloat16
-from bdclean.metrics.evaluation import BackdoorModule
+from bdclean.modules import BackdoorModule
+from bdclean.modules.trainer import is_trial
+from bdclean.types import ImageFacts
 
-LINKED = ("num_classes", "input_size", "mean", "std")
+LINKED = tuple(field.name for field in fields(ImageFacts))
 """Facts of the data set that models receive; they are never written into a config file."""
+
+
+class _ModelMaker(_InstantiatorFn):
+    """Makes models as Lightning does, and also those that take no facts of the data."""
+
+    def __call__(
+        self,
+        class_type: type[LightningModule],
+        *args: Any,
+        applied_instantiation_links: dict[str, Any],
+        **kwargs: Any,
+    ) -> LightningModule:
+        """Makes one; a link whose target the class does not have is none."""
+        links = applied_instantiation_links if "facts" in kwargs else {}
+        return super().__call__(class_type, *args, applied_instantiation_links=links, **kwargs)
 
 
 class BdcleanCLI(LightningCLI):
@@ -68,7 +86,16 @@ class BdcleanCLI(LightningCLI):
         )
         parser.link_arguments("run", "checkpoint.dirpath", compute_fn=_checkpoints)
         for fact in LINKED:
-            parser.link_arguments(f"data.{fact}", f"model.init_args.{fact}", apply_on="instantiate")
+            target = f"model.init_args.facts.{fact}"
+            parser.link_arguments(f"data.{fact}", target, apply_on="instantiate")
+
+    def _add_instantiators(self) -> None:
+        """Makes models without the argument `facts` too, which a user's own may be."""
+        for make, kind in (
+            (_ModelMaker(cli=self, key="model"), LightningModule),
+            (_InstantiatorFn(cli=self, key="data"), LightningDataModule),
+        ):
+            self.parser.add_instantiator(make, kind, subclasses=True)
 
     def instantiate_classes(self) -> None:
         """Builds data, model and trainer.

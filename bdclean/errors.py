@@ -1,9 +1,5 @@
 """Errors of wrong use. Their text says what happened, where, and what to change."""
 
-from typing import TypeVar
-
-Number = TypeVar("Number", int, float)
-
 
 class BdcleanError(Exception):
     """Wrong use. The command line prints the text alone and exits with status 2."""
@@ -23,25 +19,3 @@ class WeightsError(BdcleanError):
 
 class AttackError(ConfigError):
     """An attack's setting does not fit the data set or the image size."""
-
-
-def check_positive(key: str, value: Number) -> Number:
-    """Returns `value` if it is above 0.
-
-    Raises:
-        ConfigError: If it is not.
-    """
-    if value <= 0:
-        raise ConfigError(f"{key}={value}: it must be above 0.")
-    return value
-
-
-def check_not_negative(key: str, value: Number) -> Number:
-    """Returns `value` if it is 0 or above.
-
-    Raises:
-        ConfigError: If it is not.
-    """
-    if value < 0:
-        raise ConfigError(f"{key}={value}: it must be 0 or above.")
-    return value

@@ -21,6 +21,24 @@ AugmentationName = Literal[
 """Names that `bdclean.data.augmentation` knows."""
 
 TensorDict = dict[str, Tensor]
+RGB = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """Facts of a data set that a module has to know; the command line links them.
+
+    Attributes:
+        num_classes: K.
+        input_size: Side of the images, in pixels.
+        mean: Of the training images per channel, in [0, 1].
+        std: As `mean`.
+    """
+
+    num_classes: int
+    input_size: int
+    mean: RGB
+    std: RGB
 
 
 class Batch(TypedDict):

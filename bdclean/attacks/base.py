@@ -21,7 +21,7 @@ from bdclean.attacks.checks import (
 from bdclean.attacks.plan import PoisonPlan
 from bdclean.attacks.trigger import Trigger
 from bdclean.errors import AttackError
-from bdclean.functional.perturbation import PGD
+from bdclean.functional.pgd import PGD
 from bdclean.functional.seeds import derive_seed
 from bdclean.types import AugmentationName
 

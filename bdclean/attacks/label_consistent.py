@@ -29,7 +29,7 @@ from bdclean.attacks.checks import (
 )
 from bdclean.attacks.plan import PoisonPlan
 from bdclean.attacks.trigger import Trigger
-from bdclean.functional.perturbation import PGD, StepUnit
+from bdclean.functional.pgd import PGD, StepUnit
 
 Patch = Literal["single", "corners4", "corners4_same"]
 
@@ -52,7 +52,7 @@ class LabelConsistent(Attack):
             the target class), or from 1 to 255.
         pgd_steps: Gradient steps, at least 1; there is no random start.
         step_size: Length of a step, above 0.
-        step_unit: Its unit, see `bdclean.functional.perturbation.PGD`.
+        step_unit: Its unit, see `bdclean.functional.pgd.PGD`.
         patch: "single"; "corners4": all corners, the left ones mirrored, so that a flipped
             trigger is the same one; "corners4_same": four identical copies (BCU).
         pattern: See `BadNets`; that of the right-hand corners.

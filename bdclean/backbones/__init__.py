@@ -1,23 +1,23 @@
-"""Architectures: building, loading, the order of their stages, and copies for attack loops."""
+"""Architectures: building, loading, the order of their blocks, copies for PGD."""
 
+from bdclean.backbones.blocks import Block, ordered_blocks
 from bdclean.backbones.build import build, load_model, save_model
-from bdclean.backbones.fold import AttackCopy, attack_copy
+from bdclean.backbones.fold import FrozenCopy, frozen_copy
 from bdclean.backbones.resnet import ResNet, resnet18, resnet34
 from bdclean.backbones.split import ModelInfo, Normalize, SplitModel, Stem
-from bdclean.backbones.stages import Stage, ordered_stages
 
 __all__ = [
-    "AttackCopy",
+    "Block",
+    "FrozenCopy",
     "ModelInfo",
     "Normalize",
     "ResNet",
     "SplitModel",
-    "Stage",
     "Stem",
-    "attack_copy",
     "build",
+    "frozen_copy",
     "load_model",
-    "ordered_stages",
+    "ordered_blocks",
     "resnet18",
     "resnet34",
     "save_model",

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from bdclean.backbones.architectures import SMALL_IMAGE, Parts, canonical, make_parts
 from bdclean.backbones.foreign import split_foreign, warn_of_solo_learn
-from bdclean.backbones.split import FORMAT_KEY, RGB, ModelInfo, SplitModel, Stem
+from bdclean.backbones.split import FORMAT_KEY, ModelInfo, SplitModel, Stem
 from bdclean.errors import ConfigError, WeightsError
+from bdclean.types import RGB, ImageFacts
 from bdclean.weights import match, read, write
 
 IMAGENET_MEAN: RGB = (0.485, 0.456, 0.406)
@@ -131,7 +132,7 @@ def _load_own(
             own = getattr(info, key)
             way_out = f"Leave {key} out"
             if key == "input_size":  # the command line links it from the data
-                way_out += f", set data.init_args.input_size (--data.input_size {own})"
+                way_out += f", set --data.input_size {own}"
             raise ConfigError(
                 f"{key}={given[key]!r}, but {weights} was made with {key}={own!r}. {way_out}, "
                 "or give other weights."
@@ -192,7 +193,7 @@ def _load_foreign(
         tuple(found.normalisation[key].tolist()) if key in found.normalisation else known
         for key, known in (("mean", info.mean), ("std", info.std))
     )
-    info = replace(info, num_classes=found.num_classes, mean=mean, std=std, head=found.head)
+    info = replace(info, num_classes=found.num_classes, mean=mean, std=std)
     model = _assemble(parts, info)
     own = {f"normalize.{key}": value for key, value in model.normalize.state_dict().items()}
     _load(model, {**own, **found.state}, weights)
@@ -224,10 +225,8 @@ def carries_normalisation(weights: str | Path) -> bool:
 
 
 def start_from(
+    facts: ImageFacts,
     num_classes: int | None,
-    input_size: int,
-    mean: RGB,
-    std: RGB,
     arch: str | None,
     width: int | None,
     stem: Stem | None,
@@ -236,10 +235,8 @@ def start_from(
     """The network that a training starts from: a new one, or that of a file.
 
     Args:
+        facts: Side of the images; mean and std of a new network or a file that holds none.
         num_classes: Outputs of the head; a head with others is replaced. None leaves it out.
-        input_size: Side of the images.
-        mean: Per channel, of a new network or a file that holds none.
-        std: As `mean`.
         arch: None takes that of the file, or resnet18.
         width: None takes that of the file, or 64.
         stem: None takes that of the file, or `auto`.
@@ -253,10 +250,10 @@ def start_from(
     given = {key: value for key, value in given.items() if value is not None}
     if weights is None:
         arch = given.pop("arch", "resnet18")
-        return build(ModelInfo(arch, num_classes, input_size, mean, std, **given))
+        return build(ModelInfo(arch, num_classes, facts.input_size, facts.mean, facts.std, **given))
     if not carries_normalisation(weights):
-        given |= {"mean": mean, "std": std}
-    model = load_model(weights, input_size=input_size, **given)
+        given |= {"mean": facts.mean, "std": facts.std}
+    model = load_model(weights, input_size=facts.input_size, **given)
     if model.info.num_classes != num_classes:
         model.replace_head(num_classes)
     return model

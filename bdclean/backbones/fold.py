@@ -15,8 +15,8 @@ from bdclean.backbones.split import Normalize, SplitModel
 log = logging.getLogger(__name__)
 
 
-class AttackCopy(nn.Module):
-    """A frozen network in evaluation mode; see `attack_copy`.
+class FrozenCopy(nn.Module):
+    """A frozen network in evaluation mode; see `frozen_copy`.
 
     Args:
         normalize: Kept in float32, where a perturbation of one grey level is still exact.
@@ -50,7 +50,7 @@ class AttackCopy(nn.Module):
         """Takes over the present weights of the model that was copied, folding them anew.
 
         A few small operations per layer, so it can be done in every training step; a new
-        `attack_copy` traces the network each time.
+        `frozen_copy` traces the network each time.
         """
         source = model.backbone if isinstance(model, SplitModel) else model
         state, own = source.state_dict(), self.network.state_dict()
@@ -64,7 +64,7 @@ class AttackCopy(nn.Module):
             tensor.copy_(state[name])
 
 
-def attack_copy(model: nn.Module, dtype: torch.dtype | None = None) -> AttackCopy:
+def frozen_copy(model: nn.Module, dtype: torch.dtype | None = None) -> FrozenCopy:
     """Copies a network for a loop of gradient steps on its input.
 
     Batch norms are folded into the convolutions before them, no parameter requires a gradient,
@@ -89,7 +89,7 @@ def attack_copy(model: nn.Module, dtype: torch.dtype | None = None) -> AttackCop
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     if dtype is not None:
         network = network.to(dtype)
-    return AttackCopy(normalize, network, dtype, folded).eval()
+    return FrozenCopy(normalize, network, dtype, folded).eval()
 
 
 def _fold(network: nn.Module) -> tuple[nn.Module, dict[str, str]]:

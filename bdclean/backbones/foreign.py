@@ -7,7 +7,6 @@ from pathlib import Path
 from torch import Tensor
 
 from bdclean.backbones.architectures import Parts
-from bdclean.backbones.split import Head
 from bdclean.weights import bare, unwrap
 
 # Where libraries put the classifier, beside the name that belongs to the architecture.
@@ -33,12 +32,6 @@ _TRAINING_ONLY = (
     "knn_classifier",
     "criterion",
     "queues",
-    # of our own checkpoints
-    "projection",
-    "projections",
-    "teacher",
-    "pattern",  # of the input-aware attack
-    "mask",
 )
 # lightly's benchmarks keep a second network beside `backbone`, which is the one they evaluate.
 _SECOND = ("key_", "query_", "student_", "teacher_")
@@ -63,14 +56,12 @@ class Foreign:
         state: `backbone.*`, and `head.*` if the file has a classifier. Names that belong to
             neither are kept, for the report of unexpected keys.
         num_classes: Rows of the classifier, None without one.
-        normalisation: "mean" and "std" if the file is a checkpoint of our own modules.
-        head: Kind of the classifier; only checkpoints of our own modules have that of a probe.
+        normalisation: "mean" and "std" if the file holds those of a model of ours.
     """
 
     state: dict[str, Tensor]
     num_classes: int | None
     normalisation: dict[str, Tensor]
-    head: Head = "linear"
 
 
 def split_foreign(found: dict[str, Tensor], parts: Parts, weights: str | Path) -> Foreign:
@@ -96,9 +87,9 @@ def split_foreign(found: dict[str, Tensor], parts: Parts, weights: str | Path) -
         for key in ("mean", "std")
         if f"normalize.{key}" in rest and rest[f"normalize.{key}"].shape == (3,)
     }
-    num_classes, kind = _take_head(state, rest, parts)
+    num_classes = _take_head(state, rest, parts)
     _drop_training_only(rest, projection, weights)
-    return Foreign({**state, **rest}, num_classes, normalisation, kind)
+    return Foreign({**state, **rest}, num_classes, normalisation)
 
 
 def warn_of_solo_learn(found: dict[str, Tensor], weights: str | Path, arch: str) -> None:
@@ -147,22 +138,16 @@ def _rename_shortcuts(inside: dict[str, Tensor], expected: dict[str, Tensor]) ->
     return renamed
 
 
-def _take_head(
-    state: dict[str, Tensor], rest: dict[str, Tensor], parts: Parts
-) -> tuple[int | None, Head]:
-    """Moves the classifier from `rest` to `state`; how many classes it has, and its kind."""
-    weight = rest.get("head.linear.weight")
-    if weight is not None and weight.ndim == 2 and "head.mean" in rest:
-        state |= {name: rest.pop(name) for name in list(rest) if name.startswith("head.")}
-        return len(weight), "probe"
+def _take_head(state: dict[str, Tensor], rest: dict[str, Tensor], parts: Parts) -> int | None:
+    """Moves the classifier from `rest` to `state`, and says how many classes it has."""
     for head in dict.fromkeys((parts.head, *_HEADS)):
         weight = rest.get(f"{head}.weight")
         if weight is not None and weight.ndim == 2 and weight.shape[1] == parts.num_features:
             for name in ("weight", "bias"):
                 if f"{head}.{name}" in rest:
                     state[f"head.{name}"] = rest.pop(f"{head}.{name}")
-            return len(weight), "linear"
-    return None, "linear"
+            return len(weight)
+    return None
 
 
 def _drop_training_only(

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from bdclean.backbones.build import build, carries_normalisation, load_model
-from bdclean.backbones.split import RGB, ModelInfo, SplitModel, Stem
+from bdclean.backbones.build import carries_normalisation, load_model
+from bdclean.backbones.split import SplitModel, Stem
 from bdclean.errors import ConfigError
+from bdclean.types import RGB
 
 
 @dataclass(frozen=True)
@@ -57,25 +58,3 @@ class WeightsSource:
             std=self.std if foreign else None,
             stem=self.stem,
         )
-
-
-@dataclass(frozen=True)
-class FreshSource:
-    """A new network, for methods that start from data alone.
-
-    Attributes:
-        info: What to build.
-        weights: There is no file.
-    """
-
-    info: ModelInfo
-    weights: None = None
-
-    @property
-    def is_there(self) -> bool:
-        """There is nothing that could be evaluated without training."""
-        return False
-
-    def load(self) -> SplitModel:
-        """Builds the network with weights from torch's own generator."""
-        return build(self.info)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from bdclean.backbones.head import ProbeHead
 from bdclean.errors import ConfigError, WeightsError
+from bdclean.types import RGB
 
 Stem = Literal["auto", "cifar", "imagenet"]
-RGB = tuple[float, float, float]
 Head = Literal["linear", "probe"]
 
 FORMAT_KEY = "bdclean_format"
@@ -179,13 +179,21 @@ class SplitModel(nn.Module):
         Raises:
             ConfigError: If the model has no head.
         """
+        logits: Tensor = self.require_head()(self.features(x))
+        return logits
+
+    def require_head(self) -> nn.Linear | ProbeHead:
+        """The head.
+
+        Raises:
+            ConfigError: If there is none.
+        """
         if self.head is None:
             raise ConfigError(
                 f"The model ({self.info.arch}) has no classifier head, so it gives features but no "
                 "classes. Train a linear probe on it, or load weights that hold a head."
             )
-        logits: Tensor = self.head(self.features(x))
-        return logits
+        return self.head
 
     def replace_head(self, num_classes: int | None, kind: Head = "linear") -> None:
         """Puts a freshly drawn head in place, or none; `info` and `head_is_drawn` follow."""

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor, distributed
 
 from bdclean.callbacks.run_record import is_trial
-from bdclean.metrics.evaluation import loader_names
+from bdclean.modules.reading import loader_names
 from bdclean.weights import write
 
 

@@ -3,7 +3,7 @@
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from bdclean.callbacks.run_record import is_trial
-from bdclean.metrics.evaluation import BackdoorModule
+from bdclean.modules import BackdoorModule
 
 
 class ReadTestSet(Callback):
@@ -21,4 +21,4 @@ class ReadTestSet(Callback):
 
 def has_head(module: LightningModule) -> bool:
     """Whether the product of a run can be tested; False for a backbone without a classifier."""
-    return not isinstance(module, BackdoorModule) or module.export_model().head is not None
+    return not isinstance(module, BackdoorModule) or module.product().head is not None

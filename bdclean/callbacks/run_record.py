@@ -14,8 +14,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from bdclean.backbones import save_model
-from bdclean.metrics.evaluation import BackdoorModule
 from bdclean.metrics.identification import identification
+from bdclean.modules import BackdoorModule
 from bdclean.types import RecordedData, ReportableData
 
 METRIC_DEFINITIONS = {
@@ -69,7 +69,7 @@ class RunRecord(Callback):
         self.record = self._facts(trainer, pl_module, folder)
         if isinstance(pl_module, BackdoorModule):
             done = {"made_by": json.dumps(self.record["protocol"])}
-            digest = save_model(pl_module.export_model(), folder / "model.safetensors", done)
+            digest = save_model(pl_module.product(), folder / "model.safetensors", done)
             self.record["hashes"]["weights"] = digest
         data = getattr(trainer, "datamodule", None)
         if isinstance(data, RecordedData):

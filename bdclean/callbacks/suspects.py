@@ -13,8 +13,8 @@ from torch import Tensor
 from bdclean.callbacks.run_record import is_trial
 from bdclean.callbacks.suspect_figures import draw_courses, draw_scores, draw_sheet
 from bdclean.errors import BdcleanError
-from bdclean.metrics.evaluation import BackdoorModule
 from bdclean.metrics.identification import false_positive_rate, true_positive_rate
+from bdclean.modules import BackdoorModule
 from bdclean.types import Findings, ReportableData, TrainingSet
 
 COLUMNS = ("index", "file", "label", "score", "flagged", "proposed")

@@ -21,11 +21,11 @@ from torch.nn import functional as F
 
 from bdclean import weights
 from bdclean.attacks import Perturbation
-from bdclean.backbones import SplitModel, attack_copy, load_model
+from bdclean.backbones import SplitModel, frozen_copy, load_model
 from bdclean.backbones.split import FORMAT_KEY
 from bdclean.data.decoding import cache_home
 from bdclean.errors import AttackError, WeightsError
-from bdclean.functional.perturbation import PGD, pgd
+from bdclean.functional.pgd import PGD, pgd
 
 BATCH_SIZE = 128
 SECONDS_BETWEEN_LINES = 10.0
@@ -115,7 +115,7 @@ def perturb(model: SplitModel, images: Tensor, labels: Tensor, config: PGD) -> T
         uint8, (P, 3, H, W), on the CPU.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    features, head = attack_copy(model).to(device), model.copy().eval().to(device).head
+    features, head = frozen_copy(model).to(device), model.copy().eval().to(device).head
     assert head is not None  # noqa: S101  (checked by `load_surrogate`)
 
     def of_batch(clean: Tensor, y: Tensor) -> Tensor:

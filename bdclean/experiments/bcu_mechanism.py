@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bdclean.backbones import SplitModel, build
 from bdclean.backbones.batchnorm import batch_norms, reestimate_
-from bdclean.backbones.stages import ordered_stages
+from bdclean.backbones.blocks import ordered_blocks
 from bdclean.data.datamodule import ImageDataModule
 from bdclean.errors import ConfigError
 from bdclean.functional.distillation import tempered_kl
@@ -205,7 +205,7 @@ def distillation_losses(
 
 def groups_of(model: SplitModel) -> dict[str, list[Tensor]]:
     """Weight tensors (no biases, no norm layers) by stage group: stem, group 1 ..., head."""
-    stages = ordered_stages(model)
+    stages = ordered_blocks(model)
     groups: dict[str, list[Tensor]] = {}
     for stage in stages:
         key = stage.name if stage.name in ("stem", "head") else f"group{stage.group}"

@@ -14,6 +14,8 @@ class CleanPart(Supervised):
     defence. Arguments are those of `Supervised`.
     """
 
+    name = "clean part"
+
     def setup(self, stage: str) -> None:
         """Asks the data module for the clean samples with their labels.
 
@@ -34,7 +36,3 @@ class CleanPart(Supervised):
         if not len(clean):
             raise ConfigError("data.attack: no sample is clean; lower its rate.")
         data.set_view(replace(self.view, subset=Subset(clean)))
-
-    def protocol(self) -> dict[str, object]:
-        """Names the bound."""
-        return super().protocol() | {"method": "clean part"}

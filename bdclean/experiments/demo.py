@@ -36,7 +36,7 @@ from bdclean.experiments.stages import (
     make_victim,
     measure,
 )
-from bdclean.metrics.evaluation import BackdoorModule
+from bdclean.modules import BackdoorModule
 
 LARGEST_SEED = 2**32 - 1
 RESULTS, REPORT = "results.json", "report.html"
@@ -148,7 +148,7 @@ class Demo:
         seconds = fit(module, self.data, epochs)
         if save is not None:
             made_by = {"made_by": json.dumps(module.protocol())}
-            save_model(module.export_model(), self._weights(save), made_by)
+            save_model(module.product(), self._weights(save), made_by)
         scores = measure(module, self.data)
         self.rows.append(Row(method, labels, **asdict(scores), seconds=round(seconds, 1)))
         self._modules[method] = module

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bdclean.data import Digits
 from bdclean.experiments.stages import make_trainer
-from bdclean.metrics.evaluation import BackdoorModule
+from bdclean.modules import BackdoorModule
 
 NUM_SAMPLES = 6
 MOST_NAMED = 10  # classes in a legend

@@ -17,14 +17,14 @@ from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat,
 from torch import Tensor
 
 from bdclean.backbones import SplitModel, load_model
-from bdclean.backbones.attacker import Attacker
+from bdclean.backbones.perturber import Perturber
 from bdclean.backbones.source import WeightsSource
 from bdclean.data import ImageDataModule
 from bdclean.errors import ConfigError
 from bdclean.experiments.features import FeatureMap, plot_features, to_plane
 from bdclean.experiments.preview import png_path, save_png
 from bdclean.functional.contrastive import nt_xent
-from bdclean.functional.perturbation import PGD, pgd
+from bdclean.functional.pgd import PGD, pgd
 from bdclean.functional.seeds import derive_seed
 
 _CHUNK = 100  # images at a time
@@ -189,7 +189,7 @@ def feature_map(
 def attack(model: SplitModel, images: Tensor, chosen: Namespace) -> Tensor:
     """Versions of `images` (N, 3, H, W) that leave their own features, by eq. (1) of CBD."""
     settings = PGD(chosen.epsilon, chosen.pgd_steps)
-    attacker = Attacker(model)
+    attacker = Perturber(model)
     moved = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("figure, attack", chosen.seed))

@@ -23,7 +23,7 @@ from bdclean.data.decoding import UNREADABLE
 from bdclean.data.sources import class_folders, image_files, require_images
 from bdclean.errors import ConfigError, DataError
 from bdclean.functional.precision import cpu_has_bfloat16
-from bdclean.purification import AdvrBD
+from bdclean.sifting import AdvrBD
 from bdclean.types import Findings, TrainingSet
 
 Fit = Callable[[list[str]], tuple[AdvrBD, ImageFolder]]
@@ -198,7 +198,7 @@ def _words(options: argparse.Namespace, size: int, others: Sequence[str], out: P
         "data.input_size": str(size),
         "data.splits.defense": "0",
         "data.splits.probe": "0",
-        "model": "bdclean.purification.AdvrBD",
+        "model": "bdclean.sifting.AdvrBD",
     }
     if options.fast:
         settings |= {f"model.{key}": value for key, value in _SHORT.items()}

@@ -13,11 +13,12 @@ from bdclean.backbones.split import Stem
 from bdclean.callbacks import ExactResume, ProgressLines
 from bdclean.data import Digits
 from bdclean.data.splits import Splits
-from bdclean.metrics.evaluation import BackdoorModule
+from bdclean.functional.pgd import PGD
+from bdclean.modules import BackdoorModule, Probe, Recipe
 from bdclean.purification import BCU, CBD
 from bdclean.training import Supervised
 from bdclean.training.linear_probe import LinearProbe
-from bdclean.types import AugmentationName
+from bdclean.types import AugmentationName, ImageFacts
 
 Precision = Literal["32-true", "bf16-mixed"]
 LINES_PER_STAGE = 5
@@ -113,7 +114,7 @@ def make_victim(settings: DemoSettings, data: Digits) -> Supervised:
         return torch.optim.SGD(parameters, settings.victim_lr, momentum=0.9, weight_decay=5e-4)
 
     return Supervised(
-        *facts(data),
+        facts(data),
         width=settings.width,
         stem=settings.stem,
         batch_size=settings.victim_batch,
@@ -125,43 +126,44 @@ def make_victim(settings: DemoSettings, data: Digits) -> Supervised:
 
 def make_probe(settings: DemoSettings, data: Digits, weights: Path) -> LinearProbe:
     """A new head for a backbone, solved on the few labelled images."""
-    return LinearProbe(*facts(data), weights=str(weights), probe="lbfgs", probe_c=settings.probe_c)
+    return LinearProbe(facts(data), weights=str(weights), probe=Probe("lbfgs", c=settings.probe_c))
 
 
 def make_cbd(settings: DemoSettings, data: Digits, weights: Path) -> CBD:
     """CBD with the weights of its paper, followed by the probe of `make_probe`."""
     return CBD(
-        *facts(data),
+        facts(data),
         weights=str(weights),
-        epochs=settings.cbd_epochs,
-        lr=settings.cbd_lr,
-        schedule="cosine",
-        batch_size=settings.cbd_batch,
-        epsilon=settings.cbd_epsilon,
-        pgd_steps=settings.cbd_pgd_steps,
-        step_size=settings.cbd_step_size,
-        probe="lbfgs",
-        probe_c=settings.probe_c,
+        recipe=Recipe(
+            epochs=settings.cbd_epochs,
+            lr=settings.cbd_lr,
+            batch_size=settings.cbd_batch,
+            augmentation="simclr",
+        ),
+        pgd=PGD(settings.cbd_epsilon, settings.cbd_pgd_steps, settings.cbd_step_size),
+        probe=Probe("lbfgs", c=settings.probe_c),
     )
 
 
 def make_bcu(settings: DemoSettings, data: Digits, weights: Path, seed: int) -> BCU:
     """BCU with the shares of its paper, times `bcu_strength`."""
     return BCU(
-        *facts(data),
+        facts(data),
         weights=str(weights),
         strength=settings.bcu_strength,
         reinit_seed=seed,
-        epochs=settings.bcu_epochs,
-        lr=settings.bcu_lr,
-        batch_size=settings.bcu_batch,
-        augmentation=settings.bcu_augmentation,
+        recipe=Recipe(
+            epochs=settings.bcu_epochs,
+            lr=settings.bcu_lr,
+            batch_size=settings.bcu_batch,
+            augmentation=settings.bcu_augmentation,
+        ),
     )
 
 
-def facts(data: Digits) -> tuple[int, int, tuple[float, float, float], tuple[float, float, float]]:
+def facts(data: Digits) -> ImageFacts:
     """What every module has to know about the data."""
-    return data.num_classes, data.input_size, data.mean, data.std
+    return ImageFacts(data.num_classes, data.input_size, data.mean, data.std)
 
 
 class FewLines(ProgressLines):

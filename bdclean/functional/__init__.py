@@ -2,16 +2,16 @@
 
 from bdclean.functional.contrastive import nt_xent
 from bdclean.functional.distillation import hard_label_loss, rising_temperature, tempered_kl
-from bdclean.functional.perturbation import PGD, Norm, StepUnit, pgd
+from bdclean.functional.pgd import PGD, Norm, StepUnit, pgd
 from bdclean.functional.reinitialisation import (
     Strategy,
+    block_ratios,
     depth_ratio,
     element_mask,
     maskable_count,
     maskable_tensors,
     mix_weights_,
     overall_fraction,
-    stage_ratios,
 )
 from bdclean.functional.seeds import derive_seed
 
@@ -20,6 +20,7 @@ __all__ = [
     "Norm",
     "StepUnit",
     "Strategy",
+    "block_ratios",
     "depth_ratio",
     "derive_seed",
     "element_mask",
@@ -31,6 +32,5 @@ __all__ = [
     "overall_fraction",
     "pgd",
     "rising_temperature",
-    "stage_ratios",
     "tempered_kl",
 ]

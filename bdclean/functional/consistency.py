@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bdclean.functional.perturbation import PGD, pgd
+from bdclean.checks import check_choice, check_not_negative, check_positive
+from bdclean.functional.pgd import PGD, pgd
 
 PatchShape = Literal["square", "disc"]
 Inner = Literal["kl", "ce"]
@@ -90,18 +91,28 @@ class PatchScore:
     prediction for a poisoned image moves far, too; that all of them hit it is unlikely.
 
     Attributes:
-        shape: Of the patches.
-        radius: r in pixels.
+        shape: Of the patches: `square` or `disc`.
+        radius: r in pixels; None takes an eighth of the side of the images.
         pgd: Ball and steps.
-        inner: See `adversarial_patch`.
+        inner: What is maximised; see `adversarial_patch`.
         num_masks: Patches tried for each image; the score is the least of them.
+
+    Raises:
+        ConfigError: If a value is out of its range.
     """
 
-    shape: PatchShape
-    radius: int
-    pgd: PGD
-    inner: Inner
-    num_masks: int
+    shape: PatchShape = "square"
+    radius: int | None = None
+    pgd: PGD = PGD(8.0, 10, 0.25)  # noqa: RUF009  (frozen)
+    inner: Inner = "kl"
+    num_masks: int = 3
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        check_choice("patch.shape", self.shape, PatchShape)
+        check_choice("patch.inner", self.inner, Inner)
+        check_not_negative("patch.radius", self.radius or 0)
+        check_positive("patch.num_masks", self.num_masks)
 
     def __call__(
         self,
@@ -122,10 +133,11 @@ class PatchScore:
             (B,), in nats.
         """
         size, before, changes = images.shape[-1], predict_exactly(images), []
+        radius = size // 8 if self.radius is None else self.radius
         for _ in range(self.num_masks):
             places = (len(images), 2)
             centres = torch.randint(size, places, generator=generator, device=images.device)
-            mask = patch_mask(centres, self.radius, size, self.shape)
+            mask = patch_mask(centres, radius, size, self.shape)
             moved = adversarial_patch(
                 images, before, mask, predict, self.pgd, self.inner, generator
             )

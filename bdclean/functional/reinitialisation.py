@@ -1,7 +1,7 @@
 """Partial re-initialisation by depth, the start of backdoor cleansing (BCU).
 
 An element of a weight keeps the suspect value with probability 1 - r and takes a fresh one with
-probability r; r depends on the depth of its stage.
+probability r; r depends on the depth of its block.
 
 Source: Pang, Sun, Ling, Chen, CVPR 2023, eq. 3, and the authors' code (luluppang/BCU), which
 lists r for ResNet-18: stem 0.01, blocks 0.01 0.01 0.03 0.03 0.09 0.09 0.27 0.27, classifier
@@ -140,7 +140,7 @@ def overall_fraction(ratios: Sequence[float], sizes: Sequence[int]) -> float:
     return sum(r * n for r, n in zip(ratios, sizes, strict=True)) / sum(sizes)
 
 
-def stage_ratios(
+def block_ratios(
     strategy: Strategy,
     groups: Sequence[int],
     sizes: Sequence[int],
@@ -150,9 +150,9 @@ def stage_ratios(
     single_group: int = 0,
     strength: float = 1.0,
 ) -> list[float]:
-    """Returns the share of elements to re-initialise for every stage, from input to output.
+    """Returns the share of elements to re-initialise for every block, from input to output.
 
-    With s the rank of a stage's group among the S groups between stem and head:
+    With s the rank of a block's group among the S groups between stem and head:
 
     - `increasing`: r = 0.01 * 27^(s / (S - 1)), stem 0.01, head 0.10. A single group counts as
       the last one.
@@ -164,16 +164,16 @@ def stage_ratios(
 
     Args:
         strategy: One of the above.
-        groups: For every stage the index of its group (stages of one spatial resolution); the
-            first stage is the stem, and with `has_head` the last one is the head.
-        sizes: For every stage the number of maskable elements.
-        has_head: Whether the last stage is the classifier head.
+        groups: For every block the index of its group (blocks of one spatial resolution); the
+            first block is the stem, and with `has_head` the last one is the head.
+        sizes: For every block the number of maskable elements.
+        has_head: Whether the last block is the classifier head.
         gamma: Growth per group towards the input for `decreasing`, at least 1.
         single_group: Rank of the group for `single_stage`, from 0 to S - 1.
         strength: Multiplies all ratios, which are then capped at 1; 0 or above.
 
     Returns:
-        Ratios in [0, 1], one for every stage.
+        Ratios in [0, 1], one for every block.
 
     Raises:
         ConfigError: A value is out of its range, or the lists do not fit together.
@@ -206,14 +206,14 @@ def stage_ratios(
 
 
 def _block_ranks(groups: Sequence[int], sizes: Sequence[int], has_head: bool) -> list[int]:
-    """Numbers the groups of the stages between stem and head as 0, 1, ..., S - 1."""
+    """Numbers the groups of the blocks between stem and head as 0, 1, ..., S - 1."""
     if len(groups) != len(sizes):
-        raise ConfigError(f"{len(groups)} groups meet {len(sizes)} sizes; give one per stage")
+        raise ConfigError(f"{len(groups)} groups meet {len(sizes)} sizes; give one per block")
     blocks = list(groups[1 : len(groups) - has_head])
     if not blocks:
         raise ConfigError(
-            f"{len(groups)} stages are too few to re-initialise by depth; "
-            "there must be a stem and at least one stage that is neither stem nor head"
+            f"{len(groups)} blocks are too few to re-initialise by depth; "
+            "there must be a stem and at least one block that is neither stem nor head"
         )
     if any(later < earlier for earlier, later in pairwise(blocks)):
         raise ConfigError(f"groups are {blocks}; from input to output they must not fall")

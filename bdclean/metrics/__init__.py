@@ -1,6 +1,6 @@
 """What is measured: clean accuracy, attack success rate, poisoned accuracy."""
 
 from bdclean.metrics.backdoor import AttackSuccessRate, CleanAccuracy, PoisonedAccuracy
-from bdclean.metrics.evaluation import BackdoorModule
+from bdclean.metrics.scores import DEFINITIONS, Scores
 
-__all__ = ["AttackSuccessRate", "BackdoorModule", "CleanAccuracy", "PoisonedAccuracy"]
+__all__ = ["DEFINITIONS", "AttackSuccessRate", "CleanAccuracy", "PoisonedAccuracy", "Scores"]

@@ -29,6 +29,14 @@ class HitRate(Metric):
     is_differentiable = False
     higher_is_better: bool | None = True
     full_state_update = False
+    key: ClassVar[str]
+    """Name in logs and records."""
+    loader: ClassVar[str]
+    """The test set that it is measured on."""
+    reads: ClassVar[tuple[str, ...]]
+    """What `update` takes from a batch beside the outputs."""
+    definition: ClassVar[str]
+    """For records: what the number means."""
     hits_state: ClassVar[str]
     seen: Tensor
 
@@ -74,6 +82,8 @@ class CleanAccuracy(HitRate):
         (75.0, 4)
     """
 
+    key, loader, reads = "acc", "clean", ("label",)
+    definition = "percent of clean test images classified as their true class, micro-averaged"
     hits_state = "correct"
 
     def update(self, outputs: Tensor, label: Tensor) -> None:
@@ -103,6 +113,10 @@ class AttackSuccessRate(HitRate):
     """
 
     higher_is_better = None  # the attacker's and the defender's answer differ
+    key, loader, reads = "asr", "triggered", ("label", "target")
+    definition = (
+        "percent of triggered test images, true class eligible, classified as the attacker's"
+    )
     hits_state = "successes"
 
     def update(self, outputs: Tensor, label: Tensor, target: Tensor) -> None:
@@ -132,6 +146,8 @@ class PoisonedAccuracy(HitRate):
         25.0
     """
 
+    key, loader, reads = "pa", "triggered", ("label", "target")
+    definition = "percent of the same triggered images classified as their true class"
     hits_state = "robust"
 
     def update(self, outputs: Tensor, label: Tensor, target: Tensor) -> None:

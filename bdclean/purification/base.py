@@ -1,68 +1,61 @@
-"""What all purifiers share: the suspect file, the frozen teacher, checkpoints, the data view."""
+"""What all purifiers share: the suspect file, the frozen teacher, the defender's images."""
 
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from bdclean.backbones import ModelInfo, SplitModel, build
-from bdclean.backbones.source import FreshSource, WeightsSource
+from bdclean.backbones import SplitModel
+from bdclean.backbones.head import ProbeHead
+from bdclean.backbones.source import WeightsSource
+from bdclean.backbones.split import Stem
+from bdclean.checks import check_share
 from bdclean.errors import ConfigError
-from bdclean.metrics.evaluation import BackdoorModule
-from bdclean.metrics.fitting import (
-    own_epochs,
-    scan,
-    share_buffers,
-    viewable_data,
-    whole_epochs,
-)
-from bdclean.types import Batch, View
-
-_RECORD = "bdclean_purifier"  # our entries in a checkpoint
-_ENDED = "bdclean_ended"
+from bdclean.functional.seeds import derive_seed
+from bdclean.modules.probe import Probe
+from bdclean.modules.reading import data_of, num_rows
+from bdclean.modules.staged import StagedModule
+from bdclean.modules.trainer import is_fitting
+from bdclean.types import Batch, ImageFacts, Subset, View
 
 
-class Purifier(BackdoorModule, ABC):
+class Purifier(StagedModule, ABC):
     """Purifies the model of a weights file. Subclasses add the training.
 
-    The file is read in `setup("fit")`, so that a restored checkpoint wins over it. Checkpoints
-    carry the description of the network: evaluating a run needs its checkpoint alone. In
-    evaluation without a checkpoint, the suspect model itself is evaluated.
+    The file is read in `setup("fit")`, so that a restored checkpoint wins over it. In evaluation
+    without a checkpoint, the suspect model itself is evaluated.
 
     Args:
-        source: The suspect file, or a new network for a method that starts from data alone.
-            Subclasses take its fields as plain arguments, which `save_hyperparameters` stores.
+        facts: Facts of the data.
+        weights: The suspect file.
+        arch: Its architecture, for foreign files.
+        width: Channels of its first layer, for foreign files; None takes 64.
+        stem: Of ResNets, for foreign files; None takes the CIFAR stem up to 64 pixels.
 
     Attributes:
         model: The student, which is purified.
         teacher: The suspect, frozen and in evaluation mode, where the method needs it.
-        is_student: Whether `model` is the student, finished or not, and not the suspect as it came.
+        probe: The linear probe that follows; None where the product has no head of its own making.
     """
 
     teacher: SplitModel  # None where there is none; as `model`
+    probe: Probe | None = None
 
-    def __init__(self, source: WeightsSource | FreshSource) -> None:
+    def __init__(
+        self,
+        facts: ImageFacts,
+        weights: str | None = None,
+        arch: str | None = None,
+        width: int | None = None,
+        stem: Stem | None = None,
+    ) -> None:
         super().__init__()
-        self.source = source
+        self.facts = facts
+        self.source = WeightsSource(
+            weights, arch, width, facts.input_size, facts.mean, facts.std, stem
+        )
         self.register_module("teacher", None)
-        self.is_student = self._ended = False
-
-    @property
-    def purified(self) -> bool:
-        """Whether the method ran to its end: `model` is its product."""
-        return self._ended
-
-    @property
-    @abstractmethod
-    def total_epochs(self) -> int:
-        """Epochs of the whole fit."""
-
-    @abstractmethod
-    def first_view(self) -> View:
-        """What training reads at its start."""
 
     @abstractmethod
     def make_student(self, suspect: SplitModel) -> SplitModel:
@@ -73,154 +66,131 @@ class Purifier(BackdoorModule, ABC):
         """Whether training needs the suspect beside the student."""
         return True
 
-    def freeze_parts(self) -> None:
-        """Freezes what never trains; called whenever the networks were built."""
-
     # ------------------------------------------------------------------ networks
 
     def setup(self, stage: str) -> None:
-        """Reads the suspect; see the class.
+        """Reads the suspect; see the class."""
+        super().setup(stage)
+        if stage != "fit" and not self.has_model() and self.source.is_there:
+            self.install(model=self.source.load())
 
-        Raises:
-            ConfigError: If the Trainer has fitted before: it would train no further epoch.
-        """
-        if stage == "fit":
-            if self.trainer.current_epoch:
-                raise ConfigError(
-                    f"This Trainer has trained {self.trainer.current_epoch} epochs already; make a "
-                    "new Trainer for a new purification."
-                )
-            own_epochs(self.trainer, self.total_epochs)
-            # The teacher is in evaluation mode on purpose; Lightning warns about such modules.
-            warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
-            suspect = self.source.load()
-            teacher = suspect.copy() if self.needs_teacher else None
-            self._install(self.make_student(suspect), teacher)
-            self.is_student, self._ended = True, False
-        elif self._modules["model"] is None and self.source.is_there:
-            self._install(self.source.load(), None)
-
-    def _install(self, model: SplitModel, teacher: SplitModel | None) -> None:
-        self.model = _channels_last(model.train())
-        self.register_module("teacher", None)
-        if teacher is not None:
-            self.teacher = _channels_last(teacher.requires_grad_(False).eval())
-        self.freeze_parts()
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the description of the networks, and whether the method has ended."""
-        super().on_save_checkpoint(checkpoint)
-        networks = {"model": self.model}
-        if self._modules["teacher"] is not None:
-            networks["teacher"] = self.teacher
-        checkpoint[_RECORD] = {name: net.info.to_metadata() for name, net in networks.items()}
-        checkpoint[_ENDED] = self._ended
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Builds the networks whose weights are restored next.
-
-        Raises:
-            ConfigError: If the checkpoint is not one of a purifier.
-        """
-        record = checkpoint.get(_RECORD)
-        if record is None:
+    @final
+    def make_networks(self) -> None:
+        """The student, and the teacher where there is one."""
+        suspect = self.source.load()
+        if self.needs.head and suspect.head is None:
             raise ConfigError(
-                "ckpt_path: this checkpoint was not written by a purification run. A model to be "
-                "purified comes in through model.weights."
+                f"weights={self.source.weights}: the model has no classifier head, so "
+                f"{type(self).__name__} has no outputs to work with. Use CBD, which works on "
+                "features."
             )
-        networks = {
-            name: build(ModelInfo.from_metadata(metadata)) for name, metadata in record.items()
-        }
-        self._install(networks["model"], networks.get("teacher"))
-        self.is_student = True
-        self._ended = checkpoint.get(_ENDED, True)  # earlier versions did not tell
+        teacher = suspect.copy() if self.needs_teacher else None
+        self.install(model=self.make_student(suspect).train(), teacher=teacher)
 
-    def on_predict_start(self) -> None:
-        """Refuses to predict without a model.
+    def add_networks(self) -> None:
+        """Freezes the teacher, and a head that is solved for."""
+        if self._modules["teacher"] is not None:
+            self.teacher.requires_grad_(False).eval()
+        solved = self.probe is not None and self.probe.solver == "lbfgs"
+        if solved and isinstance(self.model.head, ProbeHead):
+            self.model.head.requires_grad_(False)
+
+    def check_data(self) -> None:
+        """Looks at the probe's images before anything is trained.
 
         Raises:
-            ConfigError: If neither weights nor a checkpoint were given.
+            ConfigError: If there are none, or there is nothing to validate.
         """
-        if self._modules["model"] is None:
-            raise ConfigError("model.weights is not set, and there is no --ckpt_path.")
-
-    # ------------------------------------------------------------------ data
-
-    def on_fit_start(self) -> None:
-        """Asks the data module for the first view."""
-        self.request(self.first_view())
-
-    def on_train_epoch_end(self) -> None:
-        """Notes the end of the method, before the checkpoint of this epoch is written."""
-        self._ended = whole_epochs(self.trainer) >= self.total_epochs
-
-    def on_train_end(self) -> None:
-        """Leaves the same model on all devices."""
-        share_buffers(self.model)
-        # Again: a run that goes on behind its last batch has no epoch to end.
-        self._ended = whole_epochs(self.trainer) >= self.total_epochs
-
-    def request(self, view: View) -> None:
-        """Makes the next training loader serve `view`."""
-        viewable_data(self.trainer).set_view(view)
-
-    def scan(self, view: View, *, shared: bool = False) -> Iterator[Batch]:
-        """All rows of `view`, un-augmented, on the device and in the same order on every rank.
-
-        Where they are `shared`, a rank gets its part of the batches only.
-        """
-        return scan(self.trainer, view, self.device, shared=shared)
-
-    def log_terms(self, **terms: Tensor) -> None:
-        """Logs the mean over the epoch of each term, as `train/<name>`."""
-        for name, term in terms.items():
-            self.log(
-                f"train/{name}",
-                term.detach(),
-                on_step=False,
-                on_epoch=True,
-                prog_bar=name == "loss",
-                sync_dist=True,
+        if self.probe is not None:
+            num_rows(self.trainer, self.probe.view)
+        elif self.model.head is None and getattr(data_of(self.trainer), "validate_in_fit", False):
+            raise ConfigError(
+                "--data.validate_in_fit: there is no classifier to validate without a "
+                "probe; leave it out, or set --model.probe."
             )
 
-    def protocol(self) -> dict[str, Any]:
-        """Adds whether the method ran to its end."""
-        return super().protocol() | {"purified": self.purified}
+    # ------------------------------------------------------------------ the defender's images
+
+    def hold_out(self, share: float, seed: int = 0) -> tuple[Subset, Subset]:
+        """Parts the defender's images, for thresholds and rules of stopping.
+
+        Args:
+            share: Of the images that are held out, in (0, 1).
+            seed: Of the choice.
+
+        Returns:
+            The images to train on and those that are held out; no image is in both.
+
+        Raises:
+            ConfigError: If one of the parts would be empty.
+        """
+        check_share("share", share)
+        size = num_rows(self.trainer, View("defense"))
+        generator = torch.Generator().manual_seed(derive_seed("hold out", seed))
+        order = torch.randperm(size, generator=generator)
+        held = round(share * size)
+        if not 0 < held < size:
+            raise ConfigError(
+                f"share={share} of {size} defence images leaves one part empty; give more images "
+                "with --data.splits.defense."
+            )
+        return Subset(order[held:].sort().values), Subset(order[:held].sort().values)
+
+    @torch.no_grad()
+    def pseudo_labels(self, batch_size: int = 256) -> Subset:
+        """All images of the defender with the answers of the suspect, un-augmented.
+
+        Raises:
+            ConfigError: If the method has no teacher, or that has no head.
+        """
+        teacher = self._modules["teacher"]
+        if not isinstance(teacher, SplitModel):
+            raise ConfigError(f"{type(self).__name__} keeps no copy of the suspect.")
+        teacher.require_head()
+
+        def answers(batch: Batch) -> Tensor:
+            logits: Tensor = teacher(batch["image"])
+            return logits.argmax(1).cpu()
+
+        labels = torch.cat(
+            [answers(batch) for batch in self.read(View("defense", batch_size=batch_size))]
+        )
+        return Subset(torch.arange(len(labels)), labels)
+
+    # ------------------------------------------------------------------ evaluation and record
+
+    @property
+    def purified(self) -> bool:
+        """Whether the method ran to its end: `model` is its product."""
+        return self.fitted and self.finished
+
+    @property
+    def untested(self) -> str | None:
+        """Before its end a run has no head but one that was drawn, or is half trained."""
+        if self.finished or self.probe is None or not self.fitted:
+            return None
+        return (
+            "The run was stopped before its linear probe was trained, so there is no classifier "
+            "to measure. Go on with `bdclean fit` and --ckpt_path, without what limited the run "
+            "(--trainer.max_steps, --trainer.max_time ...)."
+        )
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Counts nothing as long as the head of the probe is the one that was drawn."""
+        probed = self.probe is None or self.finished or self.stage_name == "probe"
+        if probed or not is_fitting(self.trainer):
+            super().validation_step(batch, batch_idx, dataloader_idx)
+
+    def details(self) -> dict[str, Any]:
+        """Whether the method ran to its end; the probe sees clean labels."""
+        facts: dict[str, Any] = {"purified": self.purified}
+        if self.has_model() and isinstance(self.model.head, ProbeHead) and self.untested is None:
+            solver = None if self.probe is None else self.probe.solver
+            facts |= {"probe": solver, "probe_labels": "clean"}
+        return facts
 
 
-def check_choice(key: str, value: Any, allowed: Any) -> Any:
-    """Returns `value` if it is one of the values of the Literal `allowed`.
-
-    Raises:
-        ConfigError: If it is not; YAML is checked before, but Python is not.
-    """
-    if value not in get_args(allowed):
-        raise ConfigError(f"{key}={value!r}: it must be one of {', '.join(get_args(allowed))}.")
-    return value
-
-
-def check_share(key: str, value: float) -> float:
-    """Returns `value` if it is above 0 and at most 1.
-
-    Raises:
-        ConfigError: If it is not.
-    """
-    if not 0 < value <= 1:
-        raise ConfigError(f"{key}={value}: it must be above 0 and at most 1.")
-    return value
-
-
-def check_add_up(key: str, shares: Mapping[str, float]) -> None:
-    """Checks weights, called `<key>_<name>`, that are shares of a whole.
-
-    Raises:
-        ConfigError: If one is below 0 or they do not add up to 1.
-    """
-    if min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
-        given = ", ".join(f"{key}_{name}={value}" for name, value in shares.items())
-        raise ConfigError(f"{given}: they must be 0 or above and add up to 1.")
-
-
-def _channels_last(model: SplitModel) -> SplitModel:
-    model.to(memory_format=torch.channels_last)
-    return model
+def replace_by_probe(suspect: SplitModel, num_classes: int, probe: Probe | None) -> SplitModel:
+    """The suspect's backbone; its head, if any, is replaced by that of the probe."""
+    suspect.replace_head(None if probe is None else num_classes, "probe")
+    return suspect

@@ -2,14 +2,51 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 from lightly.models.modules.heads import ProjectionHead
 from torch import Tensor, nn
 
 from bdclean.backbones.batchnorm import momentum_of
+from bdclean.checks import check_choice, check_not_negative, check_positive
+from bdclean.modules import Recipe
 
-Projection = Literal["none", "pretrain", "joint"]
+Mode = Literal["pretrain", "joint"]
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A projection head h between features and loss.
+
+    Attributes:
+        mode: `pretrain`: h is trained on the frozen suspect first, then along with the student;
+            `joint`: h is drawn and trained along with the student.
+        dim: Outputs of h.
+        epochs: For `pretrain`.
+        lr: For `pretrain`.
+
+    Raises:
+        ConfigError: If a value is out of its range.
+    """
+
+    mode: Mode = "pretrain"
+    dim: int = 128
+    epochs: int = 10
+    lr: float = 0.05
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        check_choice("projection.mode", self.mode, Mode)
+        check_positive("projection.dim", self.dim)
+        check_positive("projection.epochs", self.epochs)
+        check_not_negative("projection.lr", self.lr)
+
+    def recipe(self, purification: Recipe) -> Recipe:
+        """How h is trained first: as the purification, but with a length and rate of its own."""
+        return replace(
+            purification, epochs=self.epochs, lr=self.lr, momentum=0.9, schedule="constant"
+        )
 
 
 class Projections(nn.Module):
@@ -44,8 +81,8 @@ class Projections(nn.Module):
         return projected
 
     @contextmanager
-    def attacked(self, batch_norm: Literal["eval", "train"]) -> Iterator[None]:
-        """For attacks: batch norm in that mode, its running statistics as they are."""
+    def perturbing(self, batch_norm: Literal["eval", "train"]) -> Iterator[None]:
+        """While inputs are perturbed: batch norm in that mode, its running statistics stay."""
         self.train(batch_norm == "train")
         with momentum_of(self, 0.0):
             yield

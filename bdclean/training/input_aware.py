@@ -4,15 +4,14 @@ The attacker trains the victim and learns its trigger in the same run: first the
 alone, then the pattern network together with the classifier. See docs/attacks/input_aware.md.
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.nn import functional as F
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import Adam, Optimizer
 
 from bdclean.attacks.input_aware import (
     SIZE_STEP,
@@ -24,16 +23,48 @@ from bdclean.attacks.input_aware import (
 )
 from bdclean.backbones import ModelInfo, build
 from bdclean.backbones.split import Stem
-from bdclean.errors import ConfigError, check_not_negative, check_positive
+from bdclean.checks import check_not_negative, check_positive
+from bdclean.errors import ConfigError
 from bdclean.functional.diversity import diversity
-from bdclean.metrics.evaluation import BackdoorModule, loader_names
-from bdclean.metrics.fitting import own_epochs, share_buffers, viewable_data
-from bdclean.types import AugmentationName, Batch, View
+from bdclean.modules import Needs, Recipe, Stage, StagedModule
+from bdclean.modules.reading import data_of
+from bdclean.types import Batch, ImageFacts, View
 
-_GRADIENTS = "bdclean_input_aware_gradients"  # our entry in a checkpoint
+RECIPE = Recipe(
+    epochs=575,
+    lr=0.01,
+    schedule="multistep",
+    milestones=(100 / 575, 200 / 575, 300 / 575, 400 / 575),
+)
 
 
-class InputAwareTraining(BackdoorModule):
+@dataclass(frozen=True)
+class GeneratorRecipe:
+    """How a trigger network is trained: Adam with steps down.
+
+    Attributes:
+        lr: Learning rate.
+        betas: Of Adam.
+        milestones: Where the rate falls, as fractions of the stage.
+
+    Raises:
+        ConfigError: If the rate is below 0.
+    """
+
+    lr: float = 0.01
+    betas: tuple[float, float] = (0.5, 0.9)
+    milestones: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Checks the rate."""
+        check_not_negative("lr", self.lr)
+
+
+MASK = GeneratorRecipe(milestones=(10 / 25, 20 / 25))
+PATTERN = GeneratorRecipe(milestones=(200 / 575, 300 / 575, 400 / 575, 500 / 575))
+
+
+class InputAwareTraining(StagedModule):
     """Learns a classifier and its input-aware trigger.
 
     Target, label rule, `rate` and `cover_rate` are those of the attack in the data module,
@@ -45,25 +76,15 @@ class InputAwareTraining(BackdoorModule):
     Lightning counts each step of an optimizer, so two per batch in the joint stage.
 
     Args:
-        num_classes: K; comes from the data module.
-        input_size: Side of the images, a multiple of 8 from 16; comes from the data module.
-        mean: Per channel; comes from the data module.
-        std: Per channel; comes from the data module.
+        facts: Facts of the data; the side of the images is a multiple of 8 from 16.
         arch: See `bdclean.backbones.build`.
-        width: Channels of the first stage of our ResNets; 64 is the standard net.
+        width: Channels of the first block of our ResNets; 64 is the standard net.
         stem: `auto` takes the CIFAR stem up to 64 pixels.
-        epochs: Of both stages together.
         mask_epochs: Of the first stage, which trains M alone.
-        batch_size: Images per step and device.
-        augmentation: Applied on the device, before the trigger.
-        lr: Of the classifier (SGD).
-        momentum: Of the classifier.
-        weight_decay: Of the classifier.
-        lr_generators: Of G and M (Adam).
-        betas: Of G and M.
-        milestones: Epochs of the joint stage at which the classifier's rate drops.
-        pattern_milestones: Epochs of the joint stage at which G's rate drops.
-        mask_milestones: Epochs of the mask stage at which M's rate drops.
+        mask: How M is trained.
+        recipe: Of the classifier in the second stage, the joint one. Its schedule is `multistep`
+            or `constant`; batches and augmentation are those of both stages.
+        pattern: How G is trained in the joint stage.
         gamma: Factor at a milestone.
         lambda_div: Weight of the diversity of masks, and then of patterns.
         lambda_norm: Weight of the masks' norm.
@@ -71,27 +92,19 @@ class InputAwareTraining(BackdoorModule):
         reproduce_grad_accum: Never clear the gradients of G, as the public codes do (a slip).
     """
 
+    name = "input_aware"
+    needs = Needs(labels=("train",), images="train")
+
     def __init__(
         self,
-        num_classes: int,
-        input_size: int,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
+        facts: ImageFacts,
         arch: str = "resnet18",
         width: int = 64,
         stem: Stem = "auto",
-        epochs: int = 600,
         mask_epochs: int = 25,
-        batch_size: int = 128,
-        augmentation: AugmentationName = "weak",
-        lr: float = 0.01,
-        momentum: float = 0.9,
-        weight_decay: float = 5e-4,
-        lr_generators: float = 0.01,
-        betas: tuple[float, float] = (0.5, 0.9),
-        milestones: Sequence[int] = (100, 200, 300, 400),
-        pattern_milestones: Sequence[int] = (200, 300, 400, 500),
-        mask_milestones: Sequence[int] = (10, 20),
+        mask: GeneratorRecipe = MASK,
+        recipe: Recipe = RECIPE,
+        pattern: GeneratorRecipe = PATTERN,
         gamma: float = 0.1,
         lambda_div: float = 1.0,
         lambda_norm: float = 100.0,
@@ -99,46 +112,62 @@ class InputAwareTraining(BackdoorModule):
         reproduce_grad_accum: bool = False,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        self.save_arguments()
         self.automatic_optimization = False
-        if not 0 < mask_epochs < epochs:
+        size = facts.input_size
+        if size % SIZE_STEP or size < 2 * SIZE_STEP:
             raise ConfigError(
-                f"model.mask_epochs={mask_epochs}: it must be between 1 and {epochs - 1}, so that "
-                f"some of the {epochs} epochs are left for the joint stage."
-            )
-        if input_size % SIZE_STEP or input_size < 2 * SIZE_STEP:
-            raise ConfigError(
-                f"data.input_size={input_size}: the trigger networks need a multiple of "
+                f"--data.input_size={size}: the trigger networks need a multiple of "
                 f"{SIZE_STEP}, at least {2 * SIZE_STEP}."
             )
-        self.input_size, self.epochs, self.mask_epochs = input_size, epochs, mask_epochs
-        size = check_positive("batch_size", batch_size)
-        self.view = View("train", augmentation, batch_size=size, labels=True)
-        self.lr = check_not_negative("lr", lr)
-        self.momentum = check_not_negative("momentum", momentum)
-        self.weight_decay = check_not_negative("weight_decay", weight_decay)
-        self.lr_generators = check_not_negative("lr_generators", lr_generators)
-        self.betas, self.gamma = betas, gamma
-        self.milestones, self.pattern_milestones = milestones, pattern_milestones
-        self.mask_milestones = mask_milestones
-        self.lambda_div, self.lambda_norm = lambda_div, lambda_norm
+        if recipe.schedule not in ("multistep", "constant"):
+            raise ConfigError(
+                f"recipe.schedule={recipe.schedule!r}: it must be multistep or constant, because "
+                "the rates of all three networks fall at milestones."
+            )
+        self.input_size = size
+        self.mask_epochs = check_positive("mask_epochs", mask_epochs)
+        self.mask_recipe, self.recipe, self.pattern_recipe = mask, recipe, pattern
+        self.gamma, self.lambda_div, self.lambda_norm = gamma, lambda_div, lambda_norm
         self.mask_density, self.reproduce_grad_accum = mask_density, reproduce_grad_accum
-        model = build(ModelInfo(arch, num_classes, input_size, mean, std, width, stem))
-        self.model = model.to(memory_format=torch.channels_last)
-        self.pattern = TriggerGenerator(3, mean, std)  # G
-        self.mask = TriggerGenerator(1, mean, std)  # M
+        self.info = ModelInfo(arch, facts.num_classes, size, facts.mean, facts.std, width, stem)
+        self.install(model=build(self.info))
+        self.pattern = TriggerGenerator(3, facts.mean, facts.std)  # G
+        self.mask = TriggerGenerator(1, facts.mean, facts.std)  # M
         self._restored: dict[str, Tensor] = {}
+
+    def plan(self) -> tuple[Stage, ...]:
+        """The mask network alone, then the pattern network together with the classifier."""
+        return (
+            Stage(
+                "mask",
+                epochs=self.mask_epochs,
+                reads=self.images,
+                step=self.mask_step,
+                optimizer=self.mask_optimizer,
+            ),
+            Stage(
+                "joint",
+                epochs=self.recipe.epochs,
+                reads=self.images,
+                step=self.joint_step,
+                optimizer=self.joint_optimizers,
+            ),
+        )
+
+    def make_networks(self) -> None:
+        """They stand since `__init__`, which draws them in the order classifier, G, M."""
 
     # ------------------------------------------------------------------ the attack
 
     @property
     def attack(self) -> InputAware:
         """The attack of the data module; a ConfigError if it is another one, or learned."""
-        attack = getattr(getattr(self.trainer, "datamodule", None), "attack", None)
+        attack = getattr(data_of(self.trainer), "attack", None)
         if not isinstance(attack, InputAware) or attack.trigger is not None:
             raise ConfigError(
-                "data.init_args.attack: InputAwareTraining learns the trigger of bdclean.attacks."
-                "InputAware with trigger null (configs/attack/input_aware.yaml); train on another "
+                "--data.attack: InputAwareTraining learns the trigger of bdclean.attacks."
+                "InputAware with trigger null (`-c attack/input_aware/cbd`); train on another "
                 "attack, or with a learned trigger, with bdclean.training.Supervised."
             )
         return attack
@@ -155,88 +184,84 @@ class InputAwareTraining(BackdoorModule):
     # ------------------------------------------------------------------ Lightning's hooks
 
     def setup(self, stage: str) -> None:
-        """Takes over the stamping of all images, and asks for training images and labels."""
+        """Takes over the stamping of all images."""
         self.attack.stamped_by_module = True
-        if stage == "fit":
-            own_epochs(self.trainer, self.epochs)
-            viewable_data(self.trainer).set_view(self.view)
-
-    def configure_optimizers(self) -> list[Optimizer]:
-        """SGD for the classifier; Adam for G and for M."""
-        return [
-            SGD(self.model.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay),
-            Adam(self.pattern.parameters(), self.lr_generators, self.betas),
-            Adam(self.mask.parameters(), self.lr_generators, self.betas),
-        ]
+        super().setup(stage)
 
     def on_train_start(self) -> None:
         """Puts back the gradients of G that a checkpoint has kept."""
+        super().on_train_start()
         for name, parameter in self.pattern.named_parameters():
             if name in self._restored:
                 parameter.grad = self._restored[name].to(parameter.device)
 
     def on_train_epoch_start(self) -> None:
-        """Sets the learning rates, each by the epochs of its own stage."""
-        joint = self.current_epoch - self.mask_epochs
-        plan = (
-            (self.lr, self.milestones, joint),
-            (self.lr_generators, self.pattern_milestones, joint),
-            (self.lr_generators, self.mask_milestones, self.current_epoch),
-        )
-        for optimizer, (rate, milestones, epoch) in zip(self.trainer.optimizers, plan, strict=True):
-            passed = sum(epoch >= milestone for milestone in milestones)
+        """Sets the learning rates: each falls at its milestones, counted in epochs of its stage."""
+        plans: dict[str, tuple[Recipe | GeneratorRecipe, ...]] = {
+            "mask": (self.mask_recipe,),
+            "joint": (self.recipe, self.pattern_recipe),
+        }
+        stage = self.plan()[self._stage]
+        for optimizer, recipe in zip(self.trainer.optimizers, plans[stage.name], strict=True):
+            falls = [round(fraction * stage.length) for fraction in recipe.milestones]
+            if isinstance(recipe, Recipe) and recipe.schedule == "constant":
+                falls = []
+            passed = sum(self.stage_epoch >= epoch for epoch in falls)
             for group in optimizer.param_groups:
-                group["lr"] = rate * self.gamma**passed
+                group["lr"] = recipe.lr * self.gamma**passed
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One step of the present stage."""
-        in_mask_stage = self.current_epoch < self.mask_epochs
-        self.mask.train(in_mask_stage)
-        if in_mask_stage:
-            self._mask_step(batch["image"])
-        else:
-            self._joint_step(batch["image"], batch["label"])
-
-    def on_train_end(self) -> None:
-        """Leaves the same networks on all devices."""
-        for network in (self.model, self.pattern, self.mask):
-            share_buffers(network)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def kept(self) -> dict[str, Any]:
         """Adds gradients that the next step goes on with."""
-        super().on_save_checkpoint(checkpoint)
-        if self.reproduce_grad_accum:
-            named = self.pattern.named_parameters()
-            checkpoint[_GRADIENTS] = {n: p.grad for n, p in named if p.grad is not None}
+        if not self.reproduce_grad_accum:
+            return super().kept()
+        named = self.pattern.named_parameters()
+        return super().kept() | {"gradients": {n: p.grad for n, p in named if p.grad is not None}}
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def restore_kept(self, record: dict[str, Any]) -> None:
         """Keeps such gradients until the networks are on their device."""
-        self._restored = checkpoint.get(_GRADIENTS, {})
+        super().restore_kept(record)
+        self._restored = record.get("gradients", {})
 
-    def protocol(self) -> dict[str, Any]:
-        """Evaluated with its own head; the attacker has the true labels."""
-        return super().protocol() | {"method": "input_aware", "labels": "train"}
+    def images(self) -> View:
+        """Training images with their labels, which the attacker has."""
+        recipe = self.recipe
+        return View("train", recipe.augmentation, batch_size=recipe.batch_size, labels=True)
 
     # ------------------------------------------------------------------ the two stages
 
-    def _mask_step(self, images: Tensor) -> None:
+    def mask_optimizer(self) -> list[Optimizer]:
+        """Adam for M."""
+        recipe = self.mask_recipe
+        return [Adam(self.mask.parameters(), recipe.lr, recipe.betas)]
+
+    def joint_optimizers(self) -> list[Optimizer]:
+        """SGD for the classifier, Adam for G."""
+        recipe = self.pattern_recipe
+        adam = Adam(self.pattern.parameters(), recipe.lr, recipe.betas)
+        return [self.recipe.sgd(self.model.parameters()), adam]
+
+    def mask_step(self, batch: Batch) -> None:
         """L_M = lambda_norm * mean(relu(m - density)) + lambda_div * L_div of the masks."""
+        images = batch["image"]
+        self.mask.train()
         others, normalize = _others(images), self.mask.normalize
         mine, theirs = threshold(self.mask(images)), threshold(self.mask(others))
         norm = (mine - self.mask_density).relu().mean()
         div = diversity(normalize(images), normalize(others), mine, theirs)
         loss = self.lambda_norm * norm + self.lambda_div * div
-        self._step("mask", loss)
-        self._log(loss=loss, norm=norm, div=div, density=mine.mean())
+        self._step(loss)
+        self.log_terms(loss=loss, norm=norm, div=div, density=mine.mean())
 
-    def _joint_step(self, images: Tensor, labels: Tensor) -> None:
+    def joint_step(self, batch: Batch) -> None:
         """Cross-entropy on [backdoor | cross | clean] + lambda_div * L_div of the patterns."""
+        images, labels = batch["image"], batch["label"]
+        self.mask.eval()
         attack, others = self.attack, _others(images)
         backdoor, cross = int(len(images) * attack.rate), int(len(images) * attack.cover_rate)
         end = backdoor + cross
         stamped, mine = self._stamp(images[:backdoor], images[:backdoor])
         crossed, theirs = self._stamp(images[backdoor:end], others[backdoor:end])
-        wanted = attack.wanted_label(labels[:backdoor], self.model.info.num_classes or 0)
+        wanted = attack.wanted_label(labels[:backdoor], self.info.num_classes or 0)
         logits = self(torch.cat([stamped, crossed, images[end:]])).float()
         ce = F.cross_entropy(logits, torch.cat([wanted, labels[backdoor:]]))
         div, pairs = ce.new_zeros(()), min(backdoor, cross)
@@ -245,8 +270,8 @@ class InputAwareTraining(BackdoorModule):
             parts = [*inputs, mine[:pairs], theirs[:pairs]]
             div = diversity(*(self.pattern.normalize(part) for part in parts))
         loss = ce + self.lambda_div * div
-        self._step("joint", loss)
-        self._log(loss=loss, ce=ce, div=div)
+        self._step(loss)
+        self.log_terms(loss=loss, ce=ce, div=div)
 
     def _stamp(self, images: Tensor, donors: Tensor) -> tuple[Tensor, Tensor]:
         """Images with the triggers of `donors`, and the patterns of these; M is fixed."""
@@ -257,42 +282,29 @@ class InputAwareTraining(BackdoorModule):
         pattern = self.pattern(donors)
         return mix(images, pattern, mask), pattern
 
-    def _step(self, stage: Literal["mask", "joint"], loss: Tensor) -> None:
+    def _step(self, loss: Tensor) -> None:
         """Steps what has gradients, since a scaler fails on others; none outlive a batch."""
-        if isinstance(self.trainer.strategy, DDPStrategy):
-            # A stage trains a part of the networks, and DDP waits for the gradients of all.
-            loss = loss + 0 * torch.stack([p.sum() for p in self.parameters()]).sum()
-        self.manual_backward(loss)
-        classifier, pattern, mask = cast(list[Any], self.optimizers())
-        for optimizer in [mask] if stage == "mask" else [classifier, pattern]:
+        self.manual_backward(self.reaching_all(loss))
+        for optimizer in self._optimizers():
             if any(p.grad is not None for p in optimizer.param_groups[0]["params"]):
                 optimizer.step()
-        for optimizer in (classifier, pattern, mask):
-            if optimizer is not pattern or not self.reproduce_grad_accum:
-                optimizer.zero_grad()
+        for network in (self.model, self.pattern, self.mask):
+            if network is not self.pattern or not self.reproduce_grad_accum:
+                network.zero_grad()
 
-    def _log(self, **terms: Tensor) -> None:
-        shown = {f"train/{name}": term.detach() for name, term in terms.items()}
-        self.log_dict(shown, prog_bar=True, on_step=False, on_epoch=True, sync_dist=True)
+    def _optimizers(self) -> list[Any]:
+        """Of the present stage, wrapped by Lightning."""
+        optimizers: Any = self.optimizers()
+        return optimizers if isinstance(optimizers, list) else [optimizers]
 
     # ------------------------------------------------------------------ evaluation
 
-    def predict_step(
-        self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
-    ) -> dict[str, Tensor]:
-        """Features and logits of the images, with the trigger where the loader is to show one."""
-        return super().predict_step(self._shown(batch, dataloader_idx), batch_idx, dataloader_idx)
-
-    def _evaluate(self, stage: Literal["val", "test"], batch: Batch, dataloader_idx: int) -> None:
-        super()._evaluate(stage, self._shown(batch, dataloader_idx), dataloader_idx)
-
-    def _shown(self, batch: Batch, dataloader_idx: int) -> Batch:
+    def shown(self, batch: Batch, loader: str) -> Batch:
         """The batch as the learned trigger makes it, in 8 bits, for all loaders but `clean`."""
-        name = dict(enumerate(loader_names(self.trainer))).get(dataloader_idx)
-        if name not in ("triggered", "cross_acc"):
+        if loader not in ("triggered", "cross_acc"):
             return batch
         images, trigger = batch["image"], self.learned_trigger()
-        donors = images if name == "triggered" else _others(images)
+        donors = images if loader == "triggered" else _others(images)
         stored = trigger.as_stored(trigger.cross(images, donors))
         return {**batch, "image": stored.contiguous(memory_format=torch.channels_last)}
 

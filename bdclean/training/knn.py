@@ -2,16 +2,16 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from bdclean.backbones.head import KNNHead, cache_features
 from bdclean.backbones.source import WeightsSource
 from bdclean.backbones.split import Stem
-from bdclean.errors import ConfigError, check_positive
-from bdclean.metrics.evaluation import BackdoorModule, Stage
-from bdclean.metrics.fitting import scan
-from bdclean.types import Batch, View
+from bdclean.checks import check_positive
+from bdclean.errors import ConfigError
+from bdclean.modules import BackdoorModule, Needs
+from bdclean.modules.base import Classifier, Split
+from bdclean.types import Batch, ImageFacts, View
 
 
 class KNN(BackdoorModule):
@@ -21,10 +21,7 @@ class KNN(BackdoorModule):
     the weights file is not used. See `bdclean.backbones.head.KNNHead` for the vote.
 
     Args:
-        num_classes: K; comes from the data module.
-        input_size: Side of the images; comes from the data module.
-        mean: Normalisation of foreign files; comes from the data module.
-        std: As `mean`.
+        facts: Facts of the data.
         weights: The file.
         arch: Its architecture, for foreign files.
         width: Channels of its first layer, for foreign files; None takes 64.
@@ -34,12 +31,12 @@ class KNN(BackdoorModule):
         batch_size: Of the labelled images, per device.
     """
 
+    name = "knn"
+    needs = Needs(labels=("clean",), images="probe")
+
     def __init__(
         self,
-        num_classes: int,
-        input_size: int,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
+        facts: ImageFacts,
         weights: str | None = None,
         arch: str | None = None,
         width: int | None = None,
@@ -49,11 +46,13 @@ class KNN(BackdoorModule):
         batch_size: int = 256,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        self.save_arguments()
         for key, number in ("k", k), ("batch_size", batch_size), ("temperature", temperature):
             check_positive(key, number)
-        self.source = WeightsSource(weights, arch, width, input_size, mean, std, stem)
-        self.num_classes, self.k, self.temperature = num_classes, k, temperature
+        self.source = WeightsSource(
+            weights, arch, width, facts.input_size, facts.mean, facts.std, stem
+        )
+        self.num_classes, self.k, self.temperature = facts.num_classes, k, temperature
         self.view = View("probe", batch_size=batch_size, labels=True)
         self.neighbours: KNNHead | None = None
 
@@ -67,7 +66,7 @@ class KNN(BackdoorModule):
             self.configure_optimizers()
         model = self.source.load()
         model.replace_head(None)
-        self.model = model.to(memory_format=torch.channels_last).requires_grad_(False)
+        self.install(model=model.requires_grad_(False))
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Lightning asks for one before it calls `setup`."""
@@ -79,15 +78,14 @@ class KNN(BackdoorModule):
             ConfigError: Always.
         """
         raise ConfigError(
-            f"{type(self).__name__} has nothing to fit: use `bdclean test` with the same words."
+            f"{type(self).__name__} has nothing to fit: use `bdclean test` with the same arguments."
         )
 
-    def _begin(self, stage: Stage) -> None:
+    def begin_evaluation(self, split: Split) -> dict[str, Classifier]:
         """Takes the features of the labelled images before the counts begin."""
-        self._start_counts(stage)
-        batches = scan(self.trainer, self.view, self.device)
-        features, labels = cache_features(self.model.features, batches)
+        features, labels = cache_features(self.model.features, self.read(self.view))
         self.neighbours = KNNHead(features, labels, self.num_classes, self.k, self.temperature)
+        return {"": self}
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps images (B, 3, H, W), float32 in [0, 1], to (B, K), 1 for the class with most votes.
@@ -100,7 +98,6 @@ class KNN(BackdoorModule):
         votes: Tensor = self.neighbours(self.model.features(x))
         return votes
 
-    def protocol(self) -> dict[str, Any]:
-        """The neighbours carry clean labels."""
-        facts = {"method": "knn", "head": "knn", "k": self.k, "labels": "clean"}
-        return super().protocol() | facts
+    def details(self) -> dict[str, Any]:
+        """The neighbours stand for a head."""
+        return {"head": "knn", "k": self.k}

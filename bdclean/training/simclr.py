@@ -23,21 +23,16 @@ from torch import Tensor, nn
 from bdclean.backbones.build import start_from
 from bdclean.backbones.head import KNNHead, ProbeHead, cache_features
 from bdclean.backbones.split import Stem
+from bdclean.checks import check_not_negative, check_positive
 from bdclean.errors import ConfigError
-from bdclean.metrics.evaluation import BackdoorModule, Scores, loader_names
-from bdclean.metrics.fitting import (
-    FixedLength,
-    own_optimizer,
-    scan,
-    share_buffers,
-    steps_per_epoch,
-    total_steps,
-    viewable_data,
-)
-from bdclean.types import AugmentationName, Batch, View
+from bdclean.modules import Needs, Training
+from bdclean.modules.base import Classifier, Split
+from bdclean.modules.reading import share_buffers, steps_per_epoch, viewable_data
+from bdclean.modules.trainer import total_steps, user_optimizer
+from bdclean.types import AugmentationName, Batch, ImageFacts, View
 
 
-class SimCLR(FixedLength, BackdoorModule):
+class SimCLR(Training):
     """Contrastive training of a backbone on images alone.
 
     With `data.splits.val` and `data.validate_in_fit` two monitors look at the features: a linear
@@ -45,10 +40,7 @@ class SimCLR(FixedLength, BackdoorModule):
     both measured on the `val` role, never on test images. They steer nothing.
 
     Args:
-        num_classes: K, of the monitors alone; comes from the data module.
-        input_size: Side of the images; comes from the data module.
-        mean: Per channel; comes from the data module.
-        std: Per channel; comes from the data module.
+        facts: Facts of the data; the classes are those of the monitors alone.
         arch: See `bdclean.backbones.build`. None takes that of `weights`, or resnet18.
         width: Channels of the first stage of our ResNets. None takes that of `weights`, or 64,
             the standard net.
@@ -70,14 +62,14 @@ class SimCLR(FixedLength, BackdoorModule):
         ConfigError: If a value is out of its range.
     """
 
+    name = "simclr"
+    needs = Needs(images="train")
+    classifiers = ("", "probe", "knn")
     can_average = True
 
     def __init__(
         self,
-        num_classes: int,
-        input_size: int,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
+        facts: ImageFacts,
         arch: str | None = None,
         width: int | None = None,
         stem: Stem | None = None,
@@ -95,7 +87,7 @@ class SimCLR(FixedLength, BackdoorModule):
         probe_c: float = 0.1,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["optimizer"])
+        self.save_arguments("optimizer")
         for name, value in (
             ("temperature", temperature),
             ("output_dim", output_dim),
@@ -103,41 +95,32 @@ class SimCLR(FixedLength, BackdoorModule):
             ("knn_k", knn_k),
             ("probe_c", probe_c),
         ):
-            if value <= 0:
-                raise ConfigError(f"{name}={value}: it must be above 0.")
-        if warmup_epochs < 0:
-            raise ConfigError(f"warmup_epochs={warmup_epochs}: it must be 0 or above.")
+            check_positive(name, value)
+        check_not_negative("warmup_epochs", warmup_epochs)
         if batch_size < 2:
             raise ConfigError(f"batch_size={batch_size}: negatives need at least 2 images.")
-        model = start_from(None, input_size, mean, std, arch, width, stem, weights)
-        self.model = model.to(memory_format=torch.channels_last)
-        features = model.num_features
+        self.install(model=start_from(facts, None, arch, width, stem, weights))
+        features = self.model.num_features
         self.projection = SimCLRProjectionHead(features, hidden_dim or features, output_dim)
         self.loss = NTXentLoss(temperature, gather_distributed=True)
         self.view = View("train", augmentation, views=2, batch_size=batch_size, drop_last=True)
         self.optimizer, self.warmup_epochs = optimizer, warmup_epochs
-        self.num_classes, self.knn_k, self.probe_c = num_classes, knn_k, probe_c
-        self.weights = weights
+        self.num_classes, self.knn_k, self.probe_c = facts.num_classes, knn_k, probe_c
         self.monitors = nn.ModuleDict()
-        self.monitor_scores = nn.ModuleDict({"probe": Scores(), "knn": Scores()})
 
     def setup(self, stage: str) -> None:
         """Asks the data module for two views of the training images, without labels."""
         super().setup(stage)
         if stage == "fit":
-            viewable_data(self.trainer).set_view(self.view)
+            viewable_data(self.trainer)  # refuses one that cannot serve views
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """NT-Xent of the two views, in float32."""
         projected = self.projection(self.model.features(torch.cat(batch["views"]))).float()
         with torch.autocast(projected.device.type, enabled=False):
             loss: Tensor = self.loss(*projected.chunk(2))
-        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True)
+        self.log_terms(loss=loss)
         return loss
-
-    def on_train_end(self) -> None:
-        """Gives all processes the statistics of the first one, whose model is saved."""
-        share_buffers(self.model)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer, and warm-up and cosine per step over the whole training."""
@@ -146,9 +129,9 @@ class SimCLR(FixedLength, BackdoorModule):
             {"params": [p for p in trained if p.ndim > 1]},
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        optimizer = own_optimizer(self.optimizer, groups)
+        optimizer = user_optimizer(self.optimizer, groups)
         steps = total_steps(self.trainer)
-        warmup = min(steps, round(self.warmup_epochs * steps_per_epoch(self.trainer)))
+        warmup = min(steps, round(self.warmup_epochs * steps_per_epoch(self.trainer, self.view)))
         scheduler = CosineWarmupScheduler(optimizer, warmup, steps)
         return {
             "optimizer": optimizer,
@@ -157,38 +140,27 @@ class SimCLR(FixedLength, BackdoorModule):
 
     # ------------------------------------------------------------------ monitors
 
-    def on_validation_start(self) -> None:
-        """Fits the monitors to the present features of the `probe` role."""
+    def begin_evaluation(self, split: Split) -> dict[str, Classifier]:
+        """Fits the monitors to the present features of the `probe` role; `val` measures them.
+
+        Raises:
+            ConfigError: In a test, since the product has no head.
+        """
+        if split == "test":
+            return super().begin_evaluation(split)
         share_buffers(self.model)  # DDP does so at the first batch; the monitors are fitted before
         view = View("probe", batch_size=self.view.batch_size, labels=True)
-        batches = scan(self.trainer, view, self.device)
-        features, labels = cache_features(self.model.features, batches)
+        features, labels = cache_features(self.model.features, self.read(view))
         probe = ProbeHead(features.shape[1], self.num_classes).to(self.device)
         probe.solve_(features, labels, self.probe_c)
         self.monitors["probe"] = probe
         self.monitors["knn"] = KNNHead(features, labels, self.num_classes, self.knn_k)
-        for scores in self._monitor_scores().values():
-            scores.start(loader_names(self.trainer)[2:], self.device)
-
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Counts what each monitor says of one batch."""
-        name = loader_names(self.trainer)[dataloader_idx]
-        features = self.model.features(batch["image"])
-        for monitor, scores in self._monitor_scores().items():
-            scores.update(name, self.monitors[monitor](features), batch)
+        return {name: self._monitor(name) for name in ("probe", "knn")}
 
     def on_validation_epoch_end(self) -> None:
         """Logs `val/probe_acc`, `val/knn_acc`, and the same of `asr` and `pa`."""
-        for monitor, scores in self._monitor_scores().items():
-            for key, metric in scores.items():
-                if metric.total_count():
-                    name = f"val/{monitor}_{key}"
-                    self.log(name, metric, on_epoch=True, add_dataloader_idx=False)
+        super().on_validation_epoch_end()
         self.monitors.clear()
 
-    def _monitor_scores(self) -> dict[str, Scores]:
-        return {n: s for n, s in self.monitor_scores.items() if isinstance(s, Scores)}
-
-    def protocol(self) -> dict[str, Any]:
-        """No label is read."""
-        return super().protocol() | {"method": "simclr"}
+    def _monitor(self, name: str) -> Classifier:
+        return lambda images: self.monitors[name](self.model.features(images))

@@ -1,7 +1,5 @@
 """Supervised training, on clean or on poisoned data: how victims and clean models are made."""
 
-from typing import Any
-
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -10,27 +8,25 @@ from torch.nn import functional as F
 
 from bdclean.backbones.build import start_from
 from bdclean.backbones.split import Stem
-from bdclean.errors import ConfigError, check_positive
+from bdclean.checks import check_positive
+from bdclean.errors import ConfigError
 from bdclean.functional.schedules import Schedule, make_schedule
-from bdclean.metrics.evaluation import BackdoorModule
-from bdclean.metrics.evaluation import Stage as EvaluationStage
-from bdclean.metrics.fitting import FixedLength, own_optimizer, share_buffers, total_steps
-from bdclean.types import AugmentationName, Batch, View, ViewableData
+from bdclean.modules import Needs, Training
+from bdclean.modules.base import Classifier, Split
+from bdclean.modules.trainer import total_steps, user_optimizer
+from bdclean.types import AugmentationName, Batch, ImageFacts, View
 
 
-class Supervised(FixedLength, BackdoorModule):
+class Supervised(Training):
     """Cross-entropy training of a classifier on the `train` role and the labels it shows.
 
     Defaults are the recipe of the public code of ANP (Wu and Wang, NeurIPS 2021), with a
     cosine schedule: SGD 0.1, momentum 0.9, weight decay 5e-4, batch 128, crop and flip.
 
     Args:
-        num_classes: K; comes from the data module.
-        input_size: Side of the images; comes from the data module.
-        mean: Per channel; comes from the data module.
-        std: Per channel; comes from the data module.
+        facts: Facts of the data.
         arch: See `bdclean.backbones.build`. None takes that of `weights`, or resnet18.
-        width: Channels of the first stage of our ResNets. None takes that of `weights`, or 64,
+        width: Channels of the first block of our ResNets. None takes that of `weights`, or 64,
             the standard net.
         stem: None takes that of `weights`, or `auto`: the CIFAR stem up to 64 pixels.
         weights: Start from this file instead of a fresh initialisation.
@@ -43,14 +39,13 @@ class Supervised(FixedLength, BackdoorModule):
         label_smoothing: Of the cross-entropy.
     """
 
+    name = "supervised"
+    needs = Needs(labels=("train",), images="train")
     can_average = True
 
     def __init__(
         self,
-        num_classes: int,
-        input_size: int,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
+        facts: ImageFacts,
         arch: str | None = None,
         width: int | None = None,
         stem: Stem | None = None,
@@ -66,43 +61,39 @@ class Supervised(FixedLength, BackdoorModule):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["optimizer"])
+        self.save_arguments("optimizer")
         check_positive("batch_size", batch_size)
         if not 0 <= label_smoothing <= 1:
             raise ConfigError(f"label_smoothing={label_smoothing}: it must be between 0 and 1.")
         self.optimizer = optimizer
-        self.stretchable = schedule == "constant"
+        self.any_length = schedule == "constant"
         self.schedule, self.milestones, self.gamma = schedule, milestones, gamma
         self.label_smoothing = label_smoothing
         self.view = View("train", augmentation, batch_size=batch_size, labels=True)
         self.weights = weights
-        facts = (num_classes, input_size, mean, std)
-        model = start_from(*facts, arch, width, stem, weights)
-        self.model = model.to(memory_format=torch.channels_last)
+        self.install(model=start_from(facts, facts.num_classes, arch, width, stem, weights))
 
     def setup(self, stage: str) -> None:
         """Asks the data module for training images with their labels."""
         super().setup(stage)
         if stage == "fit":
             self.model.head_is_drawn = False  # it is trained from here on
-        data = getattr(self.trainer, "datamodule", None)
-        if stage == "fit" and isinstance(data, ViewableData):
-            data.set_view(self.view)
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The head is restored along with the rest."""
-        super().on_load_checkpoint(checkpoint)
-        self.model.head_is_drawn = False
+    def begin_evaluation(self, split: Split) -> dict[str, Classifier]:
+        """The model.
 
-    def _begin(self, stage: EvaluationStage) -> None:
-        super()._begin(stage)
+        Raises:
+            ConfigError: If its head has never been trained.
+        """
+        classifiers = super().begin_evaluation(split)
         if self.model.head_is_drawn:
             raise ConfigError(
-                f"{self.weights} has no classifier for the {self.model.info.num_classes} classes "
-                "of this data, so there is nothing to measure: train one on it with "
-                "configs/train/linear_probe.yaml and model.weights set to this file, or give the "
-                "data set that it was made for."
+                f"weights={self.weights}: the file has no classifier for the "
+                f"{self.model.info.num_classes} classes of this data, so there is nothing to "
+                "measure: train one on it with `-c measure/linear_probe` and --model.weights set "
+                "to this file, or give the data set that it was made for."
             )
+        return classifiers
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy of one batch, in float32."""
@@ -110,20 +101,16 @@ class Supervised(FixedLength, BackdoorModule):
             raise ConfigError("Supervised training needs labels, and this data shows none.")
         logits = self(batch["image"]).float()
         loss = F.cross_entropy(logits, batch["label"], label_smoothing=self.label_smoothing)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True)
+        self.log_terms(loss=loss)
         return loss
-
-    def on_train_end(self) -> None:
-        """Gives all processes the statistics of the first one, whose model is saved."""
-        share_buffers(self.model)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer, and the schedule per step over the whole training."""
-        optimizer = own_optimizer(self.optimizer, self.model.parameters())
+        optimizer = user_optimizer(self.optimizer, self.model.parameters())
         scheduler = make_schedule(
             optimizer,
             self.schedule,
-            1 if self.stretchable else total_steps(self.trainer),
+            1 if self.any_length else total_steps(self.trainer),
             self.milestones,
             self.gamma,
         )
@@ -131,7 +118,3 @@ class Supervised(FixedLength, BackdoorModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
-
-    def protocol(self) -> dict[str, Any]:
-        """Evaluated with its own head; trained on the labels that the data set shows."""
-        return super().protocol() | {"method": "supervised", "labels": "train"}

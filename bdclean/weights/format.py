@@ -24,6 +24,7 @@ from bdclean.errors import WeightsError
 
 SAFETENSORS = ".safetensors"
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")
+_RECORD, _MODEL = "bdclean", "model"  # what our modules keep in checkpoints, and of which network
 _NESTS = ("state_dict", "model_state_dict", "model", "net")
 
 
@@ -33,10 +34,10 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Args:
         path: `.safetensors`, or `.pt`, `.pth`, `.ckpt`, `.bin`, `.pth.tar` written by
             `torch.save`. A state dict nested under "state_dict", "model_state_dict", "model" or
-            "net" is found.
+            "net" is found; of a checkpoint of ours, the model in it.
 
     Returns:
-        Tensors by name, on the CPU, and the file's metadata (empty for torch files).
+        Tensors by name, on the CPU, and the file's metadata (empty for foreign torch files).
 
     Raises:
         WeightsError: If the file is missing, of another kind, damaged, empty, or needs code.
@@ -49,7 +50,7 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if path.suffix == SAFETENSORS:
         state, metadata = _read_safetensors(path)
     elif path.suffix in TORCH_SUFFIXES:
-        state, metadata = _state_dict(_read_torch(path), path), {}
+        state, metadata = _network_of(_read_torch(path), path)
     else:
         allowed = ", ".join((SAFETENSORS, *TORCH_SUFFIXES))
         raise WeightsError(f"{path}: weights files end in {allowed}.")
@@ -163,6 +164,19 @@ def _is_plain(value: object) -> bool:
 def _first_sentence(error: object) -> str:
     # Only the first: torch goes on with advice to switch the safe loading off.
     return re.split(r"\.\s|\n", str(error).strip())[0][:200] or type(error).__name__
+
+
+def _network_of(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The state dict of a torch file; of a checkpoint of ours, the model and what describes it."""
+    record = content.get(_RECORD) if isinstance(content, Mapping) else None
+    networks = record.get("networks") if isinstance(record, Mapping) else None
+    described = networks.get(_MODEL) if isinstance(networks, Mapping) else None
+    state = _state_dict(content, path)
+    if not isinstance(described, Mapping):
+        return state, {}
+    own = {name: tensor for name, tensor in state.items() if name.startswith(f"{_MODEL}.")}
+    metadata = {str(key): str(value) for key, value in described.items()}
+    return {name.removeprefix(f"{_MODEL}."): tensor for name, tensor in own.items()}, metadata
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:

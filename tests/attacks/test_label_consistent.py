@@ -5,7 +5,7 @@ import torch
 
 from bdclean.attacks import BadNets, LabelConsistent
 from bdclean.errors import AttackError
-from bdclean.functional.perturbation import PGD
+from bdclean.functional.pgd import PGD
 
 RIGHT = [[0, 0, 255], [0, 255, 0], [255, 0, 255]]
 LEFT = [[255, 0, 0], [0, 255, 0], [255, 0, 255]]  # RIGHT, mirrored

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from bdclean.backbones import ModelInfo, SplitModel, attack_copy, build
+from bdclean.backbones import ModelInfo, SplitModel, build, frozen_copy
 
 HALF = (0.5, 0.4, 0.3)
 
@@ -63,7 +63,7 @@ def _own(network, features):
 def test_folded_features_equal_the_models(arch, width, left):
     model = _model(arch, width)
     x = torch.rand(4, 3, 32, 32)
-    copy = attack_copy(model)
+    copy = frozen_copy(model)
     assert _norms(model) > 5
     assert _norms(copy) == left
     with torch.no_grad():
@@ -75,7 +75,7 @@ def test_the_source_stays_bit_identical_and_in_its_mode(make):
     model = make()
     norms = _norms(model)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    copy = attack_copy(model)
+    copy = frozen_copy(model)
     copy(torch.rand(4, 3, 32, 32))
     assert all(module.training for module in model.modules())
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -89,7 +89,7 @@ def test_the_source_stays_bit_identical_and_in_its_mode(make):
 
 def test_only_the_input_has_a_gradient_and_it_is_right():
     model = _model().eval()
-    copy = attack_copy(model)
+    copy = frozen_copy(model)
     assert not any(parameter.requires_grad for parameter in copy.parameters())
     assert not any(module.training for module in copy.modules())
     x = torch.rand(2, 3, 32, 32, requires_grad=True)
@@ -99,7 +99,7 @@ def test_only_the_input_has_a_gradient_and_it_is_right():
 
 
 def test_convolutions_are_channels_last():
-    copy = attack_copy(_model())
+    copy = frozen_copy(_model())
     weights = [m.weight for m in copy.modules() if isinstance(m, nn.Conv2d)]
     assert len(weights) == 20
     assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
@@ -119,7 +119,7 @@ def test_networks_whose_trace_holds_constants_are_copied_and_refreshed(arch, siz
     torch.manual_seed(0)
     network = timm.create_model(arch, num_classes=0, img_size=size, **settings)
     model = _own(network, network.num_features).eval()
-    copy = attack_copy(model)
+    copy = frozen_copy(model)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.01)
@@ -146,7 +146,7 @@ class Cached(nn.Module):
 
 def test_a_constant_of_the_trace_does_not_go_stale():
     model = _own(Cached(), 4).eval()
-    copy = attack_copy(model)
+    copy = frozen_copy(model)
     model.backbone.shift.fill_(3)
     copy.refresh_(model)
     x = torch.rand(2, 3, 8, 8)
@@ -159,7 +159,7 @@ def test_a_network_whose_folding_fails_is_copied(monkeypatch):
 
     monkeypatch.setattr("bdclean.backbones.fold.fuse", broken)
     model = _model()
-    copy = attack_copy(model)
+    copy = frozen_copy(model)
     x = torch.rand(2, 3, 32, 32)
     assert _norms(copy) == _norms(model)
     with torch.no_grad():
@@ -174,7 +174,7 @@ def test_what_cannot_be_folded_is_copied(network):
             nn.init.normal_(module.running_mean)
             nn.init.uniform_(module.running_var, 0.5, 2)
     x = torch.rand(3, 3, 8, 8, requires_grad=True)
-    copy = attack_copy(model)
+    copy = frozen_copy(model)
     assert _norms(copy) == _norms(model)
     assert not any(parameter.requires_grad for parameter in copy.parameters())
     torch.testing.assert_close(copy(x), model.eval().features(x))
@@ -185,14 +185,14 @@ def test_what_cannot_be_folded_is_copied(network):
 def test_a_network_without_normalisation_is_taken_too():
     backbone = _model().backbone
     x = torch.randn(2, 3, 32, 32)
-    copy = attack_copy(backbone)
+    copy = frozen_copy(backbone)
     with torch.no_grad():
         torch.testing.assert_close(copy(x), backbone.eval()(x), atol=1e-4, rtol=1e-4)
 
 
 def test_low_precision_inside_float32_outside():
     model = _model()
-    copy = attack_copy(model, torch.bfloat16)
+    copy = frozen_copy(model, torch.bfloat16)
     x = torch.rand(2, 3, 32, 32, requires_grad=True)
     features = copy(x)
     assert features.dtype == torch.float32
@@ -211,7 +211,7 @@ def test_low_precision_inside_float32_outside():
 )
 def test_refresh_follows_the_model(make):
     model = make()
-    copy = attack_copy(model)
+    copy = frozen_copy(model)
     x = torch.rand(4, 3, 32, 32)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -11,6 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from bdclean.purification.dataset import DatasetDefense
+from bdclean.purification.staged import Stage
 from lightning import LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
@@ -24,8 +26,6 @@ from bdclean.data import Digits, Splits
 from bdclean.metrics import BackdoorModule
 from bdclean.metrics.identification import identification
 from bdclean.purification import Recipe
-from bdclean.purification.dataset import DatasetDefense
-from bdclean.purification.staged import Stage
 from bdclean.types import Findings, TrainingSet
 
 FILES = {"suspects.csv", "suspects.png", "scores.png", "rounds.png"}

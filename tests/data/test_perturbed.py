@@ -15,7 +15,7 @@ from bdclean.cli import main
 from bdclean.data import Digits, ImageSet, Splits, perturbed
 from bdclean.data.perturbed import perturb, perturbed_rows
 from bdclean.errors import AttackError, WeightsError
-from bdclean.functional.perturbation import PGD
+from bdclean.functional.pgd import PGD
 from bdclean.types import View
 
 TARGET = 6

@@ -8,7 +8,7 @@ from bdclean.functional.consistency import (
     patch_mask,
     prediction_change,
 )
-from bdclean.functional.perturbation import PGD
+from bdclean.functional.pgd import PGD
 
 CENTRES = torch.tensor([[0, 0], [4, 3], [7, 2]])
 

@@ -8,12 +8,12 @@ from torchvision.models.vision_transformer import VisionTransformer
 
 from bdclean.errors import ConfigError, WeightsError
 from bdclean.functional import (
+    block_ratios,
     element_mask,
     maskable_count,
     maskable_tensors,
     mix_weights_,
     overall_fraction,
-    stage_ratios,
 )
 
 PUBLISHED = [0.01, 0.01, 0.01, 0.03, 0.03, 0.09, 0.09, 0.27, 0.27, 0.10]
@@ -142,7 +142,7 @@ def test_whole_resnet18_is_redrawn_by_the_published_share(sizes):
     student, fresh = resnet18(seed=0), resnet18(seed=1)
     before = copy.deepcopy(student.state_dict())
     draw = generator()
-    ratios = stage_ratios("increasing", GROUPS, sizes)
+    ratios = block_ratios("increasing", GROUPS, sizes)
     counts = [
         mix_weights_(old, new, ratio, draw)
         for old, new, ratio in zip(stages(student), stages(fresh), ratios, strict=True)
@@ -156,7 +156,7 @@ def test_whole_resnet18_is_redrawn_by_the_published_share(sizes):
 
 
 def test_increasing_gives_the_published_ratios(sizes):
-    ratios = stage_ratios("increasing", GROUPS, sizes)
+    ratios = block_ratios("increasing", GROUPS, sizes)
     assert ratios == pytest.approx(PUBLISHED)
     assert overall_fraction(ratios, sizes) == pytest.approx(0.2214, abs=5e-5)
     exact = sum(r * n for r, n in zip(PUBLISHED, sizes, strict=True))
@@ -165,12 +165,12 @@ def test_increasing_gives_the_published_ratios(sizes):
 
 def test_the_share_with_43_classes():
     sizes = [maskable_count(stage) for stage in stages(resnet18(num_classes=43))]
-    ratios = stage_ratios("increasing", GROUPS, sizes)
+    ratios = block_ratios("increasing", GROUPS, sizes)
     assert overall_fraction(ratios, sizes) == pytest.approx(0.2212, abs=5e-5)
 
 
 def test_uniform_spends_the_same_budget_everywhere(sizes):
-    ratios = stage_ratios("uniform", GROUPS, sizes)
+    ratios = block_ratios("uniform", GROUPS, sizes)
     assert len(set(ratios)) == 1
     assert ratios[0] == pytest.approx(0.2214, abs=5e-5)
 
@@ -180,42 +180,42 @@ def test_uniform_spends_the_same_budget_everywhere(sizes):
     [(1.5, [0.631, 0.421, 0.280, 0.187]), (2.0, [1.0, 0.633, 0.316, 0.158])],
 )
 def test_decreasing_spends_the_same_budget_from_the_other_end(sizes, gamma, expected):
-    ratios = stage_ratios("decreasing", GROUPS, sizes, gamma=gamma)
+    ratios = block_ratios("decreasing", GROUPS, sizes, gamma=gamma)
     assert ratios[1:9:2] == pytest.approx(expected, abs=6e-4)
     assert ratios[2:9:2] == ratios[1:9:2]
     assert ratios[0] == ratios[1]
     assert ratios[-1] == 0.10
-    budget = overall_fraction(stage_ratios("increasing", GROUPS, sizes), sizes)
+    budget = overall_fraction(block_ratios("increasing", GROUPS, sizes), sizes)
     assert overall_fraction(ratios, sizes) == pytest.approx(budget, abs=1e-9)
 
 
 def test_single_stage_and_none(sizes):
-    uniform = stage_ratios("uniform", GROUPS, sizes)[0]
-    third = stage_ratios("single_stage", GROUPS, sizes, single_group=2)
+    uniform = block_ratios("uniform", GROUPS, sizes)[0]
+    third = block_ratios("single_stage", GROUPS, sizes, single_group=2)
     assert third == [0, 0, 0, 0, 0, uniform, uniform, 0, 0, 0]
-    assert stage_ratios("none", GROUPS, sizes) == [0] * 10
+    assert block_ratios("none", GROUPS, sizes) == [0] * 10
 
 
 def test_strength_scales_all_ratios_and_is_capped(sizes):
-    assert stage_ratios("increasing", GROUPS, sizes, strength=2.0) == pytest.approx(
+    assert block_ratios("increasing", GROUPS, sizes, strength=2.0) == pytest.approx(
         [2 * r for r in PUBLISHED]
     )
-    strong = stage_ratios("increasing", GROUPS, sizes, strength=10.0)
+    strong = block_ratios("increasing", GROUPS, sizes, strength=10.0)
     assert strong == pytest.approx([min(1.0, 10 * r) for r in PUBLISHED])
-    assert stage_ratios("uniform", GROUPS, sizes, strength=0.0) == [0] * 10
+    assert block_ratios("uniform", GROUPS, sizes, strength=0.0) == [0] * 10
 
 
 def test_only_the_order_of_the_groups_counts(sizes):
     spaced = [0, 0, 0, 1, 1, 4, 4, 9, 9, 9]  # a stem at the resolution of the first blocks
-    assert stage_ratios("increasing", spaced, sizes) == pytest.approx(PUBLISHED)
+    assert block_ratios("increasing", spaced, sizes) == pytest.approx(PUBLISHED)
 
 
 def test_depth_of_other_networks():
-    seven = stage_ratios("increasing", range(9), [10] * 9)
+    seven = block_ratios("increasing", range(9), [10] * 9)
     middle = [0.01 * 27 ** (s / 6) for s in range(7)]
     assert seven == pytest.approx([0.01, *middle, 0.10])
-    assert stage_ratios("increasing", [0, 1, 2], [5, 5, 5]) == pytest.approx([0.01, 0.27, 0.10])
-    headless = stage_ratios("increasing", [0, 1, 2], [5, 5, 5], has_head=False)
+    assert block_ratios("increasing", [0, 1, 2], [5, 5, 5]) == pytest.approx([0.01, 0.27, 0.10])
+    headless = block_ratios("increasing", [0, 1, 2], [5, 5, 5], has_head=False)
     assert headless == pytest.approx([0.01, 0.01, 0.27])
 
 
@@ -235,4 +235,4 @@ def test_depth_of_other_networks():
 def test_wrong_settings_are_named(change, text):
     arguments = {"strategy": "increasing", "groups": GROUPS, "sizes": [4] * 10} | change
     with pytest.raises(ConfigError, match=text):
-        stage_ratios(**arguments)
+        block_ratios(**arguments)

@@ -309,7 +309,7 @@ def test_evaluation_from_a_checkpoint_needs_no_suspect(
         "labels": "none",
         "purified": True,
     }
-    save_model(module.export_model(), tmp_path / "clean.safetensors")
+    save_model(module.product(), tmp_path / "clean.safetensors")
     clean = load_model(tmp_path / "clean.safetensors")
     assert equal(copy.deepcopy(clean.state_dict()), module.model.state_dict())
 

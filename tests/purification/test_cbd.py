@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from bdclean.backbones import load_model, save_model
 from bdclean.errors import ConfigError
-from bdclean.functional.perturbation import pgd
+from bdclean.functional.pgd import pgd
 from bdclean.purification import CBD, Stage
 from bdclean.types import View
 
@@ -419,7 +419,7 @@ def test_evaluation_from_a_checkpoint_needs_no_suspect(
     assert equal(module.state_dict(), restored.state_dict())
 
     exported = str(tmp_path / "clean.safetensors")
-    save_model(module.export_model(), exported)
+    save_model(module.product(), exported)
     images = torch.rand(5, 3, 8, 8)
     clean = load_model(exported).eval()
     torch.testing.assert_close(clean(images), module.model.eval()(images))

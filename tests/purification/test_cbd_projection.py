@@ -73,9 +73,9 @@ def test_joint_training_starts_from_a_drawn_projection(run):
 @pytest.mark.parametrize("projection", ["pretrain", "joint"])
 def test_the_product_has_no_projection(run, projection):
     module = run(projection=projection)
-    assert module.export_model().head is None
-    assert not any("projection" in key for key in module.export_model().state_dict())
-    assert module.export_model().num_features == 32
+    assert module.product().head is None
+    assert not any("projection" in key for key in module.product().state_dict())
+    assert module.product().num_features == 32
 
 
 def test_the_terms_are_those_of_projected_features(run, monkeypatch):

@@ -322,7 +322,7 @@ def test_a_static_evaluation_gives_the_numbers_of_the_module(fit, make_trainer, 
     assert Trigger.load(path).fingerprint == module.learned_trigger().fingerprint
 
     other = BackdoorModule()
-    other.model = module.export_model()
+    other.model = module.product()
     static = TinyData(InputAware(target=1, trigger=path))
     theirs = make_trainer().test(other, static, verbose=False)[0]
     for key in ("test/acc", "test/asr", "test/pa"):
@@ -367,7 +367,7 @@ def test_predictions_are_of_the_shown_images(fit):
 def test_protocol_and_export():
     module = make()
     assert module.protocol() == {"head": "original", "labels": "train", "method": "input_aware"}
-    assert module.export_model() is module.model
+    assert module.product() is module.model
 
 
 # ---------------------------------------------------------------------- resume

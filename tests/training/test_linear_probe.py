@@ -180,7 +180,7 @@ def test_checkpoint_and_export_need_no_backbone_file(make, fit, weights, tmp_pat
     restored = LinearProbe.load_from_checkpoint(tmp_path / "ckpt/epoch=0.ckpt", weights_only=True)
     assert equal(module.state_dict(), restored.state_dict())
     path = tmp_path / "probed.safetensors"
-    save_model(restored.export_model(), path)
+    save_model(restored.product(), path)
     images = torch.rand(5, 3, 8, 8)
     torch.testing.assert_close(load_model(path).eval()(images), module.model(images))
     assert restored.protocol() == {

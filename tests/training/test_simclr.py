@@ -169,7 +169,7 @@ def test_monitors_need_labelled_images():
 
 
 def test_the_product_is_a_backbone_without_a_head(tmp_path, watched):
-    save_model(watched.export_model(), tmp_path / "f.safetensors")
+    save_model(watched.product(), tmp_path / "f.safetensors")
     model = load_model(tmp_path / "f.safetensors").eval()
     assert model.head is None
     x = torch.rand(3, 3, 8, 8)

@@ -5,37 +5,34 @@ prediction changes less under an adversarial patch. With D the training set, y~ 
 
     train      f on all of D
     partition  s_i = KL(P(x_i) || P(clip(x_i + m_i * delta_i))), delta_i the worst one in the ball;
-               the largest s_i, later of each label, join D_c, held clean       (algorithm 1)
+               the largest s_i, later of each label, join D_c, considered clean       (algorithm 1)
     relearn    a pass of descent on CE(D \ D_c)
     unlearn    a pass of ascent on CE(D_c); in rounds, f keeps the backdoor  (algorithm 2)
     enhance    D_c := what most rounds forgot; from the first f, w CE(D \ D_c) - CE(D_c) (eq. 4)
     identify   flagged = {i : P(y~_i | x_i) > c}
     retrain    a new network on the samples that are not flagged
     relabel    the new network names the flagged samples, and goes on with all (finetune)
-The formulas are reconstructed; docs/methods/advrbd.md tells what is stated.
+The formulas are reconstructed; docs/methods/advrbd.md says what is stated.
 """
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from bdclean.backbones.attacker import Attacker, attack_precision
+from bdclean.backbones.perturber import Perturber, perturb_precision
 from bdclean.backbones.split import Stem
-from bdclean.errors import check_not_negative, check_positive
-from bdclean.functional.consistency import Inner, PatchScore, PatchShape
-from bdclean.functional.perturbation import PGD
+from bdclean.checks import check_choice, check_not_negative, check_positive, check_share
+from bdclean.functional.consistency import PatchScore
 from bdclean.functional.ranking import fewest_rounds, highest_of_each
 from bdclean.functional.seeds import derive_seed
 from bdclean.functional.unlearning import descent_and_ascent
-from bdclean.purification.base import check_choice, check_share
-from bdclean.purification.dataset import DatasetDefense, chosen, drawn
-from bdclean.purification.recipe import Recipe
-from bdclean.purification.staged import Stage
-from bdclean.types import AugmentationName, Batch, Subset, View
+from bdclean.modules import Recipe, Stage
+from bdclean.sifting.base import Sifter, chosen, drawn
+from bdclean.types import AugmentationName, Batch, ImageFacts, Subset, View
 
 RELEARNING = Recipe(epochs=1, lr=0.01, schedule="constant", augmentation="none")
 UNLEARNING = replace(RELEARNING, lr=0.03, momentum=0.0, weight_decay=0.0)
@@ -44,164 +41,180 @@ FINETUNING = Recipe(epochs=10, lr=0.01)
 Until = Literal["score", "identify", "retrain", "relabel"]
 
 
-class AdvrBD(DatasetDefense):
+@dataclass(frozen=True)
+class Rounds:
+    """The rounds of algorithms 1 and 2, in which D_c grows and f forgets it.
+
+    Attributes:
+        count: T.
+        of_all: The first so many take the largest scores of all, the others of each label.
+        partition_rate: p: so much of all samples, or of each label, joins D_c in a round.
+        max_clean_fraction: Share of them at which D_c stops growing.
+        candidates: Scored again in each round: so many times p, the largest so far.
+        ascent_steps: Fewest steps of a round's ascent; a small D_c is repeated.
+        agreement: Considered clean in the end is what fewer of the rounds than this share still
+            name,
+        label_share: and of each label so much at least; see `fewest_rounds`.
+
+    Raises:
+        ConfigError: If a value is out of its range.
+    """
+
+    count: int = 8
+    of_all: int = 3
+    partition_rate: float = 0.02
+    max_clean_fraction: float = 0.9
+    candidates: int = 4
+    ascent_steps: int = 96
+    agreement: float = 0.5
+    label_share: float = 0.3
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        for name in ("count", "candidates", "ascent_steps"):
+            check_positive(f"rounds.{name}", getattr(self, name))
+        for name in ("partition_rate", "max_clean_fraction", "agreement", "label_share"):
+            check_share(f"rounds.{name}", getattr(self, name))
+        check_not_negative("rounds.of_all", self.of_all)
+
+
+class AdvrBD(Sifter):
     """Adversarial-robustness-based backdoor defence of a labelled training set.
 
     Args:
-        num_classes: K; comes from the data module.
-        input_size: Side H of the images; comes from the data module, as `mean` and `std`.
-        mean: Per channel.
-        std: Per channel.
+        facts: Facts of the data.
         arch: See `bdclean.backbones.build`, as for `width` and `stem`.
-        width: Channels of the first stage.
+        width: Channels of the first block.
         stem: `auto` takes the CIFAR stem up to 64 pixels.
         recipe: Of the first network and of the new one.
-        fitting_augmentation: Of the first network; None takes that of `recipe`.
-        fitting_epochs: Of the first network; None takes those of `recipe`.
-        patch_shape: `square` or `disc`.
-        patch_radius: r in pixels; None takes H / 8.
-        epsilon: Radius of the ball, in 8-bit pixel values.
-        pgd_steps: Steps of the inner maximisation.
-        step_size: As a share of the radius.
-        inner: What the inner maximisation maximises; see `adversarial_patch`.
-        num_masks: Patches tried for each sample; the score is the least of them.
-        partition_rate: p: so much of all samples, or of each label, joins D_c in a round.
-        max_clean_fraction: Share of them at which D_c stops growing.
-        candidates: Scored anew in each round: so many times p, the largest so far.
-        rounds: T.
-        rounds_of_all: The first so many take the largest scores of all, the others of each label.
+        first_augmentation: Of the first network; None takes that of `recipe`.
+        first_epochs: Of the first network; None takes those of `recipe`.
+        patch: How samples are scored.
+        scoring_batch_size: Per device, while scoring.
+        rounds: How D_c grows.
         relearn: Descent on the rest in each round.
         unlearn: Ascent on D_c in each round, after `relearn`.
-        ascent_steps: Fewest steps of a round's ascent; a small D_c is repeated.
         ascent_cap: Cross-entropy in ln K above which a sample is left alone; None: no limit.
-        agreement: Held clean in the end is what fewer of the rounds than this share still name,
-        label_share: and of each label so much at least; see `fewest_rounds`.
         enhance: Of the last network, from the first one on; half of a batch is from D_c.
         enhance_steps: Its steps.
         rest_weight: w, of the descent on the rest in these steps.
         confidence: c, the probability of its label above which a sample is flagged.
         until: The last step: `score`, `identify`, `retrain` (main tables of the paper), `relabel`.
         finetune: Of the last stage.
-        scoring_batch_size: Per device, while scoring.
         seed: Of the patches and of the second initialisation.
 
     Raises:
         ConfigError: If a value is out of its range.
     """
 
+    name = "advrbd"
     further_scores = ("consistency",)
     new_weights = "advrbd retrain"
 
     def __init__(
         self,
-        num_classes: int,
-        input_size: int,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
+        facts: ImageFacts,
         arch: str = "resnet18",
         width: int = 64,
         stem: Stem = "auto",
         recipe: Recipe = Recipe(),  # noqa: B008  (frozen)
-        fitting_augmentation: AugmentationName | None = "none",
-        fitting_epochs: int | None = None,
-        patch_shape: PatchShape = "square",
-        patch_radius: int | None = None,
-        epsilon: float = 8.0,
-        pgd_steps: int = 10,
-        step_size: float = 0.25,
-        inner: Inner = "kl",
-        num_masks: int = 3,
-        partition_rate: float = 0.02,
-        max_clean_fraction: float = 0.9,
-        candidates: int = 4,
-        rounds: int = 8,
-        rounds_of_all: int = 3,
+        first_augmentation: AugmentationName | None = "none",
+        first_epochs: int | None = None,
+        patch: PatchScore = PatchScore(),  # noqa: B008  (frozen)
+        scoring_batch_size: int = 256,
+        rounds: Rounds = Rounds(),
         relearn: Recipe = RELEARNING,
         unlearn: Recipe = UNLEARNING,
-        ascent_steps: int = 96,
         ascent_cap: float | None = 1.0,
-        agreement: float = 0.5,
-        label_share: float = 0.3,
         enhance: Recipe = ENHANCEMENT,
         enhance_steps: int = 64,
         rest_weight: float = 0.3,
         confidence: float = 0.9,
         until: Until = "relabel",
         finetune: Recipe = FINETUNING,
-        scoring_batch_size: int = 256,
         seed: int = 0,
     ) -> None:
-        super().__init__(num_classes, input_size, mean, std, arch, width, stem, recipe)
-        # Checkpoints hold plain values, so that they load without unpickling.
-        self.save_hyperparameters(ignore=["recipe", "unlearn", "relearn", "enhance", "finetune"])
-        radius = input_size // 8 if patch_radius is None else patch_radius
-        self.patch_score = PatchScore(
-            shape=check_choice("patch_shape", patch_shape, PatchShape),
-            radius=check_not_negative("patch_radius", radius),
-            pgd=PGD(epsilon, pgd_steps, step_size, "relative", "linf", random_start=True),
-            inner=check_choice("inner", inner, Inner),
-            num_masks=check_positive("num_masks", num_masks),
-        )
-        self.partition_rate = check_share("partition_rate", partition_rate)
-        self.max_clean_fraction = check_share("max_clean_fraction", max_clean_fraction)
-        self.candidates = check_positive("candidates", candidates)
-        self.rounds = check_positive("rounds", rounds)
-        self.rounds_of_all = check_not_negative("rounds_of_all", rounds_of_all)
-        first = fitting_augmentation or recipe.augmentation
-        epochs = recipe.epochs if fitting_epochs is None else fitting_epochs
-        epochs = check_positive("fitting_epochs", epochs)
-        self.fitting = replace(recipe, augmentation=first, epochs=epochs)
-        self.relearn, self.unlearn, self.enhance = relearn, unlearn, enhance
-        self.ascent_steps = check_positive("ascent_steps", ascent_steps)
-        if ascent_cap is not None:
-            self.cap = check_positive("ascent_cap", ascent_cap) * math.log(num_classes)
-        self.agreement = check_share("agreement", agreement)
-        self.label_share = check_share("label_share", label_share)
+        super().__init__(facts, arch, width, stem, recipe)
+        self.save_arguments()
+        augmentation = first_augmentation or recipe.augmentation
+        epochs = recipe.epochs if first_epochs is None else first_epochs
+        epochs = check_positive("first_epochs", epochs)
+        self.first = replace(recipe, augmentation=augmentation, epochs=epochs)
+        self.patch, self.rounds = patch, rounds
+        self.scoring_batch_size = check_positive("scoring_batch_size", scoring_batch_size)
+        self.relearning, self.unlearning, self.enhancement = relearn, unlearn, enhance
+        self.cap = self.cap_of(ascent_cap)
         self.enhance_steps = check_positive("enhance_steps", enhance_steps)
         self.rest_weight = check_not_negative("rest_weight", rest_weight)
         self.confidence = check_share("confidence", confidence)
         self.until: Until = check_choice("until", until, Until)
-        self.scoring_batch_size = check_positive("scoring_batch_size", scoring_batch_size)
-        self.finetune, self.seed = finetune, seed
+        self.finetuning, self.seed = finetune, seed
 
     @property
-    def parts(self) -> dict[str, float]:
+    def shares(self) -> dict[str, float]:
         """What joins D_c in a round."""
-        return {} if self.until == "score" else {"partition_rate": self.partition_rate}
+        share = self.rounds.partition_rate
+        return {} if self.until == "score" else {"rounds.partition_rate": share}
 
     def plan(self) -> tuple[Stage, ...]:
         """Train, rounds of forgetting, enhance, identify, train anew, relabel."""
-        one_round = (Stage("partition", 0), self.stage("relearn"), self.stage("unlearn"))
+        train = partial(self.labelled, recipe=self.first)
+        one_round = (
+            Stage("partition", begin=self.partition),
+            Stage("relearn", self.relearning, reads=self.rest),
+            Stage("unlearn", self.unlearning, reads=self.clean_part, step=self.ascend),
+        )
         parts: dict[Until, tuple[Stage, ...]] = {
-            "score": (self.stage("train"), Stage("score", 0)),
-            "identify": (*one_round * self.rounds, self.stage("enhance"), Stage("identify", 0)),
-            "retrain": (self.stage("retrain"), Stage("propose", 0)),
-            "relabel": (Stage("relabel", 0), self.stage("finetune")),
+            "score": (
+                Stage("train", self.first, reads=train, step=self.fit_labels),
+                Stage("score", begin=self.score),
+            ),
+            "identify": (
+                *one_round * self.rounds.count,
+                Stage(
+                    "enhance",
+                    self.enhancement,
+                    begin=self.start_enhancing,
+                    reads=self.both_halves,
+                    step=self.enhance,
+                ),
+                Stage("identify", begin=self.identify),
+            ),
+            "retrain": (
+                Stage("retrain", self.recipe, begin=self.leave_flagged_out, reads=self.unflagged),
+                Stage("propose", begin=self.propose),
+            ),
+            "relabel": (
+                Stage("relabel", begin=self.relabel),
+                Stage("finetune", self.finetuning, reads=self.relabelled),
+            ),
         }
         wanted = list(parts)[: list(parts).index(self.until) + 1]
         return tuple(stage for name in wanted for stage in parts[name])
 
     # ------------------------------------------------------------------ algorithm 1
 
-    def begin_score(self) -> None:
+    def score(self) -> None:
         """The first scores; nothing is judged yet, and nothing in D_c."""
-        self.keep("suspect")
+        self.store("suspect")
         s = self.results["least"] = self.inconsistency(None)
         self.results["consistency"] = self.results["score"] = -s
         self.results["clean_part"] = torch.zeros(len(s), dtype=torch.bool)
 
-    def begin_partition(self) -> None:
+    def partition(self) -> None:
         """Adds the largest scores to D_c; a score is the least of all rounds so far.
 
         First of all samples: D_c lacks the target class then, and f comes to name it everywhere.
         Then of each label, until its share is in D_c. What the first f has not learned comes last.
         """
-        labels, clean, p = self._look(), self.results["clean_part"], self.partition_rate
+        labels, clean, p = self._look(), self.results["clean_part"], self.rounds.partition_rate
         known, s = self.results["rounds"][0], self.results["least"]
-        labels = labels * (self.round >= self.rounds_of_all)
-        last, share = (min(n * p, self.max_clean_fraction) for n in (self.round, self.round + 1))
-        # Only the largest so far are scored anew; no other sample may join.
-        nearest = min(last + self.candidates * p, 1.0)
+        labels = labels * (self.round >= self.rounds.of_all)
+        last, share = (
+            min(n * p, self.rounds.max_clean_fraction) for n in (self.round, self.round + 1)
+        )
+        # Only the largest so far are scored again; no other sample may join.
+        nearest = min(last + self.rounds.candidates * p, 1.0)
         near = highest_of_each(s.where(known, -math.inf), labels, clean, nearest) & ~clean
         if share > last and near.any():
             new = self.inconsistency(Subset(near.nonzero().flatten()))
@@ -213,49 +226,48 @@ class AdvrBD(DatasetDefense):
         """s_i of the samples of `subset`, or of all, (N,), in nats; labels are not read."""
         self.model.eval()
         autocast = self.trainer.precision_plugin.forward_context()
-        with autocast, attack_precision(self.device.type) as dtype:
-            score = partial(self._score, Attacker(self.model, "eval", dtype))
+        with autocast, perturb_precision(self.device.type) as dtype:
+            score = partial(self._score, Perturber(self.model, "eval", dtype))
             s = self.of_each(score, labels=False, batch_size=self.scoring_batch_size, subset=subset)
         self.model.train()
         return s
 
-    def _score(self, attacker: Attacker, batch: Batch) -> Tensor:
-        x, head = batch["image"], self.model.head
-        assert head is not None  # noqa: S101
+    def _score(self, copy: Perturber, batch: Batch) -> Tensor:
+        x, head = batch["image"], self.model.require_head()
         place = derive_seed("patches", self.seed, self.round, int(batch["index"][0]))
         draw = torch.Generator(x.device).manual_seed(place)
-        score, exact = self.patch_score, self.exact_logits
-        return score(x, lambda z: head(attacker.features(z).to(self.dtype)), exact, draw)
+        score, exact = self.patch, self.exact_logits
+        return score(x, lambda z: head(copy.features(z).to(self.dtype)), exact, draw)
 
     # ------------------------------------------------------------------ algorithm 2, equation 4
 
-    def relearn_view(self) -> View:
+    def rest(self) -> View:
         """D without D_c."""
-        rest = chosen(~self.results["clean_part"], "left beside those held clean")
-        return self.labelled(rest, self.relearn)
+        rest = chosen(~self.results["clean_part"], "left beside those considered clean")
+        return self.labelled(rest, self.relearning)
 
-    def unlearn_view(self) -> View:
+    def clean_part(self) -> View:
         """D_c, several times over where it is small: a few steps would not make f forget."""
-        rows = chosen(self.results["clean_part"], "held to be clean").rows
-        times = math.ceil(self.ascent_steps * self.per_step(self.unlearn) / len(rows))
-        return self.labelled(Subset(rows.repeat(times)), self.unlearn)
+        rows = chosen(self.results["clean_part"], "considered clean").rows
+        times = math.ceil(self.rounds.ascent_steps * self.per_step(self.unlearning) / len(rows))
+        return self.labelled(Subset(rows.repeat(times)), self.unlearning)
 
-    def begin_enhance(self) -> None:
+    def start_enhancing(self) -> None:
         """D_c is now what most rounds have forgotten; the first network starts again."""
-        labels, a, share = self._look(), self.agreement, self.label_share
+        labels, a, share = self._look(), self.rounds.agreement, self.rounds.label_share
         rounds, s = self.results["rounds"][1:], self.results["least"]
         self.results["forgotten"] = fewest_rounds(rounds, s, labels, a, share)
         self.restore("suspect")
 
-    def enhance_view(self) -> View:
+    def both_halves(self) -> View:
         """As many samples of D_c as of the rest, for `enhance_steps` steps."""
         clean, seed = self.results["forgotten"], derive_seed("enhance", self.seed)
         parts = chosen(clean, "forgotten by most rounds"), chosen(~clean, "known to most rounds")
-        size = self.enhance_steps * self.per_step(self.enhance) // 2
+        size = self.enhance_steps * self.per_step(self.enhancement) // 2
         rows = torch.cat([drawn(part.rows, size, seed) for part in parts])
-        return self.labelled(Subset(rows), self.enhance)
+        return self.labelled(Subset(rows), self.enhancement)
 
-    def enhance_step(self, batch: Batch) -> Tensor:
+    def enhance(self, batch: Batch) -> Tensor:
         """Descent on the rest, ascent on D_c as far as the cap."""
         clean = self.results["forgotten"].to(self.device)[batch["index"]]
         logits, w = self.model(batch["image"]), self.rest_weight
@@ -263,13 +275,13 @@ class AdvrBD(DatasetDefense):
         self.log_terms(enhance_loss=loss)
         return loss
 
-    def begin_identify(self) -> None:
+    def identify(self) -> None:
         """Flags the samples of whose label the enhanced network is sure."""
         loss = self.loss_of_each(self.logits_of_each(exact=True), self.labels_of_each())
         self.results["score"] = -loss.float()
         self.results["flagged"] = (-loss).exp() > self.confidence
         self.close_round(self.results["flagged"])
-        self.keep("enhanced")
+        self.store("enhanced")
 
     def _look(self) -> Tensor:
         """Logs what the present network forgot, keeps what it names; gives labels (N,)."""
@@ -284,17 +296,17 @@ class AdvrBD(DatasetDefense):
                 self.log(f"round/loss_{name}", loss[part].mean())
         return labels
 
-    def begin_relabel(self) -> None:
+    def relabel(self) -> None:
         """The flagged samples get the labels that the new network has proposed."""
-        self.keep("before_relabelling")
+        self.store("before_relabelling")
         named, labels = self.results["proposed"], self.labels_of_each()
         self.results["labels"] = torch.where(self.results["flagged"], named, labels)
 
-    def finetune_view(self) -> View:
+    def relabelled(self) -> View:
         """All of D with the labels as they are now."""
         labels = self.results["labels"]
-        return self.labelled(Subset(torch.arange(len(labels)), labels), self.finetune)
+        return self.labelled(Subset(torch.arange(len(labels)), labels), self.finetuning)
 
-    def protocol(self) -> dict[str, Any]:
-        """Adds the method."""
-        return super().protocol() | {"method": "advrbd", "until": self.until}
+    def details(self) -> dict[str, Any]:
+        """Adds where the method ends."""
+        return super().details() | {"until": self.until}

@@ -14,11 +14,11 @@ Backdoor removal (BR) with a second network:
     train:   min E[cross-entropy], the ordinary recipe; this network has the backdoor
     unlearn, relearn, in turns: max E[cross-entropy] over D_p, min E[cross-entropy] over D_c
 
-The steps of `train` and `unlearn` are those of `DatasetDefense`.
+The steps of `train` and `unlearn` are those of `Sifter`.
 docs/methods/dbr.md lists every default with its source.
 """
 
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -34,11 +34,10 @@ from bdclean.functional.feature_consistency import (
 )
 from bdclean.functional.ranking import highest, lowest
 from bdclean.functional.seeds import derive_seed
-from bdclean.metrics.fitting import num_rows
-from bdclean.purification.dataset import DatasetDefense, chosen
-from bdclean.purification.recipe import Recipe
-from bdclean.purification.staged import Stage, StageOptimizer
-from bdclean.types import Batch, View
+from bdclean.modules import Recipe, Stage, StageOptimizer
+from bdclean.modules.reading import num_rows
+from bdclean.sifting.base import Sifter, chosen
+from bdclean.types import Batch, ImageFacts, View
 
 WARM = Recipe(epochs=2, lr=0.01, schedule="constant", augmentation="none")
 SEPARATION = Recipe(epochs=10, lr=0.01, schedule="constant", augmentation="none")
@@ -46,16 +45,13 @@ TRAINING = Recipe(epochs=200, lr=0.01, schedule="multistep")
 REMOVAL = Recipe(epochs=20, lr=1e-4, schedule="constant")
 
 
-class DBR(DatasetDefense):
+class DBR(Sifter):
     """Finds samples whose features move under transformations, and unlearns them.
 
     Defaults are those of the authors' code.
 
     Args:
-        num_classes: K; comes from the data module.
-        input_size: Side of the images; comes from the data module.
-        mean: Per channel; comes from the data module.
-        std: Per channel; comes from the data module.
+        facts: Facts of the data.
         arch: See `bdclean.backbones.build`.
         width: Channels of the first stage of our ResNets.
         stem: `auto` takes the CIFAR stem up to 64 pixels.
@@ -73,14 +69,12 @@ class DBR(DatasetDefense):
         ConfigError: If a value is out of its range.
     """
 
+    name = "dbr"
     new_weights = "dbr/train"
 
     def __init__(
         self,
-        num_classes: int,
-        input_size: int,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
+        facts: ImageFacts,
         arch: str = "resnet18",
         width: int = 64,
         stem: Stem = "auto",
@@ -94,9 +88,8 @@ class DBR(DatasetDefense):
         removal: Recipe = REMOVAL,
         seed: int = 0,
     ) -> None:
-        super().__init__(num_classes, input_size, mean, std, arch, width, stem, recipe)
-        # Checkpoints hold plain values, so that they load without unpickling.
-        self.save_hyperparameters(ignore=["warm", "separate", "recipe", "removal"])
+        super().__init__(facts, arch, width, stem, recipe)
+        self.save_arguments()
         if min(clean_part, poisoned_part) <= 0 or clean_part + poisoned_part > 1:
             raise ConfigError(
                 f"clean_part={clean_part}, poisoned_part={poisoned_part}: they must be above 0 and "
@@ -112,55 +105,66 @@ class DBR(DatasetDefense):
                 f"removal.schedule={removal.schedule!r}: it must be constant, because ascent and "
                 "descent take turns with one optimizer."
             )
-        self.warm, self.separate, self.removal = warm, separate, removal
+        self.warm, self.separation, self.removal = warm, separate, removal
         self.degrees, self.translate = degrees, translate
         self.clean_part, self.poisoned_part = clean_part, poisoned_part
         self.seed = seed
         self._turns: SGD | None = None  # the optimizer of both passes of the removal
 
     @property
-    def parts(self) -> dict[str, float]:
+    def shares(self) -> dict[str, float]:
         """Both parts that are chosen."""
         return {"clean_part": self.clean_part, "poisoned_part": self.poisoned_part}
 
     def plan(self) -> tuple[Stage, ...]:
         """Sample distinguishment, ordinary training, then ascent and descent in turns."""
-        turn = (Stage("unlearn", 1), Stage("relearn", 1))
+        once, turns = replace(self.removal, epochs=1), self.optimizer_of_turns
+        down = Stage(
+            "unlearn",
+            once,
+            begin=self.before_removal,
+            reads=self.poisoned,
+            step=self.ascend,
+            optimizer=turns,
+        )
+        up = Stage("relearn", once, reads=self.clean, optimizer=turns)
         return (
-            Stage("warm", self.warm.epochs),
-            Stage("separate", self.separate.epochs),
-            Stage("score", 0),
-            Stage("train", self.recipe.epochs),
-            *(turn * self.removal.epochs),
-            Stage("propose", 0),
+            Stage("warm", self.warm, reads=lambda: self.labelled(recipe=self.warm)),
+            Stage(
+                "separate",
+                self.separation,
+                reads=lambda: self.labelled(recipe=self.separation),
+                step=self.separate,
+            ),
+            Stage("score", begin=self.score),
+            Stage(
+                "train",
+                self.recipe,
+                begin=self.start_anew,
+                reads=self.everything,
+                step=self.fit_labels,
+            ),
+            *((down, up) * self.removal.epochs),
+            Stage("propose", begin=self.propose),
         )
 
-    def setup(self, stage: str) -> None:
+    def make_networks(self) -> None:
         """Forgets the optimizer of an earlier fit."""
-        super().setup(stage)
+        super().make_networks()
         self._turns = None
 
     # ------------------------------------------------------------------ sample distinguishment
 
-    def warm_view(self) -> View:
-        """All samples."""
-        return self.labelled(None, self.warm)
-
-    def separate_view(self) -> View:
-        """All samples."""
-        return self.labelled(None, self.separate)
-
-    def separate_step(self, batch: Batch) -> Tensor:
+    def separate(self, batch: Batch) -> Tensor:
         """Similarity of the class means of the features; the head is not used."""
         features = self.model.features(batch["image"])
-        assert self.model.info.num_classes is not None  # noqa: S101
-        loss = intra_class_loss(features, batch["label"], self.model.info.num_classes)
+        loss = intra_class_loss(features, batch["label"], self.num_classes)
         self.log_terms(separate_loss=loss)
         return loss
 
-    def begin_score(self) -> None:
+    def score(self) -> None:
         """Scores all samples, each under a transformation of its own."""
-        size, side = num_rows(self.trainer, self.labelled()), self.model.info.input_size
+        size, side = num_rows(self.trainer, self.everything()), self.model.info.input_size
         # For all samples at once: the same on any number of devices.
         generator = torch.Generator().manual_seed(derive_seed("dbr/transforms", self.seed))
         degrees, shifts = draw_transforms(size, side, self.degrees, self.translate, generator)
@@ -183,39 +187,21 @@ class DBR(DatasetDefense):
 
     # ------------------------------------------------------------------ backdoor removal
 
-    def begin_train(self) -> None:
-        """A second network takes the place of the one that scored."""
-        self.start_anew()
-
-    def begin_unlearn(self) -> None:
-        """Keeps the network with the backdoor, before it is changed for the first time."""
+    def before_removal(self) -> None:
+        """Stores the network with the backdoor, before it is changed for the first time."""
         if self.round == 0:
-            self.keep("backdoored")
+            self.store("backdoored")
 
-    def unlearn_view(self) -> View:
-        """The samples held to be poisoned."""
-        return self.labelled(chosen(self.results["flagged"], "held to be poisoned"), self.removal)
+    def poisoned(self) -> View:
+        """The samples considered poisoned."""
+        return self.labelled(chosen(self.results["flagged"], "considered poisoned"), self.removal)
 
-    def unlearn_optimizer(self) -> StageOptimizer:
+    def clean(self) -> View:
+        """The samples considered clean."""
+        return self.labelled(chosen(self.results["clean"], "considered clean"), self.removal)
+
+    def optimizer_of_turns(self) -> StageOptimizer:
         """One optimizer for all passes: a pass is short, and the momentum goes on."""
         if self._turns is None:
-            self._turns = SGD(
-                self.model.parameters(),
-                self.removal.lr,
-                self.removal.momentum,
-                weight_decay=self.removal.weight_decay,
-                nesterov=self.removal.nesterov,
-            )
+            self._turns = self.removal.sgd(self.model.parameters())
         return self._turns
-
-    def relearn_view(self) -> View:
-        """The samples held to be clean."""
-        return self.labelled(chosen(self.results["clean"], "held to be clean"), self.removal)
-
-    def relearn_optimizer(self) -> StageOptimizer:
-        """That of the ascent."""
-        return self.unlearn_optimizer()
-
-    def protocol(self) -> dict[str, Any]:
-        """Adds the method."""
-        return super().protocol() | {"method": "dbr"}

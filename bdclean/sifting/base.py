@@ -1,11 +1,12 @@
 """What defences of a labelled training set share: they start from data alone.
 
 Such a method is given samples with labels of which some may be poisoned, and an architecture. It
-says which samples it holds to be poisoned (`Findings`) and trains a model without the backdoor.
+says which samples it considers poisoned (`Findings`) and trains a model without the backdoor.
 Truth about the poison is neither asked for nor reachable.
 """
 
 import json
+import math
 from abc import ABC
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,44 +19,37 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bdclean.backbones import ModelInfo, build, save_model
-from bdclean.backbones.source import FreshSource
-from bdclean.backbones.split import SplitModel, Stem
+from bdclean.backbones.split import Stem
+from bdclean.checks import check_positive
 from bdclean.errors import ConfigError
 from bdclean.functional.ranking import share_of
 from bdclean.functional.seeds import derive_seed
 from bdclean.functional.unlearning import capped_cross_entropy
-from bdclean.metrics.fitting import num_rows, scheduled, together
-from bdclean.purification.recipe import Recipe
-from bdclean.purification.samples import look_of, require_same_samples
-from bdclean.purification.staged import Stage, StagedPurifier, StageOptimizer
-from bdclean.types import Batch, Findings, Subset, View
+from bdclean.modules import Needs, Recipe, StagedModule
+from bdclean.modules.reading import gather_rows, num_rows
+from bdclean.sifting.samples import fingerprint, require_same_samples
+from bdclean.types import Batch, Findings, ImageFacts, Subset, View
 
 # Share of a class; a network that is trained without so many of its samples does not know it.
 LOST = 0.95
 
 
-class DatasetDefense(StagedPurifier, ABC):
+class Sifter(StagedModule, ABC):
     """A staged method on the `train` role and the labels it shows.
 
     Subclasses put `score` (N,) and, once they judge, `flagged` (N,) into `results`, append what is
-    flagged after a round with `close_round`, and `propose` is a stage once the network is clean.
-    The stages `train`, `retrain` and `unlearn` stand here as far as methods have them in common.
-    A stage without a step of its own lowers the cross-entropy.
-    Stages log `train/<stage>_loss`, and `train` logs `train/loss`.
+    flagged after a round with `close_round`, and call `propose` once the network is clean. Here
+    are the parts of plans that methods have in common: views, steps, beginnings.
 
     Attributes:
         new_weights: What `seed` draws new weights for; set by each method that draws them.
         seed: Of the method's own draws.
-        cap: Cross-entropy, in nats, at which `unlearn` leaves a sample alone; None sets no limit.
-        fitting: Recipe of `train`, the first network; `recipe` unless a method has another.
+        cap: Cross-entropy, in nats, at which `ascend` leaves a sample alone; None sets no limit.
 
     Args:
-        num_classes: K; comes from the data module.
-        input_size: Side of the images; comes from the data module.
-        mean: Per channel; comes from the data module.
-        std: Per channel; comes from the data module.
+        facts: Facts of the data.
         arch: See `bdclean.backbones.build`.
-        width: Channels of the first stage of our ResNets.
+        width: Channels of the first block of our ResNets.
         stem: `auto` takes the CIFAR stem up to 64 pixels.
         recipe: Of every ordinary training.
 
@@ -63,29 +57,24 @@ class DatasetDefense(StagedPurifier, ABC):
         ConfigError: If there are fewer than two classes.
     """
 
+    needs = Needs(labels=("untrusted",), images="train")
     new_weights: ClassVar[str]
     seed: int
     cap: float | None = None
 
     def __init__(
-        self,
-        num_classes: int,
-        input_size: int,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
-        arch: str,
-        width: int,
-        stem: Stem,
-        recipe: Recipe,
+        self, facts: ImageFacts, arch: str, width: int, stem: Stem, recipe: Recipe
     ) -> None:
-        info = ModelInfo(arch, num_classes, input_size, mean, std, width, stem)
-        super().__init__(FreshSource(info))
-        if num_classes < 2:
+        super().__init__()
+        if facts.num_classes < 2:
             raise ConfigError(
-                f"num_classes={num_classes}: poisoned samples are found by their class, so the "
-                "data needs at least two."
+                f"num_classes={facts.num_classes}: poisoned samples are found by their class, so "
+                "the data needs at least two."
             )
-        self.recipe = self.fitting = recipe
+        self.info = ModelInfo(
+            arch, facts.num_classes, facts.input_size, facts.mean, facts.std, width, stem
+        )
+        self.num_classes, self.recipe = facts.num_classes, recipe
 
     @property
     def further_scores(self) -> tuple[str, ...]:
@@ -93,22 +82,29 @@ class DatasetDefense(StagedPurifier, ABC):
         return ()
 
     @property
-    def parts(self) -> dict[str, float]:
+    def shares(self) -> dict[str, float]:
         """Settings that are shares of the data set, of which each must hold a sample."""
         return {}
 
-    def setup(self, stage: str) -> None:
+    def cap_of(self, ascent_cap: float | None) -> float | None:
+        """The cap in nats of one in ln K."""
+        if ascent_cap is None:
+            return None
+        return check_positive("ascent_cap", ascent_cap) * math.log(self.num_classes)
+
+    def make_networks(self) -> None:
+        """A new network, with weights from torch's own generator."""
+        self.install(model=build(self.info))
+
+    def check_data(self) -> None:
         """Looks at the size of the data set before anything is trained.
 
         Raises:
             ConfigError: If the data set cannot serve single samples, or is too small.
         """
-        super().setup(stage)
-        if stage != "fit":
-            return
         num_rows(self.trainer, self.labelled(Subset(torch.zeros(1, dtype=torch.long))))
-        size = num_rows(self.trainer, self.labelled())
-        for name, share in self.parts.items():
+        size = num_rows(self.trainer, self.everything())
+        for name, share in self.shares.items():
             if share_of(size, share) < 1:
                 raise ConfigError(
                     f"{name}={share}: that is less than one of the {size} training samples; raise "
@@ -121,13 +117,21 @@ class DatasetDefense(StagedPurifier, ABC):
         Raises:
             ConfigError: If those of the run that is resumed were others.
         """
-        looks = self.of_each(look_of, labels=True)
+        fingerprints = self.of_each(fingerprint, labels=True)
         if self._resumed:
-            require_same_samples(looks, self.results.get("looks"))
-        self.results["looks"] = looks
+            require_same_samples(fingerprints, self.results["fingerprints"])
+        self.results["fingerprints"] = fingerprints
         super().on_fit_start()
 
     # ------------------------------------------------------------------ data
+
+    def everything(self) -> View:
+        """All samples with their labels, as `recipe` reads them."""
+        return self.labelled()
+
+    def unflagged(self) -> View:
+        """The samples that are not flagged."""
+        return self.labelled(chosen(~self.results["flagged"], "left, since all are flagged"))
 
     def labelled(self, subset: Subset | None = None, recipe: Recipe | None = None) -> View:
         """Samples with labels; all of them, and as in `self.recipe`, unless said otherwise."""
@@ -169,12 +173,12 @@ class DatasetDefense(StagedPurifier, ABC):
         view = View("train", batch_size=batch_size, labels=labels, subset=subset)
         # With fewer batches than devices one would have none: each computes all, the first counts.
         few = num_rows(self.trainer, view) <= batch_size * (self.trainer.world_size - 1)
-        done = [(function(b), b["index"]) for b in self.scan(view, shared=not few)]
+        done = [(function(b), b["index"]) for b in self.read(view, shared=not few)]
         values, index = (torch.cat(part) for part in zip(*done, strict=True))
         if few and not self.trainer.is_global_zero:
             values, index = values[:0], index[:0]
         size = num_rows(self.trainer, replace(view, subset=None))
-        table = together(values, index, size).cpu()
+        table = gather_rows(values, index, size).cpu()
         if not table.isfinite().all():
             raise ConfigError(
                 "What the network says of some samples is not a number, because its training "
@@ -205,22 +209,13 @@ class DatasetDefense(StagedPurifier, ABC):
 
     def labels_of_each(self) -> Tensor:
         """(N,), as the data shows them."""
-        return self.results["looks"][:, 0].long()
+        return self.results["fingerprints"][:, 0].long()
 
     def loss_of_each(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy (N,), in float64: in float32 that of well-known samples is 0, a tie."""
         return F.cross_entropy(logits.double(), labels, reduction="none")
 
-    # ------------------------------------------------------------------ training
-
-    def make_student(self, suspect: SplitModel) -> SplitModel:
-        """The network as it was built."""
-        return suspect
-
-    @property
-    def needs_teacher(self) -> bool:
-        """There is no suspect."""
-        return False
+    # ------------------------------------------------------------------ parts of plans
 
     def start_anew(self) -> None:
         """Gives the model new weights."""
@@ -228,66 +223,29 @@ class DatasetDefense(StagedPurifier, ABC):
             torch.manual_seed(derive_seed(self.new_weights, self.seed))
             self.model.load_state_dict(build(self.model.info).state_dict())
 
-    def cross_entropy(self, batch: Batch, name: str) -> Tensor:
-        """Mean cross-entropy with the labels of the batch, in float32, logged as `name`."""
+    def leave_flagged_out(self) -> None:
+        """New weights for a training without the flagged samples."""
+        self.warn_of_lost_classes()
+        self.start_anew()
+
+    def fit_labels(self, batch: Batch) -> Tensor:
+        """Cross-entropy of an ordinary training, logged as `loss`."""
         loss = F.cross_entropy(self.model(batch["image"]).float(), batch["label"])
-        self.log_terms(**{name: loss})
+        self.log_terms(loss=loss)
         return loss
 
-    def sgd(self, recipe: Recipe) -> StageOptimizer:
-        """SGD on the whole model, with the recipe's schedule over its epochs."""
-        optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            recipe.lr,
-            recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            nesterov=recipe.nesterov,
-        )
-        return scheduled(self.trainer, optimizer, recipe.schedule, recipe.epochs, recipe.milestones)
-
-    # ------------------------------------------------------------------ stages in common
-
-    def usual_step(self, stage: Stage, batch: Batch) -> Tensor:
-        """Cross-entropy."""
-        return self.cross_entropy(batch, f"{stage.name}_loss")
-
-    def usual_optimizer(self, stage: Stage) -> StageOptimizer:
-        """SGD by the recipe of the stage, from its start."""
-        return self.sgd(self.recipe_of(stage.name))
-
-    def recipe_of(self, name: str) -> Recipe:
-        """The recipe that has the name of a stage, or `recipe`."""
-        own = self.fitting if name == "train" else getattr(self, name, None)
-        return own if isinstance(own, Recipe) else self.recipe
-
-    def stage(self, name: str) -> Stage:
-        """A stage that is as long as its recipe says."""
-        return Stage(name, self.recipe_of(name).epochs)
-
-    def train_view(self) -> View:
-        """All samples."""
-        return self.labelled(recipe=self.fitting)
-
-    def train_step(self, batch: Batch) -> Tensor:
-        """Cross-entropy."""
-        return self.cross_entropy(batch, "loss")
-
-    def unlearn_step(self, batch: Batch) -> Tensor:
+    def ascend(self, batch: Batch) -> Tensor:
         """Ascent of the cross-entropy, as far as the cap."""
         loss = -capped_cross_entropy(self.model(batch["image"]), batch["label"], self.cap)
         self.log_terms(unlearn_loss=loss)
         return loss
 
-    def begin_retrain(self) -> None:
-        """New weights."""
-        self.tell_of_lost_classes()
-        self.start_anew()
+    def propose(self) -> None:
+        """The network, clean by now, names the flagged samples, triggers and all."""
+        flagged = self.results["flagged"]
+        self.results["proposed"] = torch.where(flagged, self.logits_of_each().argmax(1), -1)
 
-    def retrain_view(self) -> View:
-        """The samples that are not flagged."""
-        return self.labelled(chosen(~self.results["flagged"], "left, since all are flagged"))
-
-    def tell_of_lost_classes(self) -> None:
+    def warn_of_lost_classes(self) -> None:
         """Warns, and notes it for the record, if nearly all samples of a class are flagged."""
         labels, flagged = self.labels_of_each(), self.results["flagged"]
         numbers = torch.bincount(labels)
@@ -301,13 +259,8 @@ class DatasetDefense(StagedPurifier, ABC):
 
     # ------------------------------------------------------------------ findings
 
-    def begin_propose(self) -> None:
-        """The network, clean by now, names the flagged samples, triggers and all."""
-        flagged = self.results["flagged"]
-        self.results["proposed"] = torch.where(flagged, self.logits_of_each().argmax(1), -1)
-
-    def keep(self, name: str) -> None:
-        """Keeps the present weights, to be written as `<name>.safetensors` beside the model's."""
+    def store(self, name: str) -> None:
+        """Stores the present weights, to be written as `<name>.safetensors` beside the model's."""
         state = self.model.state_dict().items()
         self.results |= {f"{name}/{key}": value.detach().cpu().clone() for key, value in state}
         self.results[f"purified_{name}"] = torch.tensor(self._is_clean)
@@ -317,13 +270,13 @@ class DatasetDefense(StagedPurifier, ABC):
         return "proposed" in self.results
 
     def restore(self, name: str) -> None:
-        """Takes the weights that `keep` kept under this name."""
+        """Takes the weights that `store` stored under this name."""
         self.model.load_state_dict(
             {key: self.results[f"{name}/{key}"] for key in self.model.state_dict()}
         )
 
     def save_artifacts(self, folder: Path) -> None:
-        """Writes the networks that were kept on the way."""
+        """Writes the networks that were stored on the way."""
         super().save_artifacts(folder)
         for name in {key.split("/")[0] for key in self.results if "/" in key}:
             model = build(self.model.info)
@@ -360,9 +313,9 @@ class DatasetDefense(StagedPurifier, ABC):
         """Whether the method ran to its end, and that end is behind `propose`."""
         return self.finished and self._is_clean
 
-    def protocol(self) -> dict[str, Any]:
-        """Labels are those of the untrusted data set."""
-        facts = super().protocol() | {"labels": "untrusted"}
+    def details(self) -> dict[str, Any]:
+        """Whether the method ran to its end, and what it found."""
+        facts: dict[str, Any] = {"purified": self.purified}
         if "flagged" in self.results:
             facts["num_flagged"] = int(self.results["flagged"].sum())
         if len(self.results.get("lost_classes", ())):

@@ -5,19 +5,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from bdclean.purification.dataset import chosen
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from safetensors.torch import load_file
 
 from bdclean.attacks import BadNets, WaNet
 from bdclean.backbones import build
-from bdclean.backbones.attacker import Attacker
+from bdclean.backbones.perturber import Perturber
 from bdclean.callbacks.suspects import Suspects
 from bdclean.data import ImageSet, Splits
 from bdclean.errors import ConfigError
 from bdclean.functional.ranking import share_of
 from bdclean.functional.seeds import derive_seed
 from bdclean.purification import AdvrBD, Recipe
-from bdclean.purification.dataset import chosen
 
 # Networks of two epochs may flag the whole of a class.
 pytestmark = pytest.mark.filterwarnings("ignore:More than 95% of the samples")
@@ -261,7 +261,7 @@ def test_the_score_is_a_literal_transcription(make, make_poisoned, make_trainer)
     net = module.double().model.eval()
     images, radius = torch.rand(6, 3, 8, 8).double(), 8 / 255
     module._stage = 1  # the first scores
-    score = module._score(Attacker(net), {"image": images, "index": torch.arange(12, 18)})
+    score = module._score(Perturber(net), {"image": images, "index": torch.arange(12, 18)})
     draw = torch.Generator().manual_seed(derive_seed("patches", 0, 0, 12))
     wanted = torch.full((6,), torch.inf)
     for _ in range(2):
@@ -578,7 +578,7 @@ import sys
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from bdclean.attacks import BadNets
-from bdclean.backbones.attacker import Attacker
+from bdclean.backbones.perturber import Perturber
 from bdclean.data import Digits, Splits
 from bdclean.purification import AdvrBD, Recipe
 from bdclean.types import Subset

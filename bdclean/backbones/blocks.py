@@ -24,7 +24,7 @@ FAMILIES = (
 
 
 @dataclass(frozen=True)
-class Stage:
+class Block:
     """One block of a network.
 
     Attributes:
@@ -42,20 +42,20 @@ class Stage:
     extra: tuple[nn.Parameter, ...] = ()
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """All parameters of the stage."""
+        """All parameters of the block."""
         for module in self.modules:
             yield from module.parameters()
         yield from self.extra
 
 
 @dataclass
-class _Block:
+class _Piece:
     modules: list[nn.Module]
     new_group: bool
     extra: tuple[nn.Parameter, ...] = ()
 
 
-def ordered_stages(model: nn.Module) -> list[Stage]:
+def ordered_blocks(model: nn.Module) -> list[Block]:
     """Lists the blocks of a network from input to output.
 
     Args:
@@ -63,46 +63,46 @@ def ordered_stages(model: nn.Module) -> list[Stage]:
 
     Returns:
         Stem first, head last (if there is one). Each parameter of backbone and head is in
-        exactly one stage. ResNet-18 gives the stem, eight blocks and the head.
+        exactly one block. ResNet-18 gives the stem, eight blocks and the head.
 
     Raises:
         ConfigError: If the family is not supported.
     """
     backbone = model.backbone if isinstance(model, SplitModel) else model
     names = {module: name for name, module in backbone.named_modules()}
-    stages: list[Stage] = []
-    for block in _blocks(backbone):
+    blocks: list[Block] = []
+    for piece in _pieces(backbone):
         modules = tuple(
-            module for module in block.modules if any(True for _ in module.parameters())
+            module for module in piece.modules if any(True for _ in module.parameters())
         )
-        name = names[modules[0]] if stages else "stem"
-        group = stages[-1].group + block.new_group if stages else 0
-        stages.append(Stage(name, modules, group, block.extra))
-    head = model.head if isinstance(model, SplitModel) else _classifier(backbone, stages)
+        name = names[modules[0]] if blocks else "stem"
+        group = blocks[-1].group + piece.new_group if blocks else 0
+        blocks.append(Block(name, modules, group, piece.extra))
+    head = model.head if isinstance(model, SplitModel) else _classifier(backbone, blocks)
     if head is not None:
-        stages.append(Stage("head", (head,), stages[-1].group + 1))
-    covered = [id(parameter) for stage in stages for parameter in stage.parameters()]
+        blocks.append(Block("head", (head,), blocks[-1].group + 1))
+    covered = [id(parameter) for block in blocks for parameter in block.parameters()]
     expected = {id(parameter): name for name, parameter in model.named_parameters()}
     left = [name for key, name in expected.items() if key not in covered]
     if left or len(covered) != len(expected):
         raise _unsupported(backbone, f" (no place for {', '.join(left[:3])})")
-    return stages
+    return blocks
 
 
-def _classifier(net: nn.Module, stages: Sequence[Stage]) -> nn.Linear | None:
-    covered = {id(parameter) for stage in stages for parameter in stage.parameters()}
+def _classifier(net: nn.Module, blocks: Sequence[Block]) -> nn.Linear | None:
+    covered = {id(parameter) for block in blocks for parameter in block.parameters()}
     linear = [module for module in net.modules() if isinstance(module, nn.Linear)]
     return linear[-1] if linear and id(linear[-1].weight) not in covered else None
 
 
 def _unsupported(net: nn.Module, reason: str = "") -> ConfigError:
     return ConfigError(
-        f"The order of stages of {type(net).__name__} is not known{reason}. "
+        f"The order of blocks of {type(net).__name__} is not known{reason}. "
         f"Depth-wise methods take: {', '.join(FAMILIES)}."
     )
 
 
-def _blocks(net: nn.Module) -> list[_Block]:
+def _pieces(net: nn.Module) -> list[_Piece]:
     if isinstance(net, ResNet | tv.ResNet):
         return _resnet([net.conv1, net.bn1], [net.layer1, net.layer2, net.layer3, net.layer4])
     if isinstance(net, tv.MobileNetV2 | tv.EfficientNet):
@@ -118,11 +118,11 @@ def _blocks(net: nn.Module) -> list[_Block]:
         extra = (net.class_token, net.encoder.pos_embedding)
         return _vit([net.conv_proj], extra, net.encoder.layers, [net.encoder.ln])
     if type(net).__module__.startswith("timm."):
-        return _timm_blocks(net)
+        return _timm_pieces(net)
     raise _unsupported(net)
 
 
-def _timm_blocks(net: nn.Module) -> list[_Block]:
+def _timm_pieces(net: nn.Module) -> list[_Piece]:
     # Only here: a network of timm's means that its import has been paid for.
     from timm.models.convnext import ConvNeXt
     from timm.models.efficientnet import EfficientNet
@@ -136,7 +136,7 @@ def _timm_blocks(net: nn.Module) -> list[_Block]:
         return _resnet([sub("conv1"), sub("bn1")], layers)
     if isinstance(net, EfficientNet):
         blocks = _by_stride([net.conv_stem, net.bn1], _flat(net.blocks))
-        return [*blocks, _Block([net.conv_head, net.bn2], new_group=False)]
+        return [*blocks, _Piece([net.conv_head, net.bn2], new_group=False)]
     if isinstance(net, VGG):
         return _vgg(net.features, net.pre_logits.children())
     if isinstance(net, ConvNeXt):
@@ -159,53 +159,53 @@ def _flat(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
             yield module
 
 
-def _resnet(stem: list[nn.Module], layers: Sequence[nn.Module]) -> list[_Block]:
+def _resnet(stem: list[nn.Module], layers: Sequence[nn.Module]) -> list[_Piece]:
     blocks = [
-        _Block([block], new_group=index == 0)
+        _Piece([block], new_group=index == 0)
         for layer in layers
         for index, block in enumerate(layer.children())
     ]
-    return [_Block(stem, new_group=True), *blocks]
+    return [_Piece(stem, new_group=True), *blocks]
 
 
-def _by_stride(stem: list[nn.Module], modules: Iterable[nn.Module]) -> list[_Block]:
+def _by_stride(stem: list[nn.Module], modules: Iterable[nn.Module]) -> list[_Piece]:
     blocks = [
-        _Block([module], new_group=index == 0 or _is_strided(module))
+        _Piece([module], new_group=index == 0 or _is_strided(module))
         for index, module in enumerate(modules)
     ]
-    return [_Block(stem, new_group=True), *blocks]
+    return [_Piece(stem, new_group=True), *blocks]
 
 
 def _is_strided(block: nn.Module) -> bool:
     return any(isinstance(m, nn.Conv2d) and max(m.stride) > 1 for m in block.modules())
 
 
-def _vgg(features: Iterable[nn.Module], hidden: Iterable[nn.Module]) -> list[_Block]:
-    blocks: list[_Block] = []
+def _vgg(features: Iterable[nn.Module], hidden: Iterable[nn.Module]) -> list[_Piece]:
+    blocks: list[_Piece] = []
     pooled = True
     for module in features:
         if isinstance(module, nn.Conv2d):
-            blocks.append(_Block([module], new_group=pooled or len(blocks) == 1))
+            blocks.append(_Piece([module], new_group=pooled or len(blocks) == 1))
             pooled = False
         elif isinstance(module, nn.MaxPool2d):
             pooled = True
         else:
             blocks[-1].modules.append(module)
     layers = [m for m in hidden if isinstance(m, nn.Linear | nn.Conv2d)]
-    return [*blocks, *(_Block([layer], new_group=True) for layer in layers)]
+    return [*blocks, *(_Piece([layer], new_group=True) for layer in layers)]
 
 
 def _convnext(
     stem: list[nn.Module],
     steps: Iterable[tuple[list[nn.Module], nn.Module]],
     norms: list[nn.Module],
-) -> list[_Block]:
+) -> list[_Piece]:
     """Each step is (down-sampling, blocks); the first block takes the down-sampling in."""
-    blocks = [_Block(stem, new_group=True)]
+    blocks = [_Piece(stem, new_group=True)]
     for down, members in steps:
         for index, block in enumerate(members.children()):
             first = index == 0
-            blocks.append(_Block([block, *down] if first else [block], new_group=first))
+            blocks.append(_Piece([block, *down] if first else [block], new_group=first))
     blocks[-1].modules.extend(norms)
     return blocks
 
@@ -215,7 +215,7 @@ def _vit(
     extra: tuple[nn.Parameter, ...],
     layers: nn.Module,
     norms: list[nn.Module],
-) -> list[_Block]:
-    blocks = [_Block([layer], new_group=True) for layer in layers.children()]
+) -> list[_Piece]:
+    blocks = [_Piece([layer], new_group=True) for layer in layers.children()]
     blocks[-1].modules.extend(norms)
-    return [_Block(stem, new_group=True, extra=extra), *blocks]
+    return [_Piece(stem, new_group=True, extra=extra), *blocks]

@@ -3,11 +3,11 @@ import math
 
 import pytest
 import torch
+from bdclean.metrics.fitting import scheduled
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from bdclean.backbones.source import WeightsSource
 from bdclean.errors import ConfigError
-from bdclean.metrics.fitting import scheduled
 from bdclean.purification import Stage, StagedPurifier
 from bdclean.types import View
 

@@ -169,7 +169,7 @@ def test_metrics_follow_the_module_to_its_device():
 
 def test_protocol_and_export():
     module = make(LookUp())
-    assert module.export_model() is module.model
+    assert module.product() is module.model
     assert module.protocol() == {"head": "original", "labels": "none"}
     assert make(LookUp(with_head=False)).protocol()["head"] == "none"
     assert make().protocol()["head"] == "none"

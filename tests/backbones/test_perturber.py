@@ -7,9 +7,9 @@ from torch import nn
 from torchvision.ops import StochasticDepth
 
 from bdclean.backbones import ModelInfo, build
-from bdclean.backbones.attacker import Attacker
 from bdclean.backbones.batchnorm import batch_norms, momentum_of, reestimate_
-from bdclean.backbones.fold import attack_copy
+from bdclean.backbones.fold import frozen_copy
+from bdclean.backbones.perturber import Perturber
 
 FACTS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.25)}
 
@@ -35,7 +35,7 @@ def shake(model, size=16):
 @pytest.mark.parametrize(("arch", "size"), [("resnet18", 16), ("mobilenet_v2", 32)])
 def test_refreshed_copy_is_the_model_in_evaluation_mode(arch, size):
     model = make(arch, size)
-    folded = attack_copy(model)
+    folded = frozen_copy(model)
     assert len(folded.folded) == len(batch_norms(model))  # nothing is left out
     images = torch.rand(4, 3, size, size)
     shake(model, size)
@@ -51,9 +51,9 @@ def test_refreshed_copy_is_the_model_in_evaluation_mode(arch, size):
 
 def test_refreshed_copy_in_bfloat16_is_the_new_copy():
     model = make()
-    folded = attack_copy(model, torch.bfloat16)
+    folded = frozen_copy(model, torch.bfloat16)
     folded.refresh_(shake(model))
-    new, images = attack_copy(model, torch.bfloat16), torch.rand(4, 3, 16, 16)
+    new, images = frozen_copy(model, torch.bfloat16), torch.rand(4, 3, 16, 16)
     torch.testing.assert_close(folded(images), new(images), rtol=2e-2, atol=2e-2)
     assert {p.dtype for p in folded.network.parameters()} == {torch.bfloat16}
 
@@ -61,7 +61,7 @@ def test_refreshed_copy_in_bfloat16_is_the_new_copy():
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_attacker_gives_the_features_of_its_mode(mode):
     model = make()
-    attacker = Attacker(model, mode)
+    attacker = Perturber(model, mode)
     attacker.refresh_(shake(model))
     before = copy.deepcopy(model.state_dict())
     images = torch.rand(4, 3, 16, 16, requires_grad=True)
@@ -83,7 +83,7 @@ def test_attacker_gives_the_features_of_its_mode(mode):
 def test_attacker_switches_dropout_of_any_kind_off(dropout):
     model = make("mobilenet_v2", 32)
     model.backbone.features.append(dropout)
-    attacker = Attacker(model, "train")
+    attacker = Perturber(model, "train")
     images = torch.rand(4, 3, 32, 32)
     assert torch.equal(attacker.features(images), attacker.features(images))
 

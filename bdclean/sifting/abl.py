@@ -8,25 +8,23 @@ NeurIPS 2021; the authors' code is github.com/bboylyg/ABL. With l the cross-entr
     retrain: min E l over D without D_p
     unlearn: max E l over D_p
 
-The steps of the last two are those of `DatasetDefense`.
+The steps of the last two are those of `Sifter`.
 docs/methods/abl.md lists every default with its source.
 """
 
-import math
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from bdclean.backbones.split import Stem
-from bdclean.errors import ConfigError, check_not_negative, check_positive
+from bdclean.checks import check_choice, check_not_negative
+from bdclean.errors import ConfigError
 from bdclean.functional.isolation import flooding, local_gradient_ascent
 from bdclean.functional.ranking import lowest
-from bdclean.purification.base import check_choice
-from bdclean.purification.dataset import DatasetDefense, chosen
-from bdclean.purification.recipe import Recipe
-from bdclean.purification.staged import Stage, StageOptimizer
-from bdclean.types import Batch, View
+from bdclean.modules import Recipe, Stage
+from bdclean.sifting.base import Sifter, chosen
+from bdclean.types import Batch, ImageFacts, View
 
 Ascent = Literal["lga", "flooding"]
 LevelOf = Literal["sample", "batch"]
@@ -36,16 +34,13 @@ RETRAINING = Recipe(epochs=70, schedule="multistep", milestones=(30 / 70, 55 / 7
 UNLEARNING = Recipe(epochs=5, lr=5e-4, schedule="constant")
 
 
-class ABL(DatasetDefense):
+class ABL(Sifter):
     """Isolates what is learned first, trains on the rest, and unlearns what was isolated.
 
     Defaults are those of BackdoorBox (THUYimingLi/BackdoorBox).
 
     Args:
-        num_classes: K; comes from the data module.
-        input_size: Side of the images; comes from the data module.
-        mean: Per channel; comes from the data module.
-        std: Per channel; comes from the data module.
+        facts: Facts of the data.
         arch: See `bdclean.backbones.build`.
         width: Channels of the first stage of our ResNets.
         stem: `auto` takes the CIFAR stem up to 64 pixels.
@@ -65,14 +60,12 @@ class ABL(DatasetDefense):
         ConfigError: If a value is out of its range.
     """
 
+    name = "abl"
     new_weights = "abl/retrain"
 
     def __init__(
         self,
-        num_classes: int,
-        input_size: int,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
+        facts: ImageFacts,
         arch: str = "resnet18",
         width: int = 64,
         stem: Stem = "auto",
@@ -87,9 +80,8 @@ class ABL(DatasetDefense):
         ascent_cap: float | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(num_classes, input_size, mean, std, arch, width, stem, recipe)
-        # Checkpoints hold plain values, so that they load without unpickling.
-        self.save_hyperparameters(ignore=["isolation", "recipe", "unlearning"])
+        super().__init__(facts, arch, width, stem, recipe)
+        self.save_arguments()
         self.isolation, self.unlearning = isolation, unlearning
         self.ascent: Ascent = check_choice("ascent", ascent, Ascent)
         self.level_of: LevelOf = check_choice("level_of", level_of, LevelOf)
@@ -98,31 +90,29 @@ class ABL(DatasetDefense):
             raise ConfigError(f"isolated={isolated}: it must lie between 0 and 1.")
         self.isolated = isolated
         self.fresh_start, self.seed = fresh_start, seed
-        if ascent_cap is not None:
-            self.cap = check_positive("ascent_cap", ascent_cap) * math.log(num_classes)
+        self.cap = self.cap_of(ascent_cap)
 
     @property
-    def parts(self) -> dict[str, float]:
-        """The isolated part."""
+    def shares(self) -> dict[str, float]:
+        """The isolated share."""
         return {"isolated": self.isolated}
 
     def plan(self) -> tuple[Stage, ...]:
         """Isolate, rank, train on the rest, unlearn."""
+        start = self.leave_flagged_out if self.fresh_start else self.warn_of_lost_classes
         return (
-            Stage("isolate", self.isolation.epochs),
-            Stage("rank", 0),
-            Stage("retrain", self.recipe.epochs),
-            Stage("unlearn", self.unlearning.epochs),
-            Stage("propose", 0),
+            Stage("isolate", self.isolation, reads=self.all_samples, step=self.isolate),
+            Stage("rank", begin=self.rank),
+            Stage("retrain", self.recipe, begin=start, reads=self.unflagged),
+            Stage("unlearn", self.unlearning, reads=self.isolated_samples, step=self.ascend),
+            Stage("propose", begin=self.propose),
         )
 
-    # ------------------------------------------------------------------ isolation
+    def all_samples(self) -> View:
+        """What the isolation reads."""
+        return self.labelled(recipe=self.isolation)
 
-    def isolate_view(self) -> View:
-        """All samples."""
-        return self.labelled(None, self.isolation)
-
-    def isolate_step(self, batch: Batch) -> Tensor:
+    def isolate(self, batch: Batch) -> Tensor:
         """The cross-entropy, held at its level."""
         logits = self.model(batch["image"]).float()
         losses = F.cross_entropy(logits, batch["label"], reduction="none")
@@ -132,33 +122,12 @@ class ABL(DatasetDefense):
         self.log_terms(isolate_loss=loss, isolate_ce=losses.mean())
         return loss
 
-    def isolate_optimizer(self) -> StageOptimizer:
-        """SGD."""
-        return self.sgd(self.isolation)
-
-    def begin_rank(self) -> None:
-        """Scores all samples; those with the lowest loss are held to be poisoned."""
+    def rank(self) -> None:
+        """Scores all samples; those with the lowest loss are considered poisoned."""
         losses = self.loss_of_each(self.logits_of_each(exact=True), self.labels_of_each())
         self.results["score"] = -losses.float()
         self.results["flagged"] = lowest(losses, self.isolated)
 
-    # ------------------------------------------------------------------ retraining, unlearning
-
-    def begin_retrain(self) -> None:
-        """Goes on with the weights of the isolation, unless told otherwise."""
-        if self.fresh_start:
-            super().begin_retrain()
-        else:
-            self.tell_of_lost_classes()
-
-    def unlearn_view(self) -> View:
-        """The isolated samples."""
+    def isolated_samples(self) -> View:
+        """What the unlearning reads."""
         return self.labelled(chosen(self.results["flagged"], "isolated"), self.unlearning)
-
-    def unlearn_optimizer(self) -> StageOptimizer:
-        """SGD."""
-        return self.sgd(self.unlearning)
-
-    def protocol(self) -> dict[str, Any]:
-        """Adds the method."""
-        return super().protocol() | {"method": "abl"}

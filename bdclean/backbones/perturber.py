@@ -8,20 +8,20 @@ import torch
 from torch import Tensor
 
 from bdclean.backbones.batchnorm import batch_norms
-from bdclean.backbones.fold import AttackCopy, attack_copy
+from bdclean.backbones.fold import FrozenCopy, frozen_copy
 from bdclean.backbones.split import SplitModel
 
 BatchNormMode = Literal["eval", "train"]
 
 
 @contextmanager
-def attack_precision(device_type: str) -> Iterator[torch.dtype | None]:
+def perturb_precision(device_type: str) -> Iterator[torch.dtype | None]:
     """Autocast for attack loops: to bfloat16 where it is on already, else off.
 
     float16 would lose small gradients of the input, bfloat16 keeps their range.
 
     Yields:
-        The `dtype` for an `Attacker`.
+        The `dtype` for an `Perturber`.
     """
     half = torch.is_autocast_enabled(device_type)
     half = half and torch.get_autocast_dtype(device_type) == torch.bfloat16
@@ -29,7 +29,7 @@ def attack_precision(device_type: str) -> Iterator[torch.dtype | None]:
         yield torch.bfloat16 if half else None
 
 
-class Attacker:
+class Perturber:
     """Features of a model, differentiable in the images only.
 
     It is no `nn.Module`, so that no checkpoint of its owner holds it.
@@ -46,9 +46,9 @@ class Attacker:
     def __init__(
         self, model: SplitModel, mode: BatchNormMode = "eval", dtype: torch.dtype | None = None
     ) -> None:
-        self._net: AttackCopy | SplitModel
+        self._net: FrozenCopy | SplitModel
         if mode == "eval":
-            self._net = attack_copy(model, dtype)
+            self._net = frozen_copy(model, dtype)
             self.features = self._net.forward
             return
         self._net = model.copy().requires_grad_(False).eval()
@@ -58,7 +58,7 @@ class Attacker:
 
     def refresh_(self, model: SplitModel) -> None:
         """Takes over the present weights of the model."""
-        if isinstance(self._net, AttackCopy):
+        if isinstance(self._net, FrozenCopy):
             self._net.refresh_(model)
         else:
             self._net.load_state_dict(model.state_dict())

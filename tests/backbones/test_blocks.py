@@ -8,7 +8,7 @@ import torch
 import torchvision
 from torch import nn
 
-from bdclean.backbones import ModelInfo, SplitModel, build, ordered_stages
+from bdclean.backbones import ModelInfo, SplitModel, build, ordered_blocks
 from bdclean.errors import ConfigError
 
 HALF = (0.5, 0.5, 0.5)
@@ -93,7 +93,7 @@ def model(request):
 
 
 def test_each_parameter_is_in_one_stage(model):
-    stages = ordered_stages(model)
+    stages = ordered_blocks(model)
     found = [id(parameter) for stage in stages for parameter in stage.parameters()]
     assert len(found) == len(set(found))
     assert set(found) == {id(parameter) for parameter in model.parameters()}
@@ -103,14 +103,14 @@ def test_each_parameter_is_in_one_stage(model):
 
 
 def test_groups_start_at_zero_and_never_jump(model):
-    groups = [stage.group for stage in ordered_stages(model)]
+    groups = [stage.group for stage in ordered_blocks(model)]
     assert groups[:2] == [0, 1]
     assert all(after - before in (0, 1) for before, after in itertools.pairwise(groups))
     assert groups[-1] == groups[-2] + 1
 
 
 def test_names_are_distinct(model):
-    names = [stage.name for stage in ordered_stages(model)]
+    names = [stage.name for stage in ordered_blocks(model)]
     assert len(set(names)) == len(names)
 
 
@@ -118,16 +118,16 @@ def test_names_are_distinct(model):
 def test_stages_are_in_the_order_of_the_forward_pass(name):
     model = MODELS[name]().eval()
     order = []
-    for index, stage in enumerate(ordered_stages(model)):
+    for index, stage in enumerate(ordered_blocks(model)):
         for module in stage.modules:
             module.register_forward_hook(lambda *_, index=index: order.append(index))
     model.features(torch.rand(1, 3, 32, 32))
     assert order == sorted(order)
-    assert set(order) == set(range(len(ordered_stages(model)) - 1))  # all but the head
+    assert set(order) == set(range(len(ordered_blocks(model)) - 1))  # all but the head
 
 
 def test_resnet18():
-    stages = ordered_stages(_own("resnet18"))
+    stages = ordered_blocks(_own("resnet18"))
     assert [stage.name for stage in stages] == [
         "stem",
         *(f"layer{layer}.{block}" for layer in (1, 2, 3, 4) for block in (0, 1)),
@@ -138,14 +138,14 @@ def test_resnet18():
 
 def test_mobilenet_groups_are_resolutions():
     small, large = _own("mobilenet_v2"), build(ModelInfo("mobilenet_v2", 3, 96, HALF, HALF, 8))
-    groups = [stage.group for stage in ordered_stages(small)]
+    groups = [stage.group for stage in ordered_blocks(small)]
     assert groups == [0] + [1] * 3 + [2] * 3 + [3] * 7 + [4] * 5 + [5]
-    groups = [stage.group for stage in ordered_stages(large)]
+    groups = [stage.group for stage in ordered_blocks(large)]
     assert groups == [0, 1] + [2] * 2 + [3] * 3 + [4] * 7 + [5] * 5 + [6]
 
 
 def test_vgg_groups_lie_between_pools():
-    stages = ordered_stages(_small_vgg(batch_norm=True))
+    stages = ordered_blocks(_small_vgg(batch_norm=True))
     # stem, 8 | 16, 16 | 16, 16 | two hidden layers, head
     assert [stage.group for stage in stages] == [0, 1, 2, 2, 3, 3, 4, 5, 6]
     kinds = [type(module).__name__ for module in stages[1].modules]
@@ -153,26 +153,26 @@ def test_vgg_groups_lie_between_pools():
 
 
 def test_each_block_of_a_vit_is_a_group():
-    stages = ordered_stages(_vit())
+    stages = ordered_blocks(_vit())
     assert [stage.group for stage in stages] == [0, 1, 2, 3, 4]
     assert len(stages[0].extra) == 2  # class token and position embedding
 
 
 def test_downsampling_of_convnext_joins_the_next_block():
-    stages = ordered_stages(MODELS["timm convnext"]())
+    stages = ordered_blocks(MODELS["timm convnext"]())
     assert [stage.group for stage in stages] == [0] + [1] * 2 + [2] * 2 + [3] * 6 + [4] * 2 + [5]
     assert stages[3].name == "stages.1.blocks.0"
 
 
 def test_without_a_head_the_last_stage_is_a_block():
-    stages = ordered_stages(_own("resnet18", num_classes=None))
+    stages = ordered_blocks(_own("resnet18", num_classes=None))
     assert stages[-1].name == "layer4.1"
     assert len(stages) == 9
 
 
 def test_a_plain_network_is_taken_with_its_classifier():
     network = torchvision.models.get_model("resnet18", weights=None)
-    stages = ordered_stages(network)
+    stages = ordered_blocks(network)
     assert stages[-1].modules == (network.fc,)
     assert len(stages) == 10
 
@@ -190,11 +190,11 @@ def test_a_plain_network_is_taken_with_its_classifier():
 )
 def test_other_families_are_refused_with_the_list(network):
     with pytest.raises(ConfigError, match=f"{type(network).__name__}.*ResNet.*ViT.*ConvNeXt"):
-        ordered_stages(network)
+        ordered_blocks(network)
 
 
 def test_a_variant_with_parameters_of_its_own_is_refused_by_name():
     network = _own("resnet18").backbone
     network.register_parameter("gate", nn.Parameter(torch.ones(1)))
     with pytest.raises(ConfigError, match=r"no place for backbone\.gate"):
-        ordered_stages(_split(network, 64))
+        ordered_blocks(_split(network, 64))

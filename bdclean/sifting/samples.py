@@ -5,21 +5,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bdclean.errors import ConfigError
-from bdclean.purification.staged import EARLIER_VERSION
 from bdclean.types import Batch
 
 
-def look_of(batch: Batch) -> Tensor:
+def fingerprint(batch: Batch) -> Tensor:
     """The label and the mean colours of the four quarters of each image, (B, 13), float32."""
     colours = F.adaptive_avg_pool2d(batch["image"], 2).flatten(1)
     return torch.cat([batch["label"][:, None].to(colours), colours], 1)
 
 
-def require_same_samples(now: Tensor, before: Tensor | None) -> None:
-    """Compares the looks (N, 13) of the samples with those of the run that is resumed."""
+def require_same_samples(now: Tensor, before: Tensor) -> None:
+    """Compares the fingerprints (N, 13) of the samples with those of the run that is resumed."""
     way_out = "Bring the data back as it was, or start a new run in another folder."
-    if before is None:
-        raise ConfigError(EARLIER_VERSION)
     if len(now) != len(before):
         raise ConfigError(
             f"The checkpoint's run had {len(before)} training samples, and now there are "

@@ -12,7 +12,7 @@ network that was trained on it:
     retrain    a new network on the others
 
 The paper ends with the analysis. The AdvrBD paper adds the ascent and calls it SCAnFT; its rates
-are lost. `train`, the steps of `unlearn`, and `retrain` are those of `DatasetDefense`.
+are lost. `train`, the steps of `unlearn`, and `retrain` are those of `Sifter`.
 docs/methods/scan.md lists every default with its source.
 """
 
@@ -22,32 +22,30 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 
-from bdclean.backbones.attacker import BatchNormMode
+from bdclean.backbones.perturber import BatchNormMode
 from bdclean.backbones.split import Stem
-from bdclean.errors import ConfigError, check_positive
-from bdclean.functional.scan import analyse, rank_by_class
-from bdclean.metrics.fitting import together
-from bdclean.purification.base import check_choice
-from bdclean.purification.dataset import DatasetDefense, chosen
-from bdclean.purification.recipe import Recipe
-from bdclean.purification.staged import Stage, StageOptimizer
-from bdclean.types import Batch, View
+from bdclean.checks import check_choice, check_positive
+from bdclean.errors import ConfigError
+from bdclean.functional.scan import analyse as analyse_features
+from bdclean.functional.scan import rank_by_class
+from bdclean.modules import Needs, Recipe, Stage, StageOptimizer
+from bdclean.modules.reading import gather_rows
+from bdclean.sifting.base import Sifter, chosen
+from bdclean.types import Batch, ImageFacts, View
 
 Repair = Literal["unlearn", "retrain"]
+UNLEARNING = Recipe(epochs=5, lr=5e-4, schedule="constant", augmentation="none")
 
 
-class SCAn(DatasetDefense):
+class SCAn(Sifter):
     """Statistical contamination analyser, with unlearning or a second training.
 
     Reads a few clean labelled images beside D: the role `probe`.
 
     Args:
-        num_classes: K; comes from the data module.
-        input_size: Side of the images; comes from the data module.
-        mean: Per channel; comes from the data module.
-        std: Per channel; comes from the data module.
+        facts: Facts of the data.
         arch: See `bdclean.backbones.build`.
         width: Channels of the first stage of our ResNets.
         stem: `auto` takes the CIFAR stem up to 64 pixels.
@@ -56,8 +54,7 @@ class SCAn(DatasetDefense):
         components: Analyse so many principal components of the features; None takes them all,
             and then needs more clean images than there are features.
         repair: `unlearn` the flagged samples, or `retrain` a new network on the others.
-        unlearn_epochs: Passes over the flagged samples.
-        unlearn_lr: Constant.
+        unlearn: Passes over the flagged samples.
         unlearn_bn: Batch norm in the ascent: `train` takes the statistics of the batch and updates
             the running ones, `eval` keeps those.
         ascent_cap: A sample is left alone once its cross-entropy exceeds this many ln K; None
@@ -66,15 +63,14 @@ class SCAn(DatasetDefense):
         seed: Of the splits' random starts and of the second initialisation.
     """
 
+    name = "scan"
+    needs = Needs(labels=("untrusted", "clean"), images="train")
     further_scores = ("class_index", "margin")
     new_weights = "scan retrain"
 
     def __init__(
         self,
-        num_classes: int,
-        input_size: int,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
+        facts: ImageFacts,
         arch: str = "resnet18",
         width: int = 64,
         stem: Stem = "auto",
@@ -82,64 +78,74 @@ class SCAn(DatasetDefense):
         threshold: float = math.e**2,
         components: int | None = None,
         repair: Repair = "unlearn",
-        unlearn_epochs: int = 5,
-        unlearn_lr: float = 5e-4,
+        unlearn: Recipe = UNLEARNING,
         unlearn_bn: BatchNormMode = "train",
         ascent_cap: float | None = 2.0,
         feature_batch_size: int = 256,
         seed: int = 0,
     ) -> None:
-        super().__init__(num_classes, input_size, mean, std, arch, width, stem, recipe)
-        self.save_hyperparameters(ignore=["recipe"])
-        if num_classes < 3:
+        super().__init__(facts, arch, width, stem, recipe)
+        self.save_arguments()
+        if facts.num_classes < 3:
             raise ConfigError(
                 "SCAn compares a class with the median of all, and two classes are equally far "
                 "from theirs, so it would never flag one; take another method, such as AdvrBD."
             )
-        self.num_classes = num_classes
         self.threshold = check_positive("threshold", threshold)
         self.components = components
         if components is not None:
             check_positive("components", components)
         self.repair: Repair = check_choice("repair", repair, Repair)
-        self.ascent = replace(
-            recipe,
-            epochs=check_positive("unlearn_epochs", unlearn_epochs),
-            lr=check_positive("unlearn_lr", unlearn_lr),
-            schedule="constant",
-            augmentation="none",
-        )
+        self.unlearning = unlearn
         self.unlearn_bn: BatchNormMode = check_choice("unlearn_bn", unlearn_bn, BatchNormMode)
-        if ascent_cap is not None:
-            self.cap = check_positive("ascent_cap", ascent_cap) * math.log(num_classes)
+        self.cap = self.cap_of(ascent_cap)
         self.feature_batch_size = check_positive("feature_batch_size", feature_batch_size)
         self.seed = seed
 
     def plan(self) -> tuple[Stage, ...]:
         """Train, analyse, one of the two repairs, and new names."""
-        epochs = self.ascent.epochs if self.repair == "unlearn" else self.recipe.epochs
+        repairs: dict[Repair, Stage] = {
+            "unlearn": Stage(
+                "unlearn",
+                self.unlearning,
+                reads=self.flagged,
+                step=self.ascend_flagged,
+                optimizer=self.ascent_optimizer,
+            ),
+            "retrain": Stage(
+                "retrain", self.recipe, begin=self.leave_flagged_out, reads=self.unflagged
+            ),
+        }
         return (
-            Stage("train", self.recipe.epochs),
-            Stage("analyse", 0),
-            Stage(self.repair, epochs),
-            Stage("propose", 0),
+            Stage(
+                "train",
+                self.recipe,
+                begin=self.look_at_clean,
+                reads=self.everything,
+                step=self.fit_labels,
+            ),
+            Stage("analyse", begin=self.analyse),
+            repairs[self.repair],
+            Stage("propose", begin=self.propose),
         )
 
     # ------------------------------------------------------------------ train
 
-    def begin_train(self) -> None:
-        """Looks at the clean images now, and not when the network is trained."""
-        head = self.model.head
-        assert isinstance(head, nn.Linear)  # noqa: S101  (as this class has built it)
-        labels = torch.cat([batch["label"] for batch in self.scan(self.clean_view())])
+    def look_at_clean(self) -> None:
+        """Looks at the clean images now, and not when the network is trained.
+
+        Raises:
+            ConfigError: If there are too few of them.
+        """
+        labels = torch.cat([batch["label"] for batch in self.read(self.clean_view())])
         counts = torch.bincount(labels, minlength=self.num_classes)
         if counts.min() < 2:
             raise ConfigError(
                 f"Of class {int(counts.argmin())} there are {int(counts.min())} clean images; "
-                "SCAn needs 2 or more of every class. Set data.init_args.splits.probe to at least "
+                "SCAn needs 2 or more of every class. Set --data.splits.probe to at least "
                 f"{2 * self.num_classes}, better to several hundred."
             )
-        dimensions = head.in_features
+        dimensions = self.model.num_features
         if self.components is not None and self.components > dimensions:
             raise ConfigError(
                 f"components={self.components}: the features have {dimensions} dimensions; it "
@@ -149,8 +155,8 @@ class SCAn(DatasetDefense):
         if len(labels) - self.num_classes < dimensions:
             rank_zero_warn(
                 f"SCAn estimates a covariance in {dimensions} dimensions from {len(labels)} clean "
-                "images, which are too few: raise data.init_args.splits.probe, or lower "
-                "model.init_args.components."
+                "images, which are too few: raise --data.splits.probe, or lower "
+                "--model.components."
             )
 
     # ------------------------------------------------------------------ analyse
@@ -159,17 +165,17 @@ class SCAn(DatasetDefense):
         """The few clean labelled images."""
         return View("probe", batch_size=self.feature_batch_size, labels=True)
 
-    def begin_analyse(self) -> None:
+    def analyse(self) -> None:
         """Flags groups of samples in suspicious classes."""
-        self.keep("backdoored")
+        self.store("backdoored")
         self.model.eval()
         size = self.feature_batch_size
         features = self.of_each(self._features, labels=False, batch_size=size)
         labels = self.labels_of_each()
-        clean = [(self._features(b), b["label"]) for b in self.scan(self.clean_view())]
+        clean = [(self._features(b), b["label"]) for b in self.read(self.clean_view())]
         clean_features, clean_labels = (torch.cat(part).cpu() for part in zip(*clean, strict=True))
         self.model.train()
-        found = analyse(
+        found = analyse_features(
             features,
             labels,
             clean_features,
@@ -199,7 +205,7 @@ class SCAn(DatasetDefense):
         """The first device's; rounding on another one must not move a sample to other batches."""
         table = values if self.global_rank == 0 else torch.zeros_like(values)
         index = torch.arange(len(values), device=self.device)
-        return together(table.to(self.device), index, len(values)).cpu()
+        return gather_rows(table.to(self.device), index, len(values)).cpu()
 
     # ------------------------------------------------------------------ repair
 
@@ -207,34 +213,32 @@ class SCAn(DatasetDefense):
     def _nothing_flagged(self) -> bool:
         return not bool(self.results["flagged"].any())
 
-    def unlearn_view(self) -> View:
+    def flagged(self) -> View:
         """What is flagged; where nothing is, one batch of D that is not learned from."""
         flagged = self.results["flagged"]
         if self._nothing_flagged:
             flagged = torch.arange(len(flagged)) < self.recipe.batch_size
-        return self.labelled(chosen(flagged, "flagged"), self.ascent)
+        return self.labelled(chosen(flagged, "flagged"), self.unlearning)
 
-    def unlearn_step(self, batch: Batch) -> Tensor:
+    def ascend_flagged(self, batch: Batch) -> Tensor:
         """Sets the mode of batch norm first; nothing is learned where nothing is flagged."""
         if self._nothing_flagged or self.unlearn_bn == "eval":
             self.model.eval()
         else:
             self.model.train()
-        return super().unlearn_step(batch)
+        return self.ascend(batch)
 
-    def unlearn_optimizer(self) -> StageOptimizer:
+    def ascent_optimizer(self) -> StageOptimizer:
         """SGD; where nothing is flagged, with a rate of 0, which leaves every weight alone."""
-        return self.sgd(replace(self.ascent, lr=0.0) if self._nothing_flagged else self.ascent)
+        recipe = self.unlearning
+        recipe = replace(recipe, lr=0.0) if self._nothing_flagged else recipe
+        return self.sgd(recipe, self.model.parameters())
 
-    def protocol(self) -> dict[str, Any]:
-        """Adds the method, the clean labels, and which classes are flagged."""
-        facts: dict[str, Any] = {
-            "method": "scan",
-            "labels": "untrusted + clean",
-            "repair": self.repair,
-        }
+    def details(self) -> dict[str, Any]:
+        """Adds the repair, and which classes are flagged."""
+        facts = super().details() | {"repair": self.repair}
         if "index_of_class" in self.results:
             index = self.results["index_of_class"]
             facts["flagged_classes"] = (index > self.threshold).nonzero().flatten().tolist()
             facts["anomaly_index"] = [round(value, 3) for value in index.tolist()]
-        return super().protocol() | facts
+        return facts

@@ -1,0 +1,89 @@
+"""How modules read: views of the data module, whole passes, and sums over the ranks."""
+
+from collections.abc import Iterator
+
+import torch
+from lightning import Trainer
+from torch import Tensor, distributed, nn
+
+from bdclean.errors import ConfigError
+from bdclean.modules.trainer import steps_of
+from bdclean.types import Batch, View, ViewableData
+
+
+def data_of(trainer: Trainer) -> object | None:
+    """The data module, whatever it is; None where the Trainer was given loaders."""
+    return getattr(trainer, "datamodule", None)
+
+
+def viewable_data(trainer: Trainer) -> ViewableData:
+    """The data module.
+
+    Raises:
+        ConfigError: If there is none, or it cannot serve views.
+    """
+    data = data_of(trainer)
+    if not isinstance(data, ViewableData):
+        raise ConfigError(
+            f"data={type(data).__name__}: the method chooses what it reads, so it needs a data "
+            "module with set_view and scan_dataloader (see bdclean.types.ViewableData)."
+        )
+    return data
+
+
+def loader_names(trainer: Trainer) -> tuple[str, ...]:
+    """Names of the evaluation loaders, in their order."""
+    return "clean", "triggered", *getattr(data_of(trainer), "further_tests", ())
+
+
+def read(
+    trainer: Trainer, view: View, device: torch.device, *, shared: bool = False
+) -> Iterator[Batch]:
+    """All rows of `view`, un-augmented, in the same order on every rank.
+
+    Where they are `shared`, a rank gets its part of the batches only; see `gather_rows`.
+    """
+    data = viewable_data(trainer)
+    for batch in data.scan_dataloader(view, shared=shared):
+        yield data.device_batch(batch, device)
+
+
+def num_rows(trainer: Trainer, view: View) -> int:
+    """How many rows the view has, on all ranks together."""
+    return len(viewable_data(trainer).scan_dataloader(view).dataset)  # type: ignore[arg-type]
+
+
+def steps_per_epoch(trainer: Trainer, view: View) -> int:
+    """Optimizer steps in one epoch of the view."""
+    data = viewable_data(trainer)
+    data.set_view(view)
+    return steps_of(trainer, len(data.train_dataloader()))
+
+
+def gather_rows(values: Tensor, index: Tensor, size: int) -> Tensor:
+    """Puts the values that the ranks have computed for their rows into one table.
+
+    Args:
+        values: (M, ...), of this rank.
+        index: (M,), the row of each; no row on two ranks.
+        size: Number of rows N.
+
+    Returns:
+        (N, ...), the same on all ranks; zero for rows that no rank has.
+    """
+    table = values.new_zeros(size, *values.shape[1:])
+    table[index] = values
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(table)
+    return table
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Gives every process the buffers of the first one.
+
+    DDP does so before each training step. After the last one, the running statistics of batch
+    norm differ between devices, and with them whatever the model then computes.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        for buffer in model.buffers():
+            distributed.broadcast(buffer, src=0)

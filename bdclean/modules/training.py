@@ -1,0 +1,62 @@
+"""A training whose length is the Trainer's: `trainer.max_epochs` or `trainer.max_steps`."""
+
+from typing import Any
+
+from bdclean.errors import ConfigError
+from bdclean.modules.base import BackdoorModule
+from bdclean.modules.reading import data_of, share_buffers
+from bdclean.types import View, ViewableData
+
+
+class Training(BackdoorModule):
+    """Trains one network on one view, and keeps its length when it is resumed.
+
+    Schedulers restore the length that they were made for, so a fit that became longer would go on
+    at the end of its schedule, or beyond it.
+
+    Attributes:
+        view: What is read.
+        any_length: Whether nothing depends on the length.
+    """
+
+    view: View
+    any_length = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._steps: float | None = None
+        self._steps_before: float | None = None
+
+    def setup(self, stage: str) -> None:
+        """Asks the data module for the view, where it can serve views."""
+        if stage != "fit":
+            return
+        self._steps_before = None
+        if isinstance(data_of(self.trainer), ViewableData):
+            self.request(self.view)
+
+    def on_train_start(self) -> None:
+        """Compares the length with that of the run that is resumed.
+
+        Raises:
+            ConfigError: If they differ.
+        """
+        before, self._steps = self._steps_before, self.trainer.estimated_stepping_batches
+        if not self.any_length and before not in (None, self._steps):
+            raise ConfigError(
+                f"The checkpoint's run is {before} steps long, and this one {self._steps}. Resume "
+                "with what gave it that length (epochs or max_steps, devices, batch size), or "
+                "start a new run from its weights (--model.weights)."
+            )
+
+    def on_train_end(self) -> None:
+        """Gives all processes the statistics of the first one, whose model is saved."""
+        share_buffers(self.model)
+
+    def kept(self) -> dict[str, Any]:
+        """The length."""
+        return {"steps": self._steps}
+
+    def restore_kept(self, record: dict[str, Any]) -> None:
+        """Reads the length."""
+        self._steps_before = record["steps"]
