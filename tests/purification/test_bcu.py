@@ -14,7 +14,7 @@ from bdclean.purification import BCU
 from bdclean.types import View
 
 PUBLISHED = [0.01, 0.01, 0.01, 0.03, 0.03, 0.09, 0.09, 0.27, 0.27, 0.10]
-SMALL = {"epochs": 2, "batch_size": 10}
+SMALL = {"recipe": {"epochs": 2, "batch_size": 10}}
 
 
 @pytest.fixture
@@ -159,10 +159,10 @@ def ready(make, monkeypatch):
 
 
 def test_temperature_rises_to_its_final_value(ready):
-    assert ready(0, epochs=100).temperature == pytest.approx(1.03)
-    assert ready(49, epochs=100).temperature == pytest.approx(2.5)
-    assert ready(99, epochs=100).temperature == pytest.approx(4.0)
-    assert ready(0, epochs=100, temperature_schedule="constant").temperature == 4.0
+    assert ready(0, recipe={"epochs": 100}).temperature == pytest.approx(1.03)
+    assert ready(49, recipe={"epochs": 100}).temperature == pytest.approx(2.5)
+    assert ready(99, recipe={"epochs": 100}).temperature == pytest.approx(4.0)
+    assert ready(0, recipe={"epochs": 100}, temperature_schedule="constant").temperature == 4.0
 
 
 @pytest.mark.parametrize(
@@ -252,18 +252,18 @@ def test_learning_rate_falls_as_a_cosine_per_epoch(runs):
         def on_train_batch_start(self, trainer, *_):
             rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
-    module, _ = runs(Rates(), epochs=4)
+    module, _ = runs(Rates(), recipe={"epochs": 4})
     wanted = [0.005 * (1 + math.cos(math.pi * epoch / 4)) for epoch in range(4)]
     assert rates == pytest.approx([rate for rate in wanted for _ in range(3)])
     assert module.trainer.current_epoch == 4
 
 
 def test_resume_from_any_epoch_ends_with_the_same_weights(runs, every_epoch):
-    whole, _ = runs(every_epoch, epochs=3)
+    whole, _ = runs(every_epoch, recipe={"epochs": 3})
     for epoch in range(2):
         path = f"{every_epoch.dirpath}/epoch={epoch}.ckpt"
         torch.load(path, weights_only=True)
-        resumed, _ = runs(ckpt_path=path, epochs=3)
+        resumed, _ = runs(ckpt_path=path, recipe={"epochs": 3})
         assert equal(whole.state_dict(), resumed.state_dict()), epoch
 
 
@@ -321,12 +321,12 @@ def test_evaluation_from_a_checkpoint_needs_no_suspect(
         ({"labels": "true"}, "labels='true'.*soft, hard"),
         ({"final_temperature": 0.0}, r"final_temperature=0.0.*above 0"),
         ({"temperature_schedule": "falling"}, "temperature_schedule='falling'.*rising"),
-        ({"schedule": "step"}, "schedule='step'.*cosine"),
-        ({"epochs": 0}, "epochs=0"),
-        ({"batch_size": 0}, "batch_size=0"),
-        ({"lr": -0.02}, "lr=-0.02.*0 or above"),
-        ({"momentum": -0.1}, "momentum=-0.1.*0 or above"),
-        ({"weight_decay": -0.1}, "weight_decay=-0.1.*0 or above"),
+        ({"recipe": {"schedule": "step"}}, "schedule='step'.*cosine"),
+        ({"recipe": {"epochs": 0}}, "epochs=0"),
+        ({"recipe": {"batch_size": 0}}, "batch_size=0"),
+        ({"recipe": {"lr": -0.02}}, "lr=-0.02.*0 or above"),
+        ({"recipe": {"momentum": -0.1}}, "momentum=-0.1.*0 or above"),
+        ({"recipe": {"weight_decay": -0.1}}, "weight_decay=-0.1.*0 or above"),
     ],
 )
 def test_refuses_settings_out_of_range(make, arguments, message):

@@ -7,7 +7,12 @@ import torch
 
 from bdclean.purification import CBD, Stage
 
-SMALL = {"epochs": 2, "batch_size": 8, "pgd_steps": 2, "probe": "none", "projection_epochs": 2}
+SMALL = {
+    "recipe": {"epochs": 2, "batch_size": 8},
+    "pgd": {"steps": 2},
+    "probe": None,
+    "projection": {"epochs": 2},
+}
 
 
 @pytest.fixture
@@ -40,14 +45,14 @@ def changed(before, after, prefix):
 
 def test_plan(facts, suspect):
     def plan(projection):
-        return CBD(**facts, weights=suspect, **SMALL, projection=projection).plan()
+        return CBD(**facts, **SMALL, weights=suspect, projection={"mode": projection}).plan()
 
     assert plan("pretrain") == (Stage("project", 2), Stage("purify", 2))
     assert plan("joint") == plan("none") == (Stage("purify", 2),)
 
 
 def test_pretraining_moves_the_projection_alone(run):
-    module = run(cls=Watched, projection="pretrain")
+    module = run(cls=Watched, projection={"mode": "pretrain"})
     # the backbone's batch norm statistics included
     assert changed(module.start, module.middle, "model.") == set()
     assert changed(module.start, module.middle, "teacher.") == set()
@@ -63,7 +68,7 @@ def test_pretraining_moves_the_projection_alone(run):
 
 
 def test_joint_training_starts_from_a_drawn_projection(run):
-    module = run(cls=Watched, projection="joint")
+    module = run(cls=Watched, projection={"mode": "joint"})
     end = module.state_dict()
     for key in [k for k in end if k.startswith("projections.teacher.")]:
         assert torch.equal(module.middle[key], end[key])
@@ -72,14 +77,14 @@ def test_joint_training_starts_from_a_drawn_projection(run):
 
 @pytest.mark.parametrize("projection", ["pretrain", "joint"])
 def test_the_product_has_no_projection(run, projection):
-    module = run(projection=projection)
+    module = run(projection={"mode": projection})
     assert module.product().head is None
     assert not any("projection" in key for key in module.product().state_dict())
     assert module.product().num_features == 32
 
 
 def test_the_terms_are_those_of_projected_features(run, monkeypatch):
-    module = run(projection="joint", epochs=1)
+    module = run(projection={"mode": "joint"}, recipe={"epochs": 1})
     monkeypatch.setattr(module, "attack", lambda images, reference: images)
     logged = {}
     monkeypatch.setattr(module, "log_terms", logged.update)
@@ -107,7 +112,7 @@ def test_the_terms_are_those_of_projected_features(run, monkeypatch):
 
 @pytest.mark.parametrize("attack_bn", ["eval", "train"])
 def test_an_attack_leaves_the_projection_as_it_was(run, attack_bn):
-    module = run(projection="joint", epochs=1, attack_bn=attack_bn)
+    module = run(projection={"mode": "joint"}, recipe={"epochs": 1}, perturb_bn=attack_bn)
     module._attacker = None
     before = copy.deepcopy(module.projections.state_dict())
     images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -123,7 +128,7 @@ def test_an_attack_leaves_the_projection_as_it_was(run, attack_bn):
 
 
 def test_the_attack_climbs_the_loss_of_projected_features(run):
-    module = run(projection="joint", epochs=1)
+    module = run(projection={"mode": "joint"}, recipe={"epochs": 1})
     module._attacker = None
     images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     moved = module.attack(images, images)
@@ -140,7 +145,9 @@ def test_the_attack_climbs_the_loss_of_projected_features(run):
 
 @pytest.mark.parametrize("epoch", [0, 1, 2])
 def test_resume_in_every_stage_ends_with_the_same_weights(run, every_epoch, tmp_path, epoch):
-    whole = run(every_epoch, projection="pretrain")
-    again = run(ckpt_path=tmp_path / "checkpoints" / f"epoch={epoch}.ckpt", projection="pretrain")
+    whole = run(every_epoch, projection={"mode": "pretrain"})
+    again = run(
+        ckpt_path=tmp_path / "checkpoints" / f"epoch={epoch}.ckpt", projection={"mode": "pretrain"}
+    )
     for key, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[key]), key

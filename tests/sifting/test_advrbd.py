@@ -29,7 +29,10 @@ SMALL = Recipe(epochs=2, lr=0.05, batch_size=16, augmentation="crop")
 def make(facts):
     def make(**arguments):
         torch.manual_seed(2)
-        one = {"finetune": replace(SMALL, epochs=1), "partition_rate": 0.2, "ascent_steps": 1}
+        one = {
+            "finetune": replace(SMALL, epochs=1),
+            "rounds": {"partition_rate": 0.2, "ascent_steps": 1},
+        }
         few = {"width": 4, "recipe": SMALL, "rounds": 2, "rounds_of_all": 0, "pgd_steps": 2, **one}
         return AdvrBD(**(facts | few | arguments))
 
@@ -108,7 +111,9 @@ def test_findings_follow_from_the_networks(make, make_poisoned, make_trainer, pr
 @pytest.mark.parametrize("of_all", [False, True])
 def test_the_clean_part_is_what_scores_highest(make, make_poisoned, make_trainer, of_all):
     """Of what is scored anew, which is what scored highest before."""
-    module = make(rounds=2, rounds_of_all=2 * of_all, partition_rate=0.15, candidates=2)
+    module = make(
+        rounds={"count": 2, "of_all": 2 * of_all, "partition_rate": 0.15, "candidates": 2}
+    )
     scores, asked, held = [], [], []
 
     def watched(subset, score=module.inconsistency):
@@ -142,8 +147,8 @@ def test_the_clean_part_is_what_scores_highest(make, make_poisoned, make_trainer
 
 
 def test_labels_that_lack_their_share_catch_up(make, make_poisoned, make_trainer):
-    share = {"partition_rate": 0.25, "candidates": 1}
-    module = make(rounds=2, rounds_of_all=1, **share, until="identify")
+    share = {"rounds": {"partition_rate": 0.25, "candidates": 1}}
+    module = make(**share, rounds={"count": 2, "of_all": 1}, until="identify")
     held = []
 
     def score(_, of=module.labels_of_each):
@@ -169,7 +174,7 @@ def test_labels_that_lack_their_share_catch_up(make, make_poisoned, make_trainer
 
 def test_what_was_not_learned_joins_last(make, make_poisoned, make_trainer):
     """A sample that the first network does not know cannot be forgotten."""
-    module = make(rounds=3, until="identify")
+    module = make(rounds={"count": 3}, until="identify")
     learned = torch.arange(64) % 2 == 0
 
     def close_round(_, close=module.close_round):
@@ -191,7 +196,7 @@ def test_what_was_not_learned_joins_last(make, make_poisoned, make_trainer):
 
 @pytest.mark.parametrize(("agreement", "least"), [(0.3, 1), (0.5, 2), (0.67, 3), (1.0, 3)])
 def test_what_most_rounds_forget_is_clean(make, make_poisoned, make_trainer, agreement, least):
-    module = make(rounds=3, agreement=agreement, label_share=0.4, until="identify")
+    module = make(rounds={"count": 3, "agreement": agreement, "label_share": 0.4}, until="identify")
     generator = torch.Generator().manual_seed(4)
     named = list(torch.rand(4, 64, generator=generator) < 0.5)
     shown, kept, seen = iter(named), {}, []
@@ -249,7 +254,9 @@ def test_scores_alone(make, make_poisoned, make_trainer):
 
 
 def test_the_clean_part_grows_no_further_than_told(make, make_poisoned, make_trainer):
-    module = run(make(rounds=3, max_clean_fraction=0.3), make_poisoned(), make_trainer)
+    module = run(
+        make(rounds={"count": 3, "max_clean_fraction": 0.3}), make_poisoned(), make_trainer
+    )
     labels = module.labels_of_each()
     counts = [int(n) for n in labels[module.results["clean_part"]].bincount(minlength=4)]
     assert counts == [int(0.3 * int(n)) for n in labels.bincount(minlength=4)]
@@ -257,7 +264,11 @@ def test_the_clean_part_grows_no_further_than_told(make, make_poisoned, make_tra
 
 def test_the_score_is_a_literal_transcription(make, make_poisoned, make_trainer):
     """Every step of algorithm 1, written out, with the same draws."""
-    module = run(make(rounds=1, num_masks=2, patch_radius=1), make_poisoned(), make_trainer)
+    module = run(
+        make(rounds={"count": 1}, patch={"num_masks": 2, "radius": 1}),
+        make_poisoned(),
+        make_trainer,
+    )
     net = module.double().model.eval()
     images, radius = torch.rand(6, 3, 8, 8).double(), 8 / 255
     module._stage = 1  # the first scores
@@ -327,7 +338,7 @@ def test_resume_from_any_epoch(make, make_poisoned, make_trainer, every_epoch, t
 
 
 def test_retraining_starts_from_new_weights_of_the_seed(make, make_poisoned, make_trainer):
-    module, seen = make(seed=3, rounds=1), {}
+    module, seen = make(seed=3, rounds={"count": 1}), {}
 
     def watched(stage, batch, step=module.usual_step):
         if stage.name == "retrain" and not seen:
@@ -342,7 +353,7 @@ def test_retraining_starts_from_new_weights_of_the_seed(make, make_poisoned, mak
 
 
 def test_nothing_is_scored_once_the_clean_part_is_full(make, make_poisoned, make_trainer):
-    module, asked = make(rounds=4, max_clean_fraction=0.45, until="identify"), []
+    module, asked = make(rounds={"count": 4, "max_clean_fraction": 0.45}, until="identify"), []
 
     def watched(subset, score=module.inconsistency):
         asked.append(subset)
@@ -360,7 +371,7 @@ def test_a_network_without_numbers_is_told(make, make_poisoned, make_trainer):
 
 
 def test_the_first_network_has_an_augmentation_of_its_own(make):
-    module = make(fitting_augmentation=None)
+    module = make(first_augmentation=None)
     assert module.train_view() == module.labelled()
     module = make()
     assert module.train_view() == replace(module.labelled(), augmentation="none")
@@ -369,7 +380,7 @@ def test_the_first_network_has_an_augmentation_of_its_own(make):
 
 
 def test_the_first_network_has_a_length_of_its_own(make, make_poisoned, make_trainer):
-    module = run(make(fitting_epochs=1, until="retrain"), make_poisoned(), make_trainer)
+    module = run(make(first_epochs=1, until="retrain"), make_poisoned(), make_trainer)
     lengths = {stage.name: stage.epochs for stage in module.plan()}
     assert (lengths["train"], lengths["retrain"]) == (1, SMALL.epochs) == (1, 2)
     short = run(make(recipe=replace(SMALL, epochs=1), until="score"), make_poisoned(), make_trainer)
@@ -378,7 +389,7 @@ def test_the_first_network_has_a_length_of_its_own(make, make_poisoned, make_tra
     assert same_part
     assert all(torch.equal(value, short.results[key]) for key, value in same_part.items())
     with pytest.raises(ConfigError, match="fitting_epochs=0"):
-        make(fitting_epochs=0)
+        make(first_epochs=0)
 
 
 def test_a_class_that_is_flagged_is_told_and_kept(make, make_poisoned, make_trainer):
@@ -452,7 +463,7 @@ def test_a_small_clean_part_is_passed_over_until_there_are_steps_enough(
 ):
     unlearn = Recipe(epochs=1, lr=0.01, schedule="constant", batch_size=6)
     data, steps = make_poisoned(), []
-    module = make(unlearn=unlearn, ascent_steps=5, until="identify")
+    module = make(unlearn=unlearn, rounds={"ascent_steps": 5}, until="identify")
 
     def watched(batch, step=module.unlearn_step):
         steps.append(batch["index"])
@@ -472,7 +483,11 @@ def test_steps_are_those_of_the_optimizer(make, make_poisoned, make_trainer):
     short = Recipe(epochs=1, lr=0.01, schedule="constant", batch_size=6)
     steps = Counter()
     module = make(
-        unlearn=short, enhance=short, ascent_steps=5, enhance_steps=4, rounds=1, until="identify"
+        unlearn=short,
+        enhance=short,
+        rounds={"ascent_steps": 5, "count": 1},
+        enhance_steps=4,
+        until="identify",
     )
 
     class Count(Callback):
@@ -492,7 +507,7 @@ def test_double_precision(make, make_poisoned, make_trainer):
 
 
 def test_something_must_be_left_to_learn(make, make_poisoned, make_trainer):
-    module = make(partition_rate=1.0, max_clean_fraction=1.0, until="identify")
+    module = make(rounds={"partition_rate": 1.0, "max_clean_fraction": 1.0}, until="identify")
     with pytest.raises(ConfigError, match="no sample is left beside those held clean"):
         run(module, make_poisoned(), make_trainer)
 
@@ -500,22 +515,22 @@ def test_something_must_be_left_to_learn(make, make_poisoned, make_trainer):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"partition_rate": 0.0}, r"partition_rate=0.0: .* above 0 and at most 1"),
-        ({"max_clean_fraction": 1.5}, r"max_clean_fraction=1.5"),
-        ({"rounds": 0}, r"rounds=0"),
-        ({"candidates": 0}, r"candidates=0: it must be above 0"),
-        ({"inner": "mse"}, r"inner='mse': it must be one of kl, ce"),
+        ({"rounds": {"partition_rate": 0.0}}, r"partition_rate=0.0: .* above 0 and at most 1"),
+        ({"rounds": {"max_clean_fraction": 1.5}}, r"max_clean_fraction=1.5"),
+        ({"rounds": {"count": 0}}, r"rounds=0"),
+        ({"rounds": {"candidates": 0}}, r"candidates=0: it must be above 0"),
+        ({"patch": {"inner": "mse"}}, r"inner='mse': it must be one of kl, ce"),
         ({"until": "sift"}, r"until='sift': it must be one of score"),
-        ({"patch_shape": "star"}, r"patch_shape='star'"),
-        ({"ascent_steps": 0}, r"ascent_steps=0"),
+        ({"patch": {"shape": "star"}}, r"patch_shape='star'"),
+        ({"rounds": {"ascent_steps": 0}}, r"ascent_steps=0"),
         ({"ascent_cap": 0.0}, r"ascent_cap=0.0"),
         ({"enhance_steps": 0}, r"enhance_steps=0"),
         ({"rest_weight": -0.1}, r"rest_weight=-0.1: it must be 0 or above"),
         ({"confidence": 0.0}, r"confidence=0.0: .* above 0 and at most 1"),
-        ({"agreement": 1.1}, r"agreement=1.1"),
-        ({"label_share": -0.1}, r"label_share=-0.1"),
-        ({"rounds_of_all": -1}, "rounds_of_all=-1: it must be 0 or above"),
-        ({"patch_radius": -1}, r"patch_radius=-1: it must be 0 or above"),
+        ({"rounds": {"agreement": 1.1}}, r"agreement=1.1"),
+        ({"rounds": {"label_share": -0.1}}, r"label_share=-0.1"),
+        ({"rounds": {"of_all": -1}}, "rounds_of_all=-1: it must be 0 or above"),
+        ({"patch": {"radius": -1}}, r"patch_radius=-1: it must be 0 or above"),
         ({"scoring_batch_size": 0}, r"scoring_batch_size=0"),
         ({"num_classes": 1}, r"num_classes=1: .* at least two"),
     ],
@@ -559,7 +574,7 @@ def test_what_was_found_is_written_even_if_nothing_is_left(
 
 
 def test_too_few_samples_are_told_before_training(make, make_poisoned, make_trainer):
-    module = make(partition_rate=0.01)
+    module = make(rounds={"partition_rate": 0.01})
     with pytest.raises(ConfigError, match=r"partition_rate=0.01: .* less than one of the 64"):
         run(module, make_poisoned(), make_trainer)
     assert module.trainer.global_step == 0

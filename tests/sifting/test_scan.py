@@ -20,8 +20,7 @@ SMALL = {
     "width": 4,
     "recipe": Recipe(epochs=2, lr=0.02, batch_size=8, augmentation="crop"),
     "components": 4,
-    "unlearn_epochs": 2,
-    "unlearn_lr": 0.01,
+    "unlearn": {"epochs": 2, "lr": 0.01},
     "feature_batch_size": 5,
     "threshold": 0.6,
 }
@@ -183,7 +182,7 @@ def test_clean_labels_and_shown_labels_count(fit, make_poisoned, make_data):
 
 
 def test_nothing_flagged_leaves_the_network_alone(fit):
-    module, data = fit(**NEVER, unlearn_lr=1.0, unlearn_bn="train")
+    module, data = fit(**NEVER, unlearn={"lr": 1.0}, unlearn_bn="train")
     assert not module.results["flagged"].any()
     assert same(backdoored(module), module.model.state_dict())
     assert len(data.asked[-1].subset.rows) == 8  # one batch per epoch, for form's sake
@@ -292,8 +291,8 @@ def test_two_classes_are_too_few(facts):
         ({"unlearn_bn": "off"}, "unlearn_bn='off': it must be one of eval, train"),
         ({"threshold": 0}, "threshold=0: it must be above 0"),
         ({"components": 0}, "components=0: it must be above 0"),
-        ({"unlearn_epochs": 0}, "unlearn_epochs=0: it must be above 0"),
-        ({"unlearn_lr": -1.0}, "unlearn_lr=-1.0: it must be above 0"),
+        ({"unlearn": {"epochs": 0}}, "unlearn_epochs=0: it must be above 0"),
+        ({"unlearn": {"lr": -1.0}}, "unlearn_lr=-1.0: it must be above 0"),
         ({"ascent_cap": 0.0}, "ascent_cap=0.0: it must be above 0"),
         ({"feature_batch_size": 0}, "feature_batch_size=0: it must be above 0"),
     ],
