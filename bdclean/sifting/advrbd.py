@@ -86,7 +86,7 @@ class AdvrBD(Sifter):
         first_epochs: int | None = None,
         patch: PatchScore = PatchScore(),  # noqa: B008  (frozen)
         scoring_batch_size: int = 256,
-        rounds: Rounds = Rounds(),
+        rounds: Rounds = Rounds(),  # noqa: B008  (frozen)
         relearn: Recipe = RELEARNING,
         unlearn: Recipe = UNLEARNING,
         ascent_cap: float | None = 1.0,
