@@ -61,8 +61,7 @@ class Probe:
     @property
     def view(self) -> View:
         """The few labelled images."""
-        recipe = self.recipe
-        return View("probe", recipe.augmentation, batch_size=recipe.batch_size, labels=True)
+        return self.recipe.view("probe", labels=True)
 
 
 def probe_stage(module: StagedModule, probe: Probe) -> Stage:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from lightning import Trainer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -12,7 +12,7 @@ from torch.optim import SGD, Optimizer
 from bdclean.errors import ConfigError
 from bdclean.functional.schedules import Schedule, make_schedule
 from bdclean.modules.reading import steps_per_epoch
-from bdclean.types import AugmentationName, View
+from bdclean.types import AugmentationName, Role, View
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,10 @@ class Recipe:
                 "nesterov=true of a recipe needs a momentum above 0; raise it, or set nesterov to "
                 "false."
             )
+
+    def view(self, role: Role, **more: Any) -> View:
+        """Images of a role in its batches, under its augmentation; `more` as of a `View`."""
+        return View(role, self.augmentation, batch_size=self.batch_size, **more)
 
     def sgd(self, parameters: Iterable[Parameter]) -> SGD:
         """The optimizer."""

@@ -165,7 +165,7 @@ class BCU(Purifier):
 
     def images(self) -> View:
         """Unlabelled images; the last batch may be smaller."""
-        return View("defense", self.recipe.augmentation, batch_size=self.recipe.batch_size)
+        return self.recipe.view("defense")
 
     def distil(self, batch: Batch) -> Tensor:
         """One step of distillation."""

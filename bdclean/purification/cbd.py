@@ -142,8 +142,7 @@ class CBD(Purifier):
 
     def views(self, count: int) -> View:
         """Independent views of the clean, unlabelled images."""
-        recipe = self.recipe
-        return View("defense", recipe.augmentation, count, recipe.batch_size, drop_last=True)
+        return self.recipe.view("defense", views=count, drop_last=True)
 
     # ------------------------------------------------------------------ projection
 

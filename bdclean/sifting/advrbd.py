@@ -16,7 +16,7 @@ The formulas are reconstructed; docs/methods/advrbd.md says what is stated.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ from bdclean.functional.seeds import derive_seed
 from bdclean.functional.unlearning import descent_and_ascent
 from bdclean.modules import Recipe, Stage
 from bdclean.sifting.base import Sifter, chosen, drawn
+from bdclean.sifting.rounds import Rounds
 from bdclean.types import AugmentationName, Batch, ImageFacts, Subset, View
 
 RELEARNING = Recipe(epochs=1, lr=0.01, schedule="constant", augmentation="none")
@@ -39,43 +40,6 @@ UNLEARNING = replace(RELEARNING, lr=0.03, momentum=0.0, weight_decay=0.0)
 ENHANCEMENT = replace(UNLEARNING, batch_size=256)
 FINETUNING = Recipe(epochs=10, lr=0.01)
 Until = Literal["score", "identify", "retrain", "relabel"]
-
-
-@dataclass(frozen=True)
-class Rounds:
-    """The rounds of algorithms 1 and 2, in which D_c grows and f forgets it.
-
-    Attributes:
-        count: T.
-        of_all: The first so many take the largest scores of all, the others of each label.
-        partition_rate: p: so much of all samples, or of each label, joins D_c in a round.
-        max_clean_fraction: Share of them at which D_c stops growing.
-        candidates: Scored again in each round: so many times p, the largest so far.
-        ascent_steps: Fewest steps of a round's ascent; a small D_c is repeated.
-        agreement: Considered clean in the end is what fewer of the rounds than this share still
-            name,
-        label_share: and of each label so much at least; see `fewest_rounds`.
-
-    Raises:
-        ConfigError: If a value is out of its range.
-    """
-
-    count: int = 8
-    of_all: int = 3
-    partition_rate: float = 0.02
-    max_clean_fraction: float = 0.9
-    candidates: int = 4
-    ascent_steps: int = 96
-    agreement: float = 0.5
-    label_share: float = 0.3
-
-    def __post_init__(self) -> None:
-        """Checks the values."""
-        for name in ("count", "candidates", "ascent_steps"):
-            check_positive(f"rounds.{name}", getattr(self, name))
-        for name in ("partition_rate", "max_clean_fraction", "agreement", "label_share"):
-            check_share(f"rounds.{name}", getattr(self, name))
-        check_not_negative("rounds.of_all", self.of_all)
 
 
 class AdvrBD(Sifter):
@@ -122,7 +86,7 @@ class AdvrBD(Sifter):
         first_epochs: int | None = None,
         patch: PatchScore = PatchScore(),  # noqa: B008  (frozen)
         scoring_batch_size: int = 256,
-        rounds: Rounds = Rounds(),
+        rounds: Rounds = Rounds(),  # noqa: B008  (frozen)
         relearn: Recipe = RELEARNING,
         unlearn: Recipe = UNLEARNING,
         ascent_cap: float | None = 1.0,

@@ -135,14 +135,7 @@ class Sifter(StagedModule, ABC):
 
     def labelled(self, subset: Subset | None = None, recipe: Recipe | None = None) -> View:
         """Samples with labels; all of them, and as in `self.recipe`, unless said otherwise."""
-        recipe = self.recipe if recipe is None else recipe
-        return View(
-            "train",
-            recipe.augmentation,
-            batch_size=recipe.batch_size,
-            labels=True,
-            subset=subset,
-        )
+        return (recipe or self.recipe).view("train", labels=True, subset=subset)
 
     def per_step(self, recipe: Recipe) -> int:
         """Samples of one step on all devices together, of all its accumulated batches."""

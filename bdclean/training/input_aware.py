@@ -224,8 +224,7 @@ class InputAwareTraining(StagedModule):
 
     def images(self) -> View:
         """Training images with their labels, which the attacker has."""
-        recipe = self.recipe
-        return View("train", recipe.augmentation, batch_size=recipe.batch_size, labels=True)
+        return self.recipe.view("train", labels=True)
 
     # ------------------------------------------------------------------ the two stages
 

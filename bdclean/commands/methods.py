@@ -1,0 +1,63 @@
+"""`bdclean methods`: every method, and what it needs."""
+
+from collections.abc import Iterator, Sequence
+from inspect import isabstract
+from types import ModuleType
+
+from rich.console import Console
+from rich.table import Table
+
+import bdclean.purification
+import bdclean.sifting
+import bdclean.training
+from bdclean.errors import ConfigError
+from bdclean.modules import BackdoorModule
+from bdclean.plugins import load_plugins
+
+ROOMS: tuple[tuple[str, ModuleType], ...] = (
+    ("purify", bdclean.purification),
+    ("sift", bdclean.sifting),
+    ("train", bdclean.training),
+)
+
+
+def methods() -> Iterator[tuple[str, type[BackdoorModule]]]:
+    """All methods of the package and of other packages, each with its kind."""
+    for kind, room in ROOMS:
+        for name in room.__all__:
+            found = getattr(room, name)
+            if is_method(found):
+                yield kind, found
+    for found in load_plugins("bdclean.methods").values():
+        if is_method(found):
+            yield "plugin", found
+
+
+def is_method(found: object) -> bool:
+    """Whether it is a class that can be fitted or tested."""
+    return isinstance(found, type) and issubclass(found, BackdoorModule) and not isabstract(found)
+
+
+def run_methods(words: Sequence[str]) -> None:
+    """The command.
+
+    Args:
+        words: After `bdclean methods`; none are taken.
+
+    Raises:
+        ConfigError: If there are any.
+    """
+    if words:
+        raise ConfigError(f"methods: {words[0]!r} is not expected; the command takes no arguments.")
+    table = Table("kind", "--model", "labels", "images", "head", "batch norm")
+    for kind, method in methods():
+        needs = method.needs
+        table.add_row(
+            kind,
+            method.__name__,
+            needs.labels_name,
+            needs.images,
+            "needed" if needs.head else "",
+            "needed" if needs.batch_norm else "",
+        )
+    Console().print(table)
