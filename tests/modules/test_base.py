@@ -105,7 +105,9 @@ def test_every_evaluation_starts_from_zero(trainer):
     module = make(LookUp())
     loaders = [loader(*CLEAN), loader(*TRIGGERED, target=0)]
     for _ in range(2):
-        dict(module.scores["test"].items())["acc"].update(torch.tensor([0]), torch.tensor([1]))  # one was broken off
+        dict(module.scores["test"].items())["acc"].update(
+            torch.tensor([0]), torch.tensor([1])
+        )  # one was broken off
         assert evaluate(trainer, module, loaders)["test/acc"] == pytest.approx(500 / 7)
         assert module.evaluation_counts("test") == {"n_clean": 7, "n_triggered": 5}
 
