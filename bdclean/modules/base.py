@@ -61,6 +61,7 @@ class BackdoorModule(LightningModule):
         name: Of the method, in records.
         needs: What the method reads and must have.
         model: The model that is evaluated and exported; None until a subclass installs it.
+        probes: Whether the method ends with a linear probe, which reads clean labels.
         classifiers: Prefixes of what is measured beside each other; one without a name is usual.
         can_average: Whether a mean over the weights of several epochs is a model of the method,
             as where one network learns one task with nothing computed in between.
@@ -69,6 +70,7 @@ class BackdoorModule(LightningModule):
     model: SplitModel
     name: ClassVar[str]
     needs: ClassVar[Needs]
+    probes: bool = False
     classifiers: ClassVar[tuple[str, ...]] = ("",)
     can_average: ClassVar[bool] = False
 
@@ -192,14 +194,23 @@ class BackdoorModule(LightningModule):
 
     def request(self, view: View) -> None:
         """Makes the next training loader serve `view`."""
-        viewable_data(self.trainer).set_view(view)
+        viewable_data(self.trainer).set_view(self.declared(view))
 
     def read(self, view: View, *, shared: bool = False) -> Iterator[Batch]:
         """All rows of `view`, un-augmented, on the device and in the same order on every rank.
 
         Where they are `shared`, a rank gets its part of the batches only.
         """
-        return read(self.trainer, view, self.device, shared=shared)
+        return read(self.trainer, self.declared(view), self.device, shared=shared)
+
+    def declared(self, view: View) -> View:
+        """The view, if `needs` says that the method reads such.
+
+        Raises:
+            ConfigError: If it shows more than that.
+        """
+        self.needs.check(view, type(self).__name__, probes=self.probes)
+        return view
 
     def log_terms(self, **terms: Tensor) -> None:
         """Logs the mean over the epoch of each term, as `train/<name>`."""

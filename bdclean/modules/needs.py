@@ -45,13 +45,20 @@ class Needs:
             probes: Whether the method ends with a linear probe, which reads clean labels.
 
         Raises:
-            ConfigError: If the view shows images of another role, or labels.
+            ConfigError: If the view shows images of another role, or labels, also such as the
+                method has made itself.
         """
         allowed = {self.images} | ({"probe"} if probes or "clean" in self.labels else set())
         if view.role not in allowed:
             raise ConfigError(
                 f"{method} asks for images of the role {view.role!r}, but declares "
                 f"needs.images={self.images!r}."
+            )
+        made = view.subset is not None and view.subset.labels is not None
+        if made and view.role == "defense" and "pseudo" not in self.labels:
+            raise ConfigError(
+                f"{method} gives images of the role {view.role!r} labels of its own, but declares "
+                f"needs.labels={self.labels_name!r}."
             )
         if not view.labels or (view.role == "probe" and "probe" in allowed):
             return

@@ -82,11 +82,9 @@ class StagedModule(BackdoorModule, ABC):
 
     Attributes:
         results: What stages compute (scores, rows, labels), by name; saved in checkpoints.
-        probes: Whether the plan ends with a linear probe, which reads clean labels.
     """
 
     results: dict[str, Tensor]
-    probes: bool = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -261,9 +259,7 @@ class StagedModule(BackdoorModule, ABC):
     def _reads(self) -> View:
         stage = self._training_stage()
         assert stage.reads is not None, stage.name  # noqa: S101
-        view = stage.reads()
-        self.needs.check(view, type(self).__name__, probes=self.probes)
-        return view
+        return self.declared(stage.reads())
 
     def _advance(self) -> None:
         share_buffers(self)

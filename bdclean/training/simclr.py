@@ -27,7 +27,7 @@ from bdclean.checks import check_not_negative, check_positive
 from bdclean.errors import ConfigError
 from bdclean.modules import Needs, Training
 from bdclean.modules.base import Classifier, Split
-from bdclean.modules.reading import share_buffers, steps_per_epoch, viewable_data
+from bdclean.modules.reading import read, share_buffers, steps_per_epoch, viewable_data
 from bdclean.modules.trainer import total_steps, user_optimizer
 from bdclean.types import AugmentationName, Batch, ImageFacts, View
 
@@ -150,7 +150,8 @@ class SimCLR(Training):
             return super().begin_evaluation(split)
         share_buffers(self.model)  # DDP does so at the first batch; the monitors are fitted before
         view = View("probe", batch_size=self.view.batch_size, labels=True)
-        features, labels = cache_features(self.model.features, self.read(view))
+        batches = read(self.trainer, view, self.device)  # to measure, not to train
+        features, labels = cache_features(self.model.features, batches)
         probe = ProbeHead(features.shape[1], self.num_classes).to(self.device)
         probe.solve_(features, labels, self.probe_c)
         self.monitors["probe"] = probe

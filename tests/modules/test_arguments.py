@@ -100,9 +100,9 @@ def groups(module):
 
 @pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind.__name__)
 def test_a_checkpoint_loads_without_trainer_and_without_unpickling(kind, weights, tmp_path):
-    needs_file = "source" in vars(make_of(kind, {"facts": FACTS}, ARGUMENTS[kind.__name__]))
+    needs_file = "source" in vars(make_of(kind, {"facts": FACTS}, ARGUMENTS.get(kind.__name__, {})))
     given = {"facts": FACTS} | ({"weights": weights} if needs_file else {})
-    module = make_of(kind, given, ARGUMENTS[kind.__name__])
+    module = make_of(kind, given, ARGUMENTS.get(kind.__name__, {}))
     path = fit(module, tmp_path)
     kept = torch.load(path, weights_only=True)["hyper_parameters"]
     assert is_plain(kept)
