@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from grouping import make_of
 from lightning import Trainer
 from torch.nn import functional as F
 
@@ -12,8 +13,9 @@ from bdclean.data.images import ImageSet
 from bdclean.data.splits import Splits
 from bdclean.errors import ConfigError
 from bdclean.training import AdversarialTraining, Supervised
+from bdclean.types import ImageFacts
 
-FACTS = {"num_classes": 4, "input_size": 8, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.25)}
+FACTS = ImageFacts(4, 8, (0.5, 0.4, 0.3), (0.2, 0.2, 0.25))
 pytestmark = [
     # Sixty images in memory need no worker processes.
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
@@ -23,7 +25,7 @@ pytestmark = [
 
 
 class TinyData(ImageDataModule):
-    name, num_classes, input_size, mean, std = "tiny", 4, 8, FACTS["mean"], FACTS["std"]
+    name, num_classes, input_size, mean, std = "tiny", 4, 8, FACTS.mean, FACTS.std
 
     def __init__(self):
         super().__init__(splits=Splits(), shuffle_seed=3)
@@ -41,7 +43,7 @@ class TinyData(ImageDataModule):
 def make(cls=AdversarialTraining, **arguments):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        module = cls(**FACTS, width=4, batch_size=32, **arguments)
+        module = make_of(cls, {"facts": FACTS, "width": 4, "batch_size": 32}, arguments)
         for _ in range(3):  # statistics that are not at their start
             module.model(torch.rand(32, 3, 8, 8))
     module.log = lambda *_, **__: None
@@ -71,7 +73,7 @@ def test_against_a_literal_transcription(batch, mode):
     module = make(pgd={"epsilon": 8, "steps": 4, "step_size": 3}, perturb_bn=mode)
     x, y = batch["image"], batch["label"]
     torch.manual_seed(4)
-    ours = module.attack(x, y)
+    ours = module.perturb(x, y)
     torch.manual_seed(4)
     network = copy.deepcopy(module.model).train(mode == "train")
     wanted = literal(network, x, y, 8 / 255, 3 / 255, 4)
@@ -82,7 +84,7 @@ def test_against_a_literal_transcription(batch, mode):
 def test_images_stay_in_ball_and_box_and_the_network_as_it_was(batch):
     module = make(pgd={"epsilon": 8, "steps": 3, "step_size": 4})
     before = copy.deepcopy(module.model.state_dict())
-    out = module.attack(batch["image"], batch["label"])
+    out = module.perturb(batch["image"], batch["label"])
     assert not out.requires_grad
     assert (out - batch["image"]).abs().max() <= 8 / 255 + 1e-6
     assert out.min() >= 0
@@ -97,7 +99,7 @@ def test_the_loss_is_that_of_the_adversarial_images(batch):
     module = make(pgd={"steps": 3}, label_smoothing=0.1)
     image = batch["image"].clone()
     torch.manual_seed(4)
-    adversarial = module.attack(image, batch["label"])
+    adversarial = module.perturb(image, batch["label"])
     wanted = F.cross_entropy(
         copy.deepcopy(module.model).train()(adversarial), batch["label"], label_smoothing=0.1
     )
@@ -113,28 +115,28 @@ def test_the_loss_is_that_of_the_adversarial_images(batch):
     assert raised > clean
 
 
-def test_the_attack_sees_the_present_weights(batch):
+def test_the_perturbation_sees_the_present_weights(batch):
     module = make(pgd={"steps": 2})
     torch.manual_seed(4)
-    first = module.attack(batch["image"], batch["label"])
+    first = module.perturb(batch["image"], batch["label"])
     with torch.no_grad():
         for parameter in module.model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     torch.manual_seed(4)
-    second = module.attack(batch["image"], batch["label"])
+    second = module.perturb(batch["image"], batch["label"])
     assert not torch.equal(first, second)
     fresh = make(pgd={"steps": 2})
     fresh.model.load_state_dict(module.model.state_dict())
     torch.manual_seed(4)
-    torch.testing.assert_close(second, fresh.attack(batch["image"], batch["label"]))
+    torch.testing.assert_close(second, fresh.perturb(batch["image"], batch["label"]))
 
 
 def test_half_precision_is_bfloat16_with_float32_images(batch):
     module = make(pgd={"steps": 3})
     with torch.autocast("cpu", torch.bfloat16):
-        out = module.attack(batch["image"], batch["label"])
+        out = module.perturb(batch["image"], batch["label"])
     assert out.dtype == torch.float32
-    assert {p.dtype for p in module._attacker._net.network.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in module._perturber._net.network.parameters()} == {torch.bfloat16}
     assert (out - batch["image"]).abs().max() <= 8 / 255 + 1e-6
     with torch.no_grad():
         clean = F.cross_entropy(module.model.eval()(batch["image"]), batch["label"])
@@ -175,7 +177,9 @@ def test_a_checkpoint_and_the_record_name_the_ball(tmp_path):
         "head": "original",
         "labels": "train",
         "method": "adversarial_training",
-        "pgd": {"epsilon": 4, "steps": 2, "step_size": 1},
+        "epsilon": 4,
+        "pgd_steps": 2,
+        "step_size": 1,
     }
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     again = AdversarialTraining.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
@@ -188,7 +192,7 @@ def test_wrong_use(batch):
         make(pgd={"steps": 0})
     with pytest.raises(ConfigError, match="epsilon is -1"):
         make(pgd={"epsilon": -1})
-    with pytest.raises(ConfigError, match="attack_bn='batch'"):
+    with pytest.raises(ConfigError, match="perturb_bn='batch'"):
         make(perturb_bn="batch")
     del batch["label"]
     with pytest.raises(ConfigError, match="needs labels"):

@@ -17,7 +17,7 @@ from bdclean.errors import ConfigError
 from bdclean.training import KNN, LinearProbe
 from bdclean.types import View
 
-FACTS = {"num_classes": 4, "input_size": 8, "mean": (0.5,) * 3, "std": (0.2,) * 3}
+FACTS = ImageFacts(4, 8, (0.5,) * 3, (0.2,) * 3)
 pytestmark = [
     # Sixty images in memory need no worker processes.
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
@@ -29,17 +29,15 @@ pytestmark = [
 
 
 def test_the_augmentation_is_that_of_sgd():
-    assert LinearProbe(**FACTS).view.augmentation == "weak"
-    assert (
-        LinearProbe(**FACTS, probe={"recipe": {"augmentation": "imagenet"}}).view.augmentation
-        == "imagenet"
-    )
-    assert (
-        LinearProbe(
-            **FACTS, probe={"recipe": {"augmentation": "imagenet"}, "solver": "lbfgs"}
-        ).view.augmentation
-        == "none"
-    )
+    def augmentation(**probe):
+        module = make_of(LinearProbe, {"facts": FACTS, "probe": probe})
+        recipe = module.plan()[0].recipe
+        return module.plan()[0].reads().augmentation, recipe.lr > 0
+
+    assert augmentation() == ("weak", True)
+    assert augmentation(recipe={"augmentation": "imagenet"}) == ("imagenet", True)
+    # one epoch at a rate of 0, for form's sake
+    assert augmentation(recipe={"augmentation": "imagenet"}, solver="lbfgs") == ("none", False)
 
 
 class TinyData(ImageDataModule):
@@ -65,7 +63,7 @@ class TinyData(ImageDataModule):
 @pytest.fixture(params=[4, None], ids=["with head", "without head"])
 def weights(request, tmp_path):
     torch.manual_seed(5)
-    model = build(ModelInfo("resnet18", request.param, 8, FACTS["mean"], FACTS["std"], width=4))
+    model = build(ModelInfo("resnet18", request.param, 8, FACTS.mean, FACTS.std, width=4))
     for _ in range(3):
         model.features(torch.rand(16, 3, 8, 8))
     path = str(tmp_path / "backbone.safetensors")
@@ -75,7 +73,9 @@ def weights(request, tmp_path):
 
 @pytest.fixture
 def make(weights):
-    return lambda **arguments: LinearProbe(**FACTS, weights=weights, **arguments)
+    return lambda **probe: make_of(
+        LinearProbe, {"facts": FACTS, "weights": weights, "probe": probe}
+    )
 
 
 @pytest.fixture

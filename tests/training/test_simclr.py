@@ -15,13 +15,14 @@ from bdclean.data.datamodule import ImageDataModule
 from bdclean.errors import ConfigError
 from bdclean.functional.contrastive import nt_xent
 from bdclean.training import SimCLR
+from bdclean.types import ImageFacts
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-FACTS = {"num_classes": 4, "input_size": 8, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.25)}
+FACTS = ImageFacts(4, 8, (0.5, 0.4, 0.3), (0.2, 0.2, 0.25))
 
 
 class TinyData(ImageDataModule):
-    name, num_classes, input_size, mean, std = "tiny", 4, 8, FACTS["mean"], FACTS["std"]
+    name, num_classes, input_size, mean, std = "tiny", 4, 8, FACTS.mean, FACTS.std
 
     def __init__(self, flipped_labels=False, attack=None, **settings):
         super().__init__(splits=Splits(probe=16, val=12), shuffle_seed=3, attack=attack, **settings)
@@ -41,7 +42,7 @@ class TinyData(ImageDataModule):
 
 def make(**arguments):
     torch.manual_seed(2)
-    return SimCLR(**(FACTS | {"width": 4, "batch_size": 32, "warmup_epochs": 1} | arguments))
+    return SimCLR(FACTS, **({"width": 4, "batch_size": 32, "warmup_epochs": 1} | arguments))
 
 
 def fit(module, data, epochs=2, ckpt=None, **settings):
@@ -71,7 +72,7 @@ class Watched(SimCLR):
 @pytest.fixture
 def watched():
     torch.manual_seed(2)
-    module = Watched(**FACTS, width=4, batch_size=32, warmup_epochs=1)
+    module = Watched(FACTS, width=4, batch_size=32, warmup_epochs=1)
     fit(module, TinyData(), epochs=3)
     return module
 
@@ -177,9 +178,9 @@ def test_the_product_is_a_backbone_without_a_head(tmp_path, watched):
 
 
 def test_weights_are_a_start_and_lose_their_head(tmp_path):
-    model = build(ModelInfo("resnet18", 4, 8, FACTS["mean"], FACTS["std"], width=4))
+    model = build(ModelInfo("resnet18", 4, 8, FACTS.mean, FACTS.std, width=4))
     save_model(model, tmp_path / "f.safetensors")
-    module = SimCLR(**FACTS, weights=str(tmp_path / "f.safetensors"))
+    module = SimCLR(FACTS, weights=str(tmp_path / "f.safetensors"))
     assert module.model.head is None
     assert torch.equal(module.model.backbone.conv1.weight, model.backbone.conv1.weight)
 
@@ -222,6 +223,7 @@ from lightning import Trainer, seed_everything
 from torch import distributed
 from bdclean.data import Digits, Splits
 from bdclean.training import SimCLR
+from bdclean.types import ImageFacts
 
 seed_everything(0)
 data = Digits(splits=Splits(defense=1200, probe=60, val=40), validate_in_fit=True)
@@ -233,7 +235,7 @@ class Compared(SimCLR):
         distributed.all_gather_object(monitors, mine)
         assert mine and monitors[0] == monitors[1], "the processes monitor with other features"
 
-module = Compared(10, 32, data.mean, data.std, width=4, batch_size=20, warmup_epochs=0)
+module = Compared(ImageFacts(10, 32, data.mean, data.std), width=4, batch_size=20, warmup_epochs=0)
 trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, logger=False,
                   enable_checkpointing=False, enable_progress_bar=False)
 trainer.fit(module, data)

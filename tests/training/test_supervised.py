@@ -1,7 +1,10 @@
 """Where the supervised module takes its network from."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from grouping import make_of
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -9,27 +12,30 @@ from bdclean.backbones import ModelInfo, build, save_model
 from bdclean.callbacks import ExactResume
 from bdclean.data import Digits, Splits
 from bdclean.errors import ConfigError
+from bdclean.functional.pgd import PGD
 from bdclean.purification import BCU, CBD
 from bdclean.training import AdversarialTraining, LinearProbe, SimCLR, Supervised
+from bdclean.types import ImageFacts
 
-FACTS = {"num_classes": 3, "input_size": 16, "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+FACTS = ImageFacts(3, 16, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+DIGITS = ImageFacts(10, 32, Digits.mean, Digits.std)
 
 
 @pytest.fixture
 def narrow(tmp_path):
-    model = build(ModelInfo("resnet18", 3, 16, FACTS["mean"], FACTS["std"], width=4))
+    model = build(ModelInfo("resnet18", 3, 16, FACTS.mean, FACTS.std, width=4))
     save_model(model, tmp_path / "narrow.safetensors")
     return model, str(tmp_path / "narrow.safetensors")
 
 
 def test_a_new_network_is_the_standard_one():
-    info = Supervised(**FACTS).model.info
+    info = Supervised(FACTS).model.info
     assert (info.arch, info.width, info.stem) == ("resnet18", 64, "cifar")
 
 
 def test_weights_say_what_network_they_are_for(narrow):
     model, weights = narrow
-    module = Supervised(**FACTS, weights=weights)
+    module = Supervised(FACTS, weights=weights)
     assert module.model.info == model.info
     for ours, theirs in zip(module.model.parameters(), model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
@@ -37,7 +43,7 @@ def test_weights_say_what_network_they_are_for(narrow):
 
 def test_another_width_than_that_of_the_weights_is_refused(narrow):
     with pytest.raises(ConfigError, match=r"width=64.*was made with width=4\. Leave width out"):
-        Supervised(**FACTS, weights=narrow[1], width=64)
+        Supervised(FACTS, weights=narrow[1], width=64)
 
 
 QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
@@ -46,7 +52,7 @@ QUIET |= {"limit_train_batches": 2, "limit_val_batches": 0, "enable_checkpointin
 
 def fit(make, epochs, path=None, given=True):
     data = Digits(splits=Splits(defense=100, probe=100))
-    module = make(10, 32, data.mean, data.std, epochs)
+    module = make(epochs)
     trainer = Trainer(max_epochs=epochs if given else -1, **QUIET)
     trainer.fit(module, data, ckpt_path=path)
     return trainer
@@ -65,7 +71,7 @@ def test_a_run_that_was_stopped_goes_on_within_its_epoch(kind, tmp_path):
     def run(*callbacks, path=None, **arguments):
         data = Digits(splits=Splits(defense=100, probe=100))
         torch.manual_seed(0)
-        module = kind(10, 32, data.mean, data.std, width=4)
+        module = kind(DIGITS, width=4)
         trainer = Trainer(
             max_epochs=2, callbacks=[ExactResume(), *callbacks], **(QUIET | arguments)
         )
@@ -84,13 +90,13 @@ def test_a_run_that_was_stopped_goes_on_within_its_epoch(kind, tmp_path):
 @pytest.mark.parametrize(("key", "value"), [("batch_size", 0), ("label_smoothing", 1.5)])
 def test_refuses_numbers_out_of_range(key, value):
     with pytest.raises(ConfigError, match=f"{key}={value}: it must be"):
-        Supervised(**FACTS, width=4, **{key: value})
+        Supervised(FACTS, width=4, **{key: value})
 
 
 @pytest.mark.parametrize("kind", [Supervised, SimCLR])
 def test_what_the_optimizer_refuses_is_told(kind):
-    def make(*facts):
-        return kind(*facts[:4], width=4, optimizer=lambda p: torch.optim.SGD(p, lr=-0.1))
+    def make(_):
+        return kind(DIGITS, width=4, optimizer=lambda p: torch.optim.SGD(p, lr=-0.1))
 
     with pytest.raises(ConfigError, match=r"model.optimizer: Invalid learning rate: -0.1"):
         fit(make, 1)
@@ -99,14 +105,14 @@ def test_what_the_optimizer_refuses_is_told(kind):
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
 def test_refuses_weights_in_half_precision(precision):
     trainer = Trainer(**QUIET, max_epochs=1, precision=precision)
-    module = Supervised(10, 32, Digits.mean, Digits.std, width=4)
+    module = Supervised(DIGITS, width=4)
     for run in trainer.fit, trainer.test:
         with pytest.raises(ConfigError, match=f"trainer.precision={precision}.*take bf16-mixed"):
             run(module, Digits())
 
 
 def supervised(schedule, kind=Supervised, **more):
-    return lambda *facts: kind(*facts[:4], width=4, schedule=schedule, **more)
+    return lambda _: kind(DIGITS, width=4, schedule=schedule, **more)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +121,7 @@ def supervised(schedule, kind=Supervised, **more):
         supervised("cosine"),
         supervised("onecycle"),
         supervised("multistep"),
-        supervised("cosine", AdversarialTraining, pgd_steps=1),
+        supervised("cosine", AdversarialTraining, pgd=PGD(8.0, 1)),
     ],
 )
 def test_a_resumed_fit_keeps_its_length(make, tmp_path):
@@ -129,17 +135,43 @@ def test_a_constant_rate_may_go_on(tmp_path):
     assert fit(supervised("constant"), 2, tmp_path / "x.ckpt").global_step == 4
 
 
-@pytest.mark.parametrize("kind", [BCU, LinearProbe])
-def test_methods_with_epochs_of_their_own_keep_them(kind, tmp_path):
+@pytest.mark.parametrize(("kind", "name"), [(BCU, "distil"), (LinearProbe, "probe")])
+def test_methods_with_epochs_of_their_own_keep_them(kind, name, tmp_path):
     weights = tmp_path / "digits.safetensors"
     save_model(build(ModelInfo("resnet18", 10, 32, Digits.mean, Digits.std, width=4)), weights)
 
-    def make(*facts):
-        return kind(*facts[:4], weights=str(weights), epochs=facts[4], batch_size=16)
+    def make(epochs):
+        recipe = {"epochs": epochs, "batch_size": 16}
+        group = {"recipe": recipe} if kind is BCU else {"probe": {"recipe": recipe}}
+        return make_of(kind, {"facts": DIGITS, "weights": str(weights)}, group)
 
     fit(make, 1, given=False).save_checkpoint(tmp_path / "x.ckpt")
-    with pytest.raises(ConfigError, match="run is 2 steps long, and this one 4"):
+    message = f"Stage 1 of the checkpoint's run: {name}, 1 epochs; of this run: {name}, 2 epochs"
+    with pytest.raises(ConfigError, match=message):
         fit(make, 2, tmp_path / "x.ckpt", given=False)
+
+
+@pytest.mark.parametrize("kind", [BCU, LinearProbe])
+def test_methods_with_epochs_of_their_own_keep_the_steps_of_one(kind, tmp_path):
+    weights = tmp_path / "digits.safetensors"
+    save_model(build(ModelInfo("resnet18", 10, 32, Digits.mean, Digits.std, width=4)), weights)
+
+    def make(size):
+        recipe = {"epochs": 2, "batch_size": size}
+        group = {"recipe": recipe} if kind is BCU else {"probe": {"recipe": recipe}}
+        return make_of(kind, {"facts": DIGITS, "weights": str(weights)}, group)
+
+    class Stopped(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            trainer.should_stop = True
+
+    data = {"splits": Splits(defense=100, probe=100)}
+    first = Trainer(max_epochs=-1, callbacks=[Stopped()], **(QUIET | {"limit_train_batches": 1.0}))
+    first.fit(make(20), Digits(**data))
+    first.save_checkpoint(tmp_path / "x.ckpt")
+    second = Trainer(max_epochs=-1, **(QUIET | {"limit_train_batches": 1.0}))
+    with pytest.raises(ConfigError, match="run has 5 steps, and one of this run 4"):
+        second.fit(make(25), Digits(**data), ckpt_path=tmp_path / "x.ckpt")
 
 
 def test_what_was_loaded_and_is_not_resumed_may_have_any_length(tmp_path):
@@ -159,13 +191,13 @@ def test_a_head_that_was_drawn_is_trained_and_not_measured(classes, tmp_path):
     data = Digits(splits=Splits(defense=100, probe=100, val=50))
 
     def make():
-        return Supervised(10, 32, data.mean, data.std, weights=weights, schedule="constant")
+        return Supervised(DIGITS, weights=weights, schedule="constant")
 
     trainer = Trainer(
         **(QUIET | {"max_epochs": 1, "limit_test_batches": 1, "limit_val_batches": 1})
     )
     for evaluate in trainer.test, trainer.validate:
-        with pytest.raises(ConfigError, match=r"other.safetensors has no classifier for the 10"):
+        with pytest.raises(ConfigError, match=r"weights=\S+other.safetensors: the file has no classifier for the 10"):
             evaluate(make(), data, verbose=False)
     module = make()
     trainer.fit(module, data)
@@ -179,11 +211,11 @@ def test_a_head_that_was_drawn_is_trained_and_not_measured(classes, tmp_path):
 @pytest.mark.parametrize("kind", [CBD, BCU, LinearProbe])
 def test_a_classifier_of_other_classes_is_not_measured(kind, narrow):
     data = Digits(splits=Splits(defense=100, probe=100))
-    module = kind(10, 16, data.mean, data.std, weights=narrow[1])
+    module = kind(replace(DIGITS, input_size=16), weights=narrow[1])
     with pytest.raises(ConfigError, match="the classifier has 3 classes and the data 10"):
         Trainer(**QUIET).test(module, data, verbose=False)
 
 
 def test_weights_for_other_classes_get_a_new_head(narrow):
-    module = Supervised(**(FACTS | {"num_classes": 5}), weights=narrow[1])
+    module = Supervised(replace(FACTS, num_classes=5), weights=narrow[1])
     assert module.model(torch.rand(2, 3, 16, 16)).shape == (2, 5)
