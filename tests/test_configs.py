@@ -87,7 +87,7 @@ def test_linked_facts_are_not_written(file):
 @pytest.mark.parametrize("method", files("train") + files("purify"), ids=lambda f: f.name)
 def test_methods_parse(method):
     digits = CONFIGS / "data/digits.yaml"
-    parse(CONFIGS / "trainer/cpu.yaml", digits, CONFIGS / "attack/badnets.yaml", method)
+    parse(CONFIGS / "trainer/cpu.yaml", digits, CONFIGS / "attack/badnets/cbd.yaml", method)
 
 
 # One method is enough: no key stands in two kinds of file, so none can depend on another's.
@@ -95,7 +95,7 @@ def test_methods_parse(method):
 @pytest.mark.parametrize("data", files("data"), ids=lambda f: f.name)
 def test_data_sets_parse(data):
     method = CONFIGS / "train/supervised.yaml"
-    parse(CONFIGS / "trainer/cpu.yaml", data, CONFIGS / "attack/badnets.yaml", method)
+    parse(CONFIGS / "trainer/cpu.yaml", data, CONFIGS / "attack/badnets/cbd.yaml", method)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -113,7 +113,7 @@ def test_attacks_parse(attack):
 @pytest.mark.parametrize("trainer", files("trainer"), ids=lambda f: f.name)
 def test_trainers_and_architectures_parse(trainer):
     for arch in files("arch"):
-        parse(trainer, CONFIGS / "data/digits.yaml", CONFIGS / "train/supervised_fast.yaml", arch)
+        parse(trainer, CONFIGS / "data/digits.yaml", CONFIGS / "train/supervised/fast.yaml", arch)
 
 
 LINES = (CONFIGS / "slurm/advrbd_runs.txt").read_text().splitlines()

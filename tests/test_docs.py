@@ -64,8 +64,8 @@ def test_a_new_method_in_forty_lines(workplace):
     lines = [line for line in code.splitlines() if line.strip()]
     assert len(lines) <= 40
     (workplace / "dropped.py").write_text(code)
-    base = ["-c", "configs/trainer/cpu.yaml", "-c", "configs/data/digits.yaml"]
-    victim = ["-c", "configs/attack/badnets.yaml", "-c", "configs/train/supervised_fast.yaml"]
+    base = ["-c", "trainer/cpu", "-c", "data/digits"]
+    victim = ["-c", "attack/badnets/cbd", "-c", "train/supervised/fast"]
     main(["fit", *base, *victim, *QUICK_VICTIM, "--run", "runs/victim"])
     (words,) = commands(blocks("how_to/new_method.md", "bash")[0])
     main([*words[1:], "--model.epochs", "2"])

@@ -29,7 +29,7 @@ from bdclean.functional.perturbation import PGD, pgd
 
 BATCH_SIZE = 128
 SECONDS_BETWEEN_LINES = 10.0
-TRAINED_BY = "configs/train/surrogate_adversarial.yaml (or surrogate.yaml) trains one"
+TRAINED_BY = "train/surrogate/adversarial (or surrogate.yaml) trains one"
 
 log = logging.getLogger(__name__)
 

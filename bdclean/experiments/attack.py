@@ -70,8 +70,8 @@ def make_parser() -> ArgumentParser:
         "Draws one row per attack: a test image, the same with the trigger, the difference, and "
         "the PSNR of the image and in the mean. A further column shows training images if they "
         "carry another version of the trigger. "
-        "Example: bdclean attack preview -c configs/data/digits.yaml "
-        "--attacks configs/attack/badnets.yaml configs/attack/blend.yaml"
+        "Example: bdclean attack preview -c data/digits "
+        "--attacks attack/badnets/cbd attack/blend/cbd"
     )
     preview.add_argument(
         "--attacks",
@@ -92,8 +92,8 @@ def make_parser() -> ArgumentParser:
         "Writes the poisoned training set as OUT/train/CLASS/NUMBER.png, where CLASS is the label "
         "seen, the test set as OUT/test and, with the trigger, OUT/test_triggered; beside them "
         "the ground truth: rows.csv, the plan and the trigger. "
-        "Example: bdclean attack export -c configs/data/digits.yaml "
-        "-c configs/attack/badnets.yaml --out exported"
+        "Example: bdclean attack export -c data/digits "
+        "-c attack/badnets/cbd --out exported"
     )
     writer.add_argument("--out", type=str, required=True, help="Folder to make; must be new.")
     writer.add_argument("--test", type=bool, default=True, help="Write the test sets as well.")

@@ -39,7 +39,7 @@ _SHORT = {
     "pgd_steps": "2",
     "step_size": "0.75",
     "finetune.epochs": "5",
-}  # configs/purify/advrbd_fast.yaml; a test compares them
+}  # sift/advrbd/fast; a test compares them
 _CONTINUE = "--ckpt_path=last"
 _TAKEN = {
     "--run": "give the run folder as --out",

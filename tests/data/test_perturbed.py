@@ -348,11 +348,11 @@ def test_a_surrogate_and_a_victim_from_the_command_line(tmp_path, monkeypatch, c
         return ["fit", *words, *quick, "--trainer.limit_train_batches", "2"]
 
     quick = ["--model.pgd_steps", "1", "--test_after_fit", "false"]
-    main([*fit("surrogate", "train/surrogate_adversarial"), *quick])
+    main([*fit("surrogate", "train/surrogate/adversarial"), *quick])
     record = json.loads(Path("surrogate/result.json").read_text())
     assert record["protocol"]["method"] == "adversarial_training"
     assert record["seed"] == 1
-    victim = fit("victim", "attack/label_consistent", "train/supervised_noaug")
+    victim = fit("victim", "attack/label_consistent/cbd", "train/supervised/noaug")
     with pytest.raises(SystemExit) as stop:
         main(victim)
     assert stop.value.code == 2
