@@ -14,6 +14,7 @@ from bdclean.data import ImageDataModule
 from bdclean.errors import ConfigError
 from bdclean.experiments.export import export
 from bdclean.experiments.preview import write_preview
+from bdclean.shipped import path_of
 
 
 def run_attack(args: Sequence[str]) -> None:
@@ -53,12 +54,20 @@ def _modules(
             "would mix with; leave it out of the files given with -c."
         )
     if files:
-        configs = [(Path(file).stem, parser.parse_args([*words, "-c", file])) for file in files]
+        configs = [
+            (_title(file), parser.parse_args([*words, "-c", path_of(file, "--attacks")]))
+            for file in files
+        ]
     else:
         name = "no attack" if attack is None else attack.class_path.rpartition(".")[2]
         configs = [(name, config)]
     for name, each in configs:
         yield name, parser.instantiate(each).preview.data
+
+
+def _title(file: str) -> str:
+    """`badnets/cbd` for attack/badnets/cbd, by name or by path."""
+    return "/".join(Path(file).with_suffix("").parts[-2:])
 
 
 def make_parser() -> ArgumentParser:
@@ -78,7 +87,7 @@ def make_parser() -> ArgumentParser:
         nargs="+",
         type=str,
         default=[],
-        help="Config files of attacks, each on top of the data. Without: the attack given with -c.",
+        help="Names or files of attacks, each on top of the data. Without: the attack given with -c.",
     )
     preview.add_argument("--out", type=str, default="preview.png", help="PNG file to write.")
     preview.add_argument("--images", type=PositiveInt, default=1, help="Test images per attack.")
@@ -104,7 +113,7 @@ def make_parser() -> ArgumentParser:
 def _data_parser(description: str) -> ArgumentParser:
     parser = ArgumentParser(description=description)
     parser.add_argument(
-        "-c", "--config", action="config", help="YAML file; several stack in the order given."
+        "-c", "--config", action="config", help="Name or YAML file; several stack in the order given."
     )
     parser.add_argument(
         "--data", type=ImageDataModule, required=True, help="The data set and its attack."

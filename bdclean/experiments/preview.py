@@ -92,7 +92,7 @@ def preview(name: str, data: ImageDataModule, images: int = 1, seed: int = 0) ->
     """
     if data.attack is None:
         raise ConfigError(
-            f"{name}: data.init_args.attack is null; give files of configs/attack/ with --attacks."
+            f"{name}: data.init_args.attack is null; give attacks with --attacks."
         )
     data.prepare_data()
     _ = data.plan  # tells of settings that do not fit the data

@@ -228,7 +228,7 @@ class BackdoorModule(LightningModule):
         if self.model.head is None:
             raise ConfigError(
                 f"{type(self).__name__}: the model has no classifier head, so it gives features "
-                "and no classes; train a linear probe on it with measure/linear_probe "
+                "and no classes; train a linear probe on it with -c measure/linear_probe "
                 "and model.weights set to this backbone, then evaluate the result"
             )
         if self.untested is not None and self.trainer.state.fn != TrainerFn.FITTING:
@@ -238,7 +238,7 @@ class BackdoorModule(LightningModule):
             raise ConfigError(
                 f"{type(self).__name__}: the classifier has {self.model.info.num_classes} classes "
                 f"and the data {known}; give the data set that the model was made for, or train a "
-                "linear probe on it with measure/linear_probe"
+                "linear probe on it with -c measure/linear_probe"
             )
         self._start_counts(stage)
 

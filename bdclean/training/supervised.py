@@ -100,7 +100,7 @@ class Supervised(FixedLength, BackdoorModule):
             raise ConfigError(
                 f"{self.weights} has no classifier for the {self.model.info.num_classes} classes "
                 "of this data, so there is nothing to measure: train one on it with "
-                "measure/linear_probe and model.weights set to this file, or give the "
+                "-c measure/linear_probe and model.weights set to this file, or give the "
                 "data set that it was made for."
             )
 

@@ -318,7 +318,7 @@ def refuse(file, rows, match, error=AttackError):
 
 def test_surrogates_that_are_refused(rows, tmp_path):
     file = tmp_path / "net.safetensors"
-    refuse(file, rows, r"attack\.surrogate is '.*net\.safetensors', which is no file; configs/")
+    refuse(file, rows, r"attack\.surrogate is '.*net\.safetensors', which is no file; -c train/")
     save_model(fitted(num_classes=4), file)
     refuse(file, rows, r"of 4 classes for images of 8 pixels; it must have 10 classes and take 8")
     save_model(fitted(size=16), file)
