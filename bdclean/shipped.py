@@ -48,7 +48,9 @@ def find(name: str, key: str) -> Path:
         depth = name.count("/") + 2
         choices = sorted({"/".join(each.split("/")[:depth]) for each in found})
         raise ConfigError(f"{key} {name}: it is a folder of configs. Choose {_either(choices)}.")
-    near = get_close_matches(name.removeprefix("configs/").removesuffix(".yaml"), names(), cutoff=0.5)
+    near = get_close_matches(
+        name.removeprefix("configs/").removesuffix(".yaml"), names(), cutoff=0.5
+    )
     meant = f"Did you mean {_either(near)}? " if near else ""
     raise ConfigError(
         f"{key} {name}: there is no such file and no config of that name. {meant}`bdclean config "

@@ -87,7 +87,7 @@ def make_parser() -> ArgumentParser:
         nargs="+",
         type=str,
         default=[],
-        help="Names or files of attacks, each on top of the data. Without: the attack given with -c.",
+        help="Configs of attacks, each on top of the data. Without: the attack given with -c.",
     )
     preview.add_argument("--out", type=str, default="preview.png", help="PNG file to write.")
     preview.add_argument("--images", type=PositiveInt, default=1, help="Test images per attack.")
@@ -113,7 +113,7 @@ def make_parser() -> ArgumentParser:
 def _data_parser(description: str) -> ArgumentParser:
     parser = ArgumentParser(description=description)
     parser.add_argument(
-        "-c", "--config", action="config", help="Name or YAML file; several stack in the order given."
+        "-c", "--config", action="config", help="Config, a name or a file; several stack in order."
     )
     parser.add_argument(
         "--data", type=ImageDataModule, required=True, help="The data set and its attack."
