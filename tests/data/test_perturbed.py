@@ -221,7 +221,7 @@ def test_other_roles_and_evaluation_need_no_surrogate():
     module.setup("fit")
     module.setup("test")
     assert len(module.test_dataloader()) == 2
-    with pytest.raises(AttackError, match=r"attack\.surrogate is not set; .*surrogate_adversarial"):
+    with pytest.raises(AttackError, match=r"attack\.surrogate is not set; .*surrogate/adversarial"):
         module.role_images("train", labels=True)
 
 
