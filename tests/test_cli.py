@@ -246,6 +246,7 @@ WRONG = {
         ["fit", *BASE, *stack("purify/bcu"), "--model.weights", "no.safetensors"],
         "no.safetensors",
     ),
+    "a config that is not there": (["fit", "-c", "purify/cdb"], "Did you mean purify/cbd"),
     "no weights at all": (["fit", *BASE, *stack("purify/bcu")], "weights"),
     "a rate above one": (
         ["fit", *BASE, *stack("train/supervised/fast"), "--data.attack.rate", "1.5"],
