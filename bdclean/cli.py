@@ -1,4 +1,4 @@
-"""The command line: `bdclean fit | validate | test | predict | attack | sift | demo`.
+"""The command line: `bdclean fit | validate | test | predict | attack | sift | demo | config`.
 
 LightningCLI does the work. Added are the links from data to model, the run folder, exact
 resume, the run record, and one clear message with exit status 2 for wrong use.
@@ -40,6 +40,7 @@ from bdclean.callbacks import (
     Suspects,
 )
 from bdclean.callbacks.read_test_set import has_head
+from bdclean.commands.config import run_config
 from bdclean.errors import BdcleanError, ConfigError
 from bdclean.experiments.attack import run_attack
 from bdclean.experiments.demo import run_demo
@@ -49,6 +50,7 @@ from bdclean.functional.precision import cpu_has_bfloat16
 from bdclean.modules import BackdoorModule
 from bdclean.modules.trainer import is_trial
 from bdclean.types import ImageFacts
+from bdclean.shipped import with_paths
 
 LINKED = tuple(field.name for field in fields(ImageFacts))
 """Facts of the data set that models receive; they are never written into a config file."""
@@ -252,12 +254,15 @@ def main(args: Sequence[str] | None = None) -> None:
     for told in _KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=told)
     try:
+        words = with_paths(words)
         if words[:1] == ["demo"]:
             run_demo(words[1:])
         elif words[:1] == ["attack"]:
             run_attack(words[1:])
         elif words[:1] == ["figure"]:
             run_figure(words[1:])
+        elif words[:1] == ["config"]:
+            run_config(words[1:])
         elif words[:1] == ["--version"]:
             print(f"bdclean {bdclean.__version__}")
         elif words[:1] == ["sift"]:

@@ -14,6 +14,8 @@ MODELS = LOWER | {"attacks", "backbones", "metrics"}
 ALLOWED = {
     "types": set(),
     "errors": set(),
+    "shipped": {"errors"},
+    "commands": BOTTOM | {"shipped"},
     "functional": BOTTOM,
     "weights": BOTTOM,
     "attacks": LOWER,
@@ -23,8 +25,9 @@ ALLOWED = {
     "training": MODELS - {"attacks"},
     "purification": MODELS - {"attacks"},
     "callbacks": MODELS,
-    "experiments": MODELS | {"data", "training", "purification", "callbacks"},
-    "cli": MODELS | {"data", "training", "purification", "callbacks", "experiments"},
+    "experiments": MODELS | {"data", "training", "purification", "callbacks", "shipped"},
+    "cli": MODELS
+    | {"data", "training", "purification", "callbacks", "experiments", "commands", "shipped"},
     "__main__": {"cli"},
 }
 EXCEPTIONS = {

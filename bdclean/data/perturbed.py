@@ -29,7 +29,7 @@ from bdclean.functional.pgd import PGD, pgd
 
 BATCH_SIZE = 128
 SECONDS_BETWEEN_LINES = 10.0
-TRAINED_BY = "configs/train/surrogate_adversarial.yaml (or surrogate.yaml) trains one"
+TRAINED_BY = "-c train/surrogate/adversarial (or train/surrogate) trains one"
 
 log = logging.getLogger(__name__)
 

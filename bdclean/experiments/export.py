@@ -112,8 +112,8 @@ def _plan(data: ImageDataModule) -> PoisonPlan:
     """The plan, which reads the training set."""
     if data.attack is None:
         raise ConfigError(
-            "data.init_args.attack is null, so that there is nothing to export; give a file of "
-            "configs/attack/ with -c after that of the data."
+            "data.init_args.attack is null, so that there is nothing to export; give an attack "
+            "with -c after the data (`bdclean config ls attack` lists them)."
         )
     if data.attack.dynamic:
         raise ConfigError(

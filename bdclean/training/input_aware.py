@@ -167,7 +167,7 @@ class InputAwareTraining(StagedModule):
         if not isinstance(attack, InputAware) or attack.trigger is not None:
             raise ConfigError(
                 "--data.attack: InputAwareTraining learns the trigger of bdclean.attacks."
-                "InputAware with trigger null (`-c attack/input_aware/cbd`); train on another "
+                "InputAware with trigger null (`-c attack/input_aware/official`); train on another "
                 "attack, or with a learned trigger, with bdclean.training.Supervised."
             )
         return attack

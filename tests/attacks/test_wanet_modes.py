@@ -287,7 +287,7 @@ def test_triggered_test_images_are_served_without_jitter():
 def test_a_run_from_the_files(tmp_path, monkeypatch):
     root = Path(__file__).parents[2]
     monkeypatch.chdir(tmp_path)
-    stack = ["trainer/cpu", "data/digits", "attack/wanet", "train/wanet"]
+    stack = ["trainer/cpu", "data/digits", "attack/wanet/cbd", "train/supervised/wanet"]
     words = [word for name in stack for word in ("-c", f"{root}/configs/{name}.yaml")]
     main(["fit", *words, "--model.width", "4", "--trainer.max_epochs", "1", "--run", "run"])
     record = json.loads(Path("run/result.json").read_text())

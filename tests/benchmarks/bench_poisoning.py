@@ -134,24 +134,25 @@ def main():
     warnings.simplefilter("ignore")
     spawn, rows, clean = multiprocessing.get_context("spawn"), {}, RandomImages()
     step = step_seconds()
-    for path in sorted(CONFIGS.glob("*.yaml")):
+    for path in sorted(CONFIGS.rglob("*.yaml")):
         attack = attack_of(path)
         if attack is None:
             continue
+        name = path.relative_to(CONFIGS).with_suffix("").as_posix()
         queue = spawn.Queue()
-        process = spawn.Process(target=poison_once, args=(path.stem, queue))
+        process = spawn.Process(target=poison_once, args=(name, queue))
         process.start()
         seconds, share, touched = queue.get()
         process.join()
         own, other = batch_seconds(attack, clean, arguments.rounds)
-        rows[path.stem] = {
+        rows[name] = {
             "touched_rows": touched,
             "seconds": round(seconds, 3),
             "memory_over_clean": round(share, 3),
             "input_over_clean": round(own / other, 3),
             "epoch_over_clean": round((own + step) / (other + step), 4),
         }
-        print(path.stem, rows[path.stem], flush=True)
+        print(name, rows[name], flush=True)
     record = {
         "what": "static attacks on 50,000 images of 32x32: cost of poisoning, one thread",
         "batch_size": BATCH,

@@ -418,7 +418,7 @@ def test_rounds_show_rates_only_where_the_truth_is_known():
 
 
 def test_the_command_line_writes_them(tmp_path):
-    files = ("trainer/cpu", "data/digits", "attack/badnets")
+    files = ("trainer/cpu", "data/digits", "attack/badnets/cbd")
     words = [word for name in files for word in ("-c", str(CONFIGS / f"{name}.yaml"))]
     words += ["--model", f"{__name__}.Toy", "--run", str(tmp_path / "run")]
     words += ["--data.splits.defense", "1000", "--trainer.reload_dataloaders_every_n_epochs", "1"]

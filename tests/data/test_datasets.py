@@ -228,7 +228,7 @@ def test_one_process_decodes_before_the_others_start(gtsrb, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_fit_on_gtsrb(gtsrb, tmp_path):
-    names = ("trainer/cpu", "data/gtsrb", "attack/badnets", "train/supervised_fast")
+    names = ("trainer/cpu", "data/gtsrb", "attack/badnets/cbd", "train/supervised/fast")
     words = [w for name in names for w in ("-c", str(CONFIGS / f"{name}.yaml"))]
     words += ["--data.root", str(gtsrb), "--data.splits.defense", "0", "--data.splits.probe", "0"]
     words += ["--model.width", "4", "--trainer.max_epochs", "1", "--run", str(tmp_path / "run")]

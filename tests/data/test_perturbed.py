@@ -221,7 +221,7 @@ def test_other_roles_and_evaluation_need_no_surrogate():
     module.setup("fit")
     module.setup("test")
     assert len(module.test_dataloader()) == 2
-    with pytest.raises(AttackError, match=r"attack\.surrogate is not set; .*surrogate_adversarial"):
+    with pytest.raises(AttackError, match=r"attack\.surrogate is not set; .*surrogate/adversarial"):
         module.role_images("train", labels=True)
 
 
@@ -318,7 +318,7 @@ def refuse(file, rows, match, error=AttackError):
 
 def test_surrogates_that_are_refused(rows, tmp_path):
     file = tmp_path / "net.safetensors"
-    refuse(file, rows, r"attack\.surrogate is '.*net\.safetensors', which is no file; configs/")
+    refuse(file, rows, r"attack\.surrogate is '.*net\.safetensors', which is no file; -c train/")
     save_model(fitted(num_classes=4), file)
     refuse(file, rows, r"of 4 classes for images of 8 pixels; it must have 10 classes and take 8")
     save_model(fitted(size=16), file)
@@ -348,11 +348,11 @@ def test_a_surrogate_and_a_victim_from_the_command_line(tmp_path, monkeypatch, c
         return ["fit", *words, *quick, "--trainer.limit_train_batches", "2"]
 
     quick = ["--model.pgd_steps", "1", "--test_after_fit", "false"]
-    main([*fit("surrogate", "train/surrogate_adversarial"), *quick])
+    main([*fit("surrogate", "train/surrogate/adversarial"), *quick])
     record = json.loads(Path("surrogate/result.json").read_text())
     assert record["protocol"]["method"] == "adversarial_training"
     assert record["seed"] == 1
-    victim = fit("victim", "attack/label_consistent", "train/supervised_noaug")
+    victim = fit("victim", "attack/label_consistent/cbd", "train/supervised/noaug")
     with pytest.raises(SystemExit) as stop:
         main(victim)
     assert stop.value.code == 2

@@ -179,7 +179,7 @@ def test_other_roles_of_a_dynamic_attack_stay_clean():
 def test_the_record_of_a_run_has_the_further_test(tmp_path, monkeypatch):
     root = Path(__file__).parents[2]
     monkeypatch.chdir(tmp_path)
-    stack = ["trainer/cpu", "data/digits", "train/supervised_fast"]
+    stack = ["trainer/cpu", "data/digits", "train/supervised/fast"]
     words = [word for name in stack for word in ("-c", f"{root}/configs/{name}.yaml")]
     attack = ["--data.attack", f"{__name__}.Marked", "--run", "run"]
     main(["fit", *words, *attack, "--model.width", "4", "--trainer.max_epochs", "1"])

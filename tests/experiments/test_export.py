@@ -21,7 +21,7 @@ from bdclean.types import View
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 DIGITS = ["-c", str(CONFIGS / "data/digits.yaml")]
-BADNETS = ["-c", str(CONFIGS / "attack/badnets.yaml")]
+BADNETS = ["-c", str(CONFIGS / "attack/badnets/cbd.yaml")]
 OWN = {"train", "rows.csv", "plan.json", "plan.safetensors", "trigger.safetensors"}
 
 

@@ -120,7 +120,7 @@ def test_a_third_loader_is_refused(trainer):
 
 @pytest.mark.parametrize("stage", ["test", "val"])
 def test_a_model_without_head_is_refused_with_the_way_out(trainer, stage):
-    with pytest.raises(ConfigError, match=r"configs/train/linear_probe\.yaml"):
+    with pytest.raises(ConfigError, match=r"-c measure/linear_probe"):
         evaluate(trainer, make(LookUp(with_head=False)), loader(*CLEAN), stage)
 
 
