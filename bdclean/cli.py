@@ -49,8 +49,8 @@ from bdclean.experiments.sift import SaveSiftConfig, run_sift
 from bdclean.functional.precision import cpu_has_bfloat16
 from bdclean.modules import BackdoorModule
 from bdclean.modules.trainer import is_trial
-from bdclean.types import ImageFacts
 from bdclean.shipped import with_paths
+from bdclean.types import ImageFacts
 
 LINKED = tuple(field.name for field in fields(ImageFacts))
 """Facts of the data set that models receive; they are never written into a config file."""
@@ -61,11 +61,11 @@ class _ModelMaker(_InstantiatorFn):
 
     def __call__(
         self,
-        class_type: type[LightningModule],
+        class_type: type[Any],
         *args: Any,
         applied_instantiation_links: dict[str, Any],
         **kwargs: Any,
-    ) -> LightningModule:
+    ) -> Any:
         """Makes one; a link whose target the class does not have is none."""
         links = applied_instantiation_links if "facts" in kwargs else {}
         return super().__call__(class_type, *args, applied_instantiation_links=links, **kwargs)

@@ -23,8 +23,8 @@ from bdclean.data.decoding import UNREADABLE
 from bdclean.data.sources import class_folders, image_files, require_images
 from bdclean.errors import ConfigError, DataError
 from bdclean.functional.precision import cpu_has_bfloat16
-from bdclean.sifting import AdvrBD
 from bdclean.shipped import find
+from bdclean.sifting import AdvrBD
 from bdclean.types import Findings, TrainingSet
 
 Fit = Callable[[list[str]], tuple[AdvrBD, ImageFolder]]

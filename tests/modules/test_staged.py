@@ -3,7 +3,6 @@ import math
 
 import pytest
 import torch
-from bdclean.modules.recipe import Recipe
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from bdclean.backbones.source import WeightsSource
