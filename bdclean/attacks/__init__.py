@@ -3,7 +3,7 @@
 from bdclean.attacks.adaptive_blend import AdaptiveBlend
 from bdclean.attacks.adaptive_patch import AdaptivePatch
 from bdclean.attacks.badnets import BadNets
-from bdclean.attacks.base import Attack, FurtherTest, Perturbation
+from bdclean.attacks.base import Adversarial, Attack, FurtherTest
 from bdclean.attacks.blend import Blend
 from bdclean.attacks.checks import LabelRule, Quantize, RateBase
 from bdclean.attacks.input_aware import InputAware
@@ -19,6 +19,7 @@ __all__ = [
     "SIG",
     "AdaptiveBlend",
     "AdaptivePatch",
+    "Adversarial",
     "Attack",
     "BadNets",
     "Blend",
@@ -26,7 +27,6 @@ __all__ = [
     "InputAware",
     "LabelConsistent",
     "LabelRule",
-    "Perturbation",
     "PhysicalBA",
     "PoisonPlan",
     "Quantize",

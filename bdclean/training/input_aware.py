@@ -156,7 +156,7 @@ class InputAwareTraining(BackdoorModule):
 
     def setup(self, stage: str) -> None:
         """Takes over the stamping of all images, and asks for training images and labels."""
-        self.attack.stamped_by_module = True
+        _ = self.attack  # refuses another one
         if stage == "fit":
             own_epochs(self.trainer, self.epochs)
             viewable_data(self.trainer).set_view(self.view)
