@@ -47,6 +47,7 @@ from bdclean.experiments.figure import run_figure
 from bdclean.experiments.sift import SaveSiftConfig, run_sift
 from bdclean.functional.precision import cpu_has_bfloat16
 from bdclean.metrics.evaluation import BackdoorModule
+from bdclean.plugins import ATTACKS, load_plugins
 from bdclean.shipped import with_paths
 
 LINKED = ("num_classes", "input_size", "mean", "std")
@@ -226,6 +227,7 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.path.append(here)  # a user's modules lie beside the configs; last: they hide nothing
     for told in _KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=told)
+    load_plugins(ATTACKS)
     try:
         words = with_paths(words)
         if words[:1] == ["demo"]:

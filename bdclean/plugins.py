@@ -1,0 +1,35 @@
+"""Classes of other packages, which the command line finds by name as it finds ours.
+
+A package offers them as entry points, in its `pyproject.toml`:
+
+    [project.entry-points."bdclean.attacks"]
+    Stripes = "stripes:Stripes"
+"""
+
+import warnings
+from importlib.metadata import entry_points
+
+ATTACKS = "bdclean.attacks"
+"""Group of the entry points that are attacks."""
+
+
+def load_plugins(group: str) -> dict[str, type]:
+    """Imports the classes that installed packages offer; one that fails is left out.
+
+    Args:
+        group: Of the entry points.
+
+    Returns:
+        The classes by the names of their entry points.
+    """
+    found: dict[str, type] = {}
+    for point in entry_points(group=group):
+        try:
+            found[point.name] = point.load()
+        except Exception as error:  # whatever another package does while it is imported
+            warnings.warn(
+                f"{point.name} is left out: the entry point {point.value!r} of {group} cannot be "
+                f"imported ({type(error).__name__}: {error}).",
+                stacklevel=2,
+            )
+    return found
