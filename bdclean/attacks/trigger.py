@@ -43,7 +43,7 @@ class Trigger(nn.Module, ABC):
         self.size = require_size(size)
         self.quantize = quantize
         for name, tensor in tensors.items():
-            self.register_buffer(name, tensor)
+            self.register_buffer(name, tensor.contiguous())
 
     @abstractmethod
     def stamp(self, images: Tensor) -> Tensor:

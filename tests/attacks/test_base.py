@@ -1,19 +1,16 @@
 """What all attacks share: forwarded arguments, their record, and the names of further tests."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-import bdclean.attacks
 from bdclean.attacks import AdaptiveBlend, Attack, BadNets, Blend, InputAware, LabelConsistent, TaCT
 
-NAMES = [
-    *("BadNets", "Blend", "SIG", "WaNet", "LabelConsistent", "InputAware", "PhysicalBA"),
-    *("TaCT", "AdaptiveBlend", "AdaptivePatch"),
-]
+ROOT = Path(__file__).parents[2]
 SHARED = ["target", "rate", "rate_base", "label_rule", "exclude_target", "seed", "quantize"]
 FIXED = {  # by the attack; not an argument of it
     "TaCT": {"label_rule", "exclude_target"},
@@ -43,6 +40,11 @@ class Data:
 
 
 @pytest.fixture
+def name(attack_type):
+    return attack_type.__name__
+
+
+@pytest.fixture
 def parser():
     made = ArgumentParser(exit_on_error=False)
     made.add_class_arguments(Data, "data")
@@ -52,7 +54,6 @@ def parser():
 # ---------------------------------------------------------------------- arguments
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_the_arguments_of_the_base_are_known_with_the_defaults_of_the_attack(parser, name):
     config = parser.parse_args(["--data.attack", name])
     found = vars(config.data.attack.init_args)
@@ -70,20 +71,18 @@ def test_the_arguments_of_the_base_are_known_with_the_defaults_of_the_attack(par
     assert all(getattr(made, key) == value for key, value in wanted.items())
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_a_value_of_another_type_is_refused_by_its_key(parser, name):
     with pytest.raises(ArgumentError, match=r"(?s)\"rate\":.*float.*many"):
         parser.parse_args(["--data.attack", name, "--data.attack.rate", "many"])
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_misspelt_argument_is_refused_by_name(parser, name):
+def test_a_misspelt_argument_is_refused_by_name(parser, name, attack_type):
     with pytest.raises(ArgumentError, match="'rtae' is not accepted"):
         parser.parse_args(["--data.attack", name, "--data.attack.rtae", "0.2"])
     with pytest.raises(TypeError, match="rtae"):
-        getattr(bdclean.attacks, name)(rtae=0.2)
+        attack_type(rtae=0.2)
     with pytest.raises(TypeError, match="positional"):
-        getattr(bdclean.attacks, name)(0.2)  # of which argument?
+        attack_type(0.2)  # of which argument?
 
 
 @pytest.mark.parametrize(("name", "key"), [(n, k) for n, keys in FIXED.items() for k in keys])
@@ -92,7 +91,6 @@ def test_what_an_attack_has_fixed_is_no_argument(parser, name, key):
         parser.parse_args(["--data.attack", name, f"--data.attack.{key}", "all_to_one"])
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_help_describes_every_argument(parser, name, capsys):
     with pytest.raises(SystemExit, match="0"):
         parser.parse_args(["--data.attack.help", name])
@@ -106,7 +104,6 @@ def test_help_describes_every_argument(parser, name, capsys):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Lightning's `skip_none`
-@pytest.mark.parametrize("name", NAMES)
 def test_a_saved_config_holds_every_value_and_runs_again(parser, name):
     config = parser.parse_args(["--data.attack", name, "--data.attack.seed", "7"])
     text = parser.dump(config, skip_none=False)  # as the saved config of a run
@@ -171,5 +168,12 @@ def test_further_tests_have_the_names_that_the_class_says(any_attack):
     assert tuple(tests) == any_attack.further == type(any_attack).further
 
 
-def test_every_attack_is_among_the_names(tested_types):
-    assert {cls.__name__ for cls in tested_types} == set(NAMES)
+# ---------------------------------------------------------------------- what belongs to an attack
+
+
+def test_every_attack_has_a_config_and_a_page(name, attack_type):
+    configs = (ROOT / "configs" / "attack").rglob("*.yaml")
+    assert any(f"class_path: bdclean.attacks.{name}\n" in path.read_text() for path in configs)
+    file = attack_type.__module__.rpartition(".")[2]
+    assert (ROOT / "docs" / "attacks" / f"{file}.md").is_file()
+    assert f"]({file}.md)" in (ROOT / "docs" / "attacks" / "README.md").read_text()

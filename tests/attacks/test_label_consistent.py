@@ -78,7 +78,7 @@ def test_what_it_asks_of_the_data_module():
     assert attack.adversarial.pgd == wanted
     assert attack.adversarial.surrogate == "net.safetensors"
     assert LabelConsistent(epsilon=0).adversarial is None
-    assert BadNets().perturbation is None
+    assert BadNets().adversarial is None
 
 
 def test_describe_names_what_defines_the_attack_and_no_path():
