@@ -112,9 +112,10 @@ class BadNets(Attack):
         mask[:, rows, columns] = True
         return PatchTrigger(pattern, mask, self.quantize)
 
-    def _corner(self, below: int, beside: int) -> tuple[int, int]:
-        """Row and column of the patch, from the pixels that it leaves free."""
+    def _corner(self, free_rows: int, free_columns: int) -> tuple[int, int]:
+        """Top row and left column of the patch, from the pixels that it leaves free."""
         if self.position == "center":
-            return below // 2, beside // 2
+            return free_rows // 2, free_columns // 2
         vertical, horizontal = self.position.split("_")
-        return (0 if vertical == "top" else below), (0 if horizontal == "left" else beside)
+        top = 0 if vertical == "top" else free_rows
+        return top, (0 if horizontal == "left" else free_columns)
