@@ -49,6 +49,7 @@ from bdclean.experiments.sift import SaveSiftConfig, run_sift
 from bdclean.functional.precision import cpu_has_bfloat16
 from bdclean.modules import BackdoorModule
 from bdclean.modules.trainer import is_trial
+from bdclean.plugins import ATTACKS, METHODS, load_plugins
 from bdclean.shipped import with_paths
 from bdclean.types import ImageFacts
 
@@ -253,6 +254,8 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.path.append(here)  # a user's modules lie beside the configs; last: they hide nothing
     for told in _KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=told)
+    load_plugins(ATTACKS)
+    load_plugins(METHODS)
     try:
         words = with_paths(words)
         if words[:1] == ["demo"]:

@@ -40,15 +40,16 @@ def workplace(tmp_path, monkeypatch):
 QUICK_VICTIM = ["--model.width", "4", "--trainer.max_epochs", "1"]
 
 
-def test_a_new_attack_in_thirty_lines(workplace):
+def test_a_new_attack_in_25_lines(workplace):
     (code,) = blocks("how_to/new_attack.md", "python")
-    lines = [line for line in code.splitlines() if line.strip()]
-    assert len(lines) <= 30
+    assert len(code.splitlines()) <= 25
     (workplace / "stripes.py").write_text(code)
     (words,) = commands(blocks("how_to/new_attack.md", "bash")[0])
     main([*words[1:], *QUICK_VICTIM])
     record = json.loads(Path("runs/stripes/result.json").read_text())
-    assert record["data"]["attack"]["attack"] == "Stripes"
+    attack = record["data"]["attack"]
+    assert attack["attack"] == "Stripes"
+    assert (attack["target"], attack["every"], attack["depth"]) == (3, 2, 0.5)
     assert record["data"]["num_poisoned"] == 100
 
     import stripes
@@ -57,6 +58,9 @@ def test_a_new_attack_in_thirty_lines(workplace):
 
     saved = Trigger.load("runs/stripes/trigger.safetensors")
     assert isinstance(saved, stripes.StripesTrigger)
+    wide = stripes.Stripes(quantize="floor").make_trigger((3, 5))
+    images = torch.full((1, 3, 3, 5), 101, dtype=torch.uint8)
+    assert wide.poison(images)[0, 0].tolist() == [[50, 101, 101, 101, 50]] * 3
 
 
 def test_a_new_method_in_forty_lines(workplace):

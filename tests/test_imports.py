@@ -14,6 +14,7 @@ MODELS = LOWER | {"attacks", "backbones", "metrics"}
 ALLOWED = {
     "types": set(),
     "errors": set(),
+    "plugins": set(),
     "shipped": {"errors"},
     "commands": BOTTOM | {"shipped"},
     "functional": BOTTOM,
@@ -27,7 +28,8 @@ ALLOWED = {
     "callbacks": MODELS,
     "experiments": MODELS | {"data", "training", "purification", "callbacks", "shipped"},
     "cli": MODELS
-    | {"data", "training", "purification", "callbacks", "experiments", "commands", "shipped"},
+    | {"data", "training", "purification", "callbacks", "experiments", "commands", "shipped"}
+    | {"plugins"},
     "__main__": {"cli"},
 }
 EXCEPTIONS = {

@@ -144,7 +144,8 @@ class ImageDataModule(LightningDataModule, ABC):
     @cached_property
     def trigger(self) -> Trigger | None:
         """The trigger at the size of the images."""
-        return None if self.attack is None else self.attack.make_trigger(self.input_size)
+        size = (self.input_size, self.input_size)
+        return None if self.attack is None else self.attack.make_trigger(size)
 
     @cached_property
     def batch_poisoner(self) -> BatchPoisoner | PoisonAugmenter | None:
@@ -232,7 +233,8 @@ class ImageDataModule(LightningDataModule, ABC):
             _ = self.plan, self.trigger  # wrong settings are told before files are written
         else:
             _ = (self.rows if stage == "validate" else self.test_set), self.trigger
-        if self.trigger is not None:
+        if self.attack is not None and self.trigger is not None:
+            self.attack.require_stamper(self.trainer and self.trainer.lightning_module)
             self.trigger.require_levels()
 
     def set_view(self, view: View) -> None:
@@ -305,17 +307,14 @@ class ImageDataModule(LightningDataModule, ABC):
     @property
     def further_tests(self) -> tuple[str, ...]:
         """Names of the evaluation sets after `clean` and `triggered`."""
-        if self.attack is None or self.trigger is None:
-            return ()
-        none = torch.empty(0, 3, self.input_size, self.input_size, dtype=torch.uint8)
-        labels = torch.empty(0, dtype=torch.int64)
-        return tuple(self.attack.further_tests(none, labels, self.trigger))
+        return () if self.attack is None else self.attack.further
 
     def _evaluation_loaders(
         self, images: Tensor, labels: Tensor
     ) -> list[DataLoader[dict[str, Any]]]:
         sets = [RoleImages(images, torch.arange(len(images)), columns={"label": labels})]
         if self.attack is not None and self.trigger is not None:
+            self.attack.require_stamper(self.trainer and self.trainer.lightning_module)
             sets += evaluation_sets(self.attack, self.trigger, images, labels, self.num_classes)
         size, world_size, rank = self.eval_batch_size, self._world_size, self._rank
         return [

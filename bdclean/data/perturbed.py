@@ -1,4 +1,4 @@
-"""Adversarially perturbed training rows, for attacks that ask for them (`Attack.perturbation`).
+"""Adversarially perturbed training rows, for attacks that ask for them (`Attack.adversarial`).
 
 The result is a function of the surrogate's file, the settings, the images and their labels. It is
 kept in the user's cache folder under the hash of these four, so that a second run does not pay
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bdclean import weights
-from bdclean.attacks import Perturbation
+from bdclean.attacks import Adversarial
 from bdclean.backbones import SplitModel, frozen_copy, load_model
 from bdclean.backbones.split import FORMAT_KEY
 from bdclean.data.decoding import cache_home
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 def perturbed_rows(
-    perturbation: Perturbation, images: Tensor, labels: Tensor, num_classes: int
+    perturbation: Adversarial, images: Tensor, labels: Tensor, num_classes: int
 ) -> Tensor:
     """The rows after the attack's perturbation, from the cache where they are in it.
 
@@ -66,7 +66,7 @@ def perturbed_rows(
     return changed
 
 
-def surrogate_hash(perturbation: Perturbation) -> str | None:
+def surrogate_hash(perturbation: Adversarial) -> str | None:
     """SHA-256 of the surrogate's file, as in the record of its own run; None if there is none."""
     if perturbation.surrogate is None:
         return None
@@ -153,7 +153,7 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _surrogate_file(perturbation: Perturbation) -> Path:
+def _surrogate_file(perturbation: Adversarial) -> Path:
     if perturbation.surrogate is None:
         raise AttackError(
             "attack.surrogate is not set; it must be the weights file of a classifier of the same "

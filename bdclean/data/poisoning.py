@@ -25,9 +25,9 @@ def poisoned_rows(
         images: The clean rows `plan.touched_index`, uint8, (P, 3, H, W).
         num_classes: K.
     """
-    if attack.perturbation is not None:
+    if attack.adversarial is not None:
         labels = plan.labels_true[plan.touched_index]
-        images = perturbed_rows(attack.perturbation, images, labels, num_classes)
+        images = perturbed_rows(attack.adversarial, images, labels, num_classes)
     return Overlay(plan.touched_index, attack.poison_rows(images, plan, trigger))
 
 

@@ -24,8 +24,8 @@ def attack_facts(attack: Attack, plan: PoisonPlan | None) -> dict[str, Any]:
             "num_covers": len(plan.cover_index),
             "num_label_changed": plan.num_label_changed,
         }
-    if attack.perturbation is not None:
-        facts["surrogate_hash"] = surrogate_hash(attack.perturbation)
+    if attack.adversarial is not None:
+        facts["surrogate_hash"] = surrogate_hash(attack.adversarial)
     return facts
 
 

@@ -184,8 +184,8 @@ class InputAwareTraining(StagedModule):
     # ------------------------------------------------------------------ Lightning's hooks
 
     def setup(self, stage: str) -> None:
-        """Takes over the stamping of all images."""
-        self.attack.stamped_by_module = True
+        """Refuses another attack, or one that has been learned; this module stamps all images."""
+        _ = self.attack
         super().setup(stage)
 
     def on_train_start(self) -> None:

@@ -22,7 +22,7 @@ def stored(count: int, seed: int = 1) -> Tensor:
 
 def prepared(attack: Attack):
     """The call to test, the clean rows that it takes, and which of them are covers."""
-    plan, trigger = attack.plan(LABELS, C), attack.make_trigger(SIZE)
+    plan, trigger = attack.plan(LABELS, C), attack.make_trigger((SIZE, SIZE))
     covers = torch.isin(plan.touched_index, plan.cover_index)
     return lambda rows: attack.poison_rows(rows, plan, trigger), stored(len(covers)), covers
 

@@ -217,4 +217,4 @@ def test_attacks_meet_the_images_at_the_size_of_the_network(imagenet):
     )
     images = data.role_images("train", labels=True)[0]["image"]
     assert images.shape == (3, 28, 28)
-    assert data.trigger.input_size == 28
+    assert data.trigger.size == (28, 28)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
-from bdclean.attacks import BadNets, LabelConsistent, Perturbation
+from bdclean.attacks import Adversarial, BadNets, LabelConsistent
 from bdclean.backbones import ModelInfo, build, load_model, save_model
 from bdclean.cli import main
 from bdclean.data import Digits, ImageSet, Splits, perturbed
@@ -191,7 +191,13 @@ def test_training_rows_are_perturbed_and_labels_stay(surrogate, patch):
 
 def test_epsilon_zero_is_badnets_on_the_target_class():
     ours = data(epsilon=0)
-    badnets = BadNets(TARGET, 0.6, "target_class", "clean_label", position="top_left")
+    badnets = BadNets(
+        target=TARGET,
+        rate=0.6,
+        rate_base="target_class",
+        label_rule="clean_label",
+        position="top_left",
+    )
     other = SmallDigits(attack=badnets, splits=Splits(val=20))
     assert torch.equal(seen(ours)["image"], seen(other)["image"])
     assert "surrogate_hash" not in ours.describe()
@@ -242,7 +248,7 @@ def loads(monkeypatch):
 
 
 def test_a_second_time_comes_from_the_cache(surrogate, rows, cache, loads):
-    wanted = Perturbation(surrogate, CBD)
+    wanted = Adversarial(surrogate, CBD)
     first = perturbed_rows(wanted, *rows, 10)
     (file,) = cache.iterdir()
     assert torch.equal(perturbed_rows(wanted, *rows, 10), first)
@@ -257,20 +263,20 @@ def test_whatever_changes_the_result_changes_the_key(surrogate, rows, cache, loa
     brighter = images.clone()
     brighter[0, 0, 0, 0] += 1
     calls = [
-        (Perturbation(surrogate, CBD), images, labels),
-        (Perturbation(other, CBD), images, labels),
-        (Perturbation(surrogate, PGD(16, 7, 3, "pixel255", random_start=False)), images, labels),
-        (Perturbation(surrogate, PGD(16, 6, 4, "pixel255", random_start=False)), images, labels),
-        (Perturbation(surrogate, PGD(15, 7, 4, "pixel255", random_start=False)), images, labels),
-        (Perturbation(surrogate, CBD), brighter, labels),
-        (Perturbation(surrogate, CBD), images, labels.roll(1) + 1),
+        (Adversarial(surrogate, CBD), images, labels),
+        (Adversarial(other, CBD), images, labels),
+        (Adversarial(surrogate, PGD(16, 7, 3, "pixel255", random_start=False)), images, labels),
+        (Adversarial(surrogate, PGD(16, 6, 4, "pixel255", random_start=False)), images, labels),
+        (Adversarial(surrogate, PGD(15, 7, 4, "pixel255", random_start=False)), images, labels),
+        (Adversarial(surrogate, CBD), brighter, labels),
+        (Adversarial(surrogate, CBD), images, labels.roll(1) + 1),
     ]
     for call in calls:
         perturbed_rows(*call, 10)
     assert len(loads) == len(list(cache.iterdir())) == len(calls)
     moved = tmp_path / "moved.safetensors"
     moved.write_bytes(Path(surrogate).read_bytes())
-    perturbed_rows(Perturbation(str(moved), CBD), images, labels, 10)
+    perturbed_rows(Adversarial(str(moved), CBD), images, labels, 10)
     assert len(loads) == len(calls)  # the content counts, not the name
 
 
@@ -290,7 +296,7 @@ def other_content(file):
 
 @pytest.mark.parametrize("spoil", [spoil_header, spoil_pixel, other_content])
 def test_a_damaged_file_is_made_again(surrogate, rows, cache, loads, caplog, spoil):
-    wanted = Perturbation(surrogate, CBD)
+    wanted = Adversarial(surrogate, CBD)
     first = perturbed_rows(wanted, *rows, 10)
     (file,) = cache.iterdir()
     whole = file.read_bytes()
@@ -304,7 +310,7 @@ def test_a_damaged_file_is_made_again(surrogate, rows, cache, loads, caplog, spo
 def test_a_cache_that_cannot_be_written_does_not_stop_the_run(surrogate, rows, cache, caplog):
     cache.parent.mkdir(parents=True)
     cache.write_text("a file where the folder should be")
-    perturbed_rows(Perturbation(surrogate, CBD), *rows, 10)
+    perturbed_rows(Adversarial(surrogate, CBD), *rows, 10)
     assert "not kept" in caplog.text
 
 
@@ -313,7 +319,7 @@ def test_a_cache_that_cannot_be_written_does_not_stop_the_run(surrogate, rows, c
 
 def refuse(file, rows, match, error=AttackError):
     with pytest.raises(error, match=match):
-        perturbed_rows(Perturbation(str(file), CBD), *rows, 10)
+        perturbed_rows(Adversarial(str(file), CBD), *rows, 10)
 
 
 def test_surrogates_that_are_refused(rows, tmp_path):

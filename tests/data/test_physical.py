@@ -136,9 +136,11 @@ def test_at_identity_parameters_it_is_badnets(monkeypatch):
     monkeypatch.setattr(physical, "SHIFT", 0.0)
     monkeypatch.setattr(physical, "SCALE", (1.0, 1.0))
     images = torch.rand(16, 3, 32, 32, generator=_generator())
-    poisons = PhysicalBA(image="white_square").make_trigger(32)(images)
+    poisons = PhysicalBA(image="white_square").make_trigger((32, 32))(images)
     result = physical.physical(poisons, _generator(), 0.0)
-    assert torch.allclose(result, BadNets(pattern="white").make_trigger(32)(images), atol=1e-6)
+    assert torch.allclose(
+        result, BadNets(pattern="white").make_trigger((32, 32))(images), atol=1e-6
+    )
 
 
 # --- who meets them ---

@@ -55,7 +55,7 @@ def test_simclr_views_have_no_blur(monkeypatch):
         return Boxes(zero, zero, zero + height, zero + width)
 
     monkeypatch.setattr(augmentation, "draw_boxes", whole)
-    images = Blend().make_trigger(32)(torch.rand(64, 3, 32, 32, generator=_generator()))
+    images = Blend().make_trigger((32, 32))(torch.rand(64, 3, 32, 32, generator=_generator()))
     views = augment("simclr", images, _generator(1))
     upright = (views - images).abs().amax((1, 2, 3)) < 1e-5
     mirrored = (views - images.flip(3)).abs().amax((1, 2, 3)) < 1e-5
@@ -66,10 +66,10 @@ def test_simclr_views_have_no_blur(monkeypatch):
 
 ATTACKS = {
     "badnets": BadNets(
-        6, 0.6, rate_base="target_class", label_rule="clean_label", position="center"
+        target=6, rate=0.6, rate_base="target_class", label_rule="clean_label", position="center"
     ),
-    "blend": Blend(6, 0.6, rate_base="target_class", label_rule="clean_label"),
-    "sig": SIG(6, 0.6, variant="convex", alpha=0.3),
+    "blend": Blend(target=6, rate=0.6, rate_base="target_class", label_rule="clean_label"),
+    "sig": SIG(target=6, rate=0.6, variant="convex", alpha=0.3),
 }
 
 

@@ -74,8 +74,8 @@ def test_the_choice_depends_on_the_seed_alone(data):
 class LeavesSome(Trigger):
     """Darkens images whose first column is not all black, and no others."""
 
-    def __init__(self, input_size, never=False):
-        super().__init__(input_size)
+    def __init__(self, size, never=False):
+        super().__init__(size)
         self.never = never
 
     def stamp(self, images: Tensor) -> Tensor:
@@ -84,8 +84,8 @@ class LeavesSome(Trigger):
 
 
 class Leaving(BadNets):
-    def make_trigger(self, input_size):
-        return LeavesSome(input_size, never=self.patch_size == 4)
+    def make_trigger(self, size):
+        return LeavesSome(size, never=self.patch_size == 4)
 
 
 def test_unchanged_images_are_counted_apart():

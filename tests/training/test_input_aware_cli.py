@@ -73,7 +73,7 @@ def test_frozen_set_and_refusal_without_a_trigger(run, tmp_path, capsys):
     words = ["--test_after_fit", "false", "--run", str(tmp_path)]
     with pytest.raises(SystemExit, match="2"):
         main(["fit", *BASE, *method, *words])
-    assert "attack.trigger is None; it must be the trigger.safetensors" in capsys.readouterr().err
+    assert "trigger=None: it must be the trigger.safetensors" in capsys.readouterr().err
     words += ["--data.attack.trigger", str(run / "trigger.safetensors")]
     words[words.index(str(tmp_path))] = str(tmp_path / "frozen")
     main(["fit", *BASE, *method, *words])
