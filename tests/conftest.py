@@ -7,6 +7,8 @@ import sys
 import pytest
 import torch
 
+pytest_plugins = ["tiny"]
+
 # The nets here are tiny: several threads make them slower, and their sums differ.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch.nn import Parameter
 from torch.optim import SGD, Optimizer
 
+from bdclean.checks import check_choice
 from bdclean.errors import ConfigError
 from bdclean.functional.schedules import Schedule, make_schedule
 from bdclean.modules.reading import steps_per_epoch
@@ -55,6 +56,7 @@ class Recipe:
         ):
             if value < least:
                 raise ConfigError(f"{name}={value} of a recipe: it must be at least {least}.")
+        check_choice("schedule", self.schedule, Schedule)
         if self.nesterov and not self.momentum:
             raise ConfigError(
                 "nesterov=true of a recipe needs a momentum above 0; raise it, or set nesterov to "

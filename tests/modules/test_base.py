@@ -4,8 +4,9 @@ from lightning import Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
+from bdclean.backbones import ModelInfo
 from bdclean.errors import ConfigError
-from bdclean.metrics import BackdoorModule
+from bdclean.modules import BackdoorModule, Needs
 
 
 class LookUp(nn.Module):
@@ -14,6 +15,7 @@ class LookUp(nn.Module):
     def __init__(self, with_head=True, dtype=torch.float32):
         super().__init__()
         self.dtype = dtype
+        self.info = ModelInfo("resnet18", 4 if with_head else None, 2, (0.5,) * 3, (0.2,) * 3)
         self.head = nn.Linear(4, 4, bias=False) if with_head else None
         if with_head:
             self.head.weight.data = torch.eye(4)
@@ -38,8 +40,15 @@ CLEAN = ([0, 1, 2, 3, 0, 0, 1], [0, 1, 2, 3, 0, 1, 2])  # 5 of 7 right
 TRIGGERED = ([0, 0, 0, 2, 3], [1, 2, 3, 2, 1])  # 3 of 5 to the target, 1 robust, 1 other
 
 
+class Bare(BackdoorModule):
+    """A module that has a model and does nothing."""
+
+    name = "bare"
+    needs = Needs()
+
+
 def make(model=None):
-    module = BackdoorModule()
+    module = Bare()
     if model is not None:
         module.model = model
     return module
@@ -96,7 +105,9 @@ def test_every_evaluation_starts_from_zero(trainer):
     module = make(LookUp())
     loaders = [loader(*CLEAN), loader(*TRIGGERED, target=0)]
     for _ in range(2):
-        module.test_scores.acc.update(torch.tensor([0]), torch.tensor([1]))  # one was broken off
+        dict(module.scores["test"].items())["acc"].update(
+            torch.tensor([0]), torch.tensor([1])
+        )  # one was broken off
         assert evaluate(trainer, module, loaders)["test/acc"] == pytest.approx(500 / 7)
         assert module.evaluation_counts("test") == {"n_clean": 7, "n_triggered": 5}
 
@@ -120,7 +131,7 @@ def test_a_third_loader_is_refused(trainer):
 
 @pytest.mark.parametrize("stage", ["test", "val"])
 def test_a_model_without_head_is_refused_with_the_way_out(trainer, stage):
-    with pytest.raises(ConfigError, match=r"-c measure/linear_probe"):
+    with pytest.raises(ConfigError, match="-c measure/linear_probe"):
         evaluate(trainer, make(LookUp(with_head=False)), loader(*CLEAN), stage)
 
 
@@ -153,7 +164,7 @@ def test_nothing_but_counts_is_kept_and_nothing_is_saved():
     assert list(module.state_dict()) == ["model.head.weight"]
     states = [
         getattr(metric, name)
-        for scores in (module.val_scores, module.test_scores)
+        for scores in module.scores.values()
         for _, metric in scores.items()
         for name in metric._defaults
     ]
@@ -163,14 +174,14 @@ def test_nothing_but_counts_is_kept_and_nothing_is_saved():
 
 def test_metrics_follow_the_module_to_its_device():
     module = make(LookUp()).to("meta")
-    assert {m.device.type for _, m in module.test_scores.items()} == {"meta"}
-    assert module.val_scores.asr.seen.is_meta
+    assert {m.device.type for _, m in module.scores["test"].items()} == {"meta"}
+    assert dict(module.scores["val"].items())["asr"].seen.is_meta
 
 
 def test_protocol_and_export():
     module = make(LookUp())
     assert module.product() is module.model
-    assert module.protocol() == {"head": "original", "labels": "none"}
+    assert module.protocol() == {"method": "bare", "head": "original", "labels": "none"}
     assert make(LookUp(with_head=False)).protocol()["head"] == "none"
     assert make().protocol()["head"] == "none"
 

@@ -1,3 +1,5 @@
+"""A fit of several stages: order, resume in each of them, and what is refused."""
+
 import copy
 import math
 
@@ -5,65 +7,60 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from bdclean.backbones.source import WeightsSource
 from bdclean.errors import ConfigError
-from bdclean.purification import Stage, StagedPurifier
+from bdclean.modules import Needs, Recipe, Stage
+from bdclean.purification import Purifier
 from bdclean.types import View
 
 
-class Toy(StagedPurifier):
+class Toy(Purifier):
     """Score (computes), shrink (SGD, noise), sift (computes), fit (Adam, other images)."""
 
-    def __init__(self, num_classes, input_size, mean, std, weights=None, shrink=2, fit=2, cut=9):
-        super().__init__(WeightsSource(weights, None, None, input_size, mean, std))
-        self.save_hyperparameters()
+    name = "toy"
+    needs = Needs(labels=("clean",))
+
+    def __init__(self, facts, weights=None, shrink=2, fit=2, cut=9):
+        super().__init__(facts, weights)
+        self.save_arguments()
         self.shrink, self.fit, self.cut = shrink, fit, cut
         self.begun, self.seen = [], []
 
     def plan(self):
+        shrink = Recipe(
+            epochs=self.shrink, lr=0.01, weight_decay=0.0, batch_size=8, augmentation="weak"
+        )
+        fit = Recipe(batch_size=4, augmentation="weak")
         plan = (
-            Stage("score", 0),
-            Stage("shrink", self.shrink),
-            Stage("sift", 0),
-            Stage("fit", self.fit),
+            Stage("score", begin=self.score),
+            Stage("shrink", shrink, reads=lambda: shrink.view("defense"), step=self.shrink_step),
+            Stage("sift", begin=self.sift),
+            Stage(
+                "fit",
+                epochs=self.fit,
+                begin=lambda: self.begun.append("fit"),
+                reads=lambda: fit.view("probe", labels=True),
+                step=self.fit_step,
+                optimizer=lambda: torch.optim.Adam(self.model.parameters(), 1e-3),
+            ),
         )
         return plan[: self.cut]
 
-    def make_student(self, suspect):
-        return suspect
-
-    def begin_score(self):
+    def score(self):
         self.begun.append("score")
-        batches = self.scan(View("defense", batch_size=10))
+        batches = self.read(View("defense", batch_size=10))
         with torch.no_grad():
             scores = [self.teacher(batch["image"]).float().amax(1) for batch in batches]
         self.results["score"] = torch.cat(scores)
-
-    def shrink_view(self):
-        return View("defense", "weak", batch_size=8)
-
-    def shrink_optimizer(self):
-        optimizer = torch.optim.SGD(self.model.parameters(), 0.01, momentum=0.9)
-        return scheduled(self.trainer, optimizer, "cosine", self.shrink)
 
     def shrink_step(self, batch):
         self.seen.append(("shrink", self.stage_epoch, "label" in batch))
         noise = torch.randn_like(batch["image"])  # of the global generator
         return self.model(batch["image"] + 0.01 * noise).square().mean()
 
-    def begin_sift(self):
+    def sift(self):
         self.begun.append("sift")
         assert self.model.training
         self.results["best"] = self.results["score"].topk(3).indices
-
-    def begin_fit(self):
-        self.begun.append("fit")
-
-    def fit_view(self):
-        return View("probe", "weak", batch_size=4, labels=True)
-
-    def fit_optimizer(self):
-        return torch.optim.Adam(self.model.parameters(), 1e-3)
 
     def fit_step(self, batch):
         self.seen.append(("fit", self.stage_epoch, "label" in batch))
@@ -128,7 +125,7 @@ def test_resume_from_any_epoch_ends_with_the_same_weights(
     stages = []
     for epoch in range(4):
         path = f"{every_epoch.dirpath}/epoch={epoch}.ckpt"
-        stages.append(torch.load(path, weights_only=True)["bdclean_stages"]["stage"])
+        stages.append(torch.load(path, weights_only=True)["bdclean"]["stage"])
         resumed = make()
         make_trainer(name="resumed").fit(resumed, make_data(), ckpt_path=path)
         assert same(resumed, whole)
@@ -189,14 +186,55 @@ def test_refuses_to_resume_what_had_other_stages(
         make_trainer(name="resumed").fit(make(**now), make_data(), ckpt_path=path)
 
 
-def test_a_checkpoint_without_a_plan_is_not_resumed(make, make_data, make_trainer, every_epoch):
+def test_a_checkpoint_of_an_earlier_version_is_not_resumed(
+    make, make_data, make_trainer, every_epoch
+):
     make_trainer(every_epoch).fit(make(), make_data())
     path = f"{every_epoch.dirpath}/epoch=1.ckpt"
     checkpoint = torch.load(path, weights_only=True)
-    del checkpoint["bdclean_stages"]["plan"]
+    checkpoint["bdclean_stages"] = checkpoint.pop("bdclean")
     torch.save(checkpoint, path)
     with pytest.raises(ConfigError, match="of an earlier version"):
         make_trainer(name="resumed").fit(make(), make_data(), ckpt_path=path)
+
+
+def test_a_checkpoint_of_another_method_is_not_resumed(make, make_data, make_trainer, every_epoch):
+    class Other(Toy):
+        name = "other"
+
+    made = make()
+    make_trainer(every_epoch).fit(made, make_data())
+    path, other = f"{every_epoch.dirpath}/epoch=1.ckpt", Other(made.facts, made.source.weights)
+    message = "was written by toy, and this is other.*--model.weights"
+    with pytest.raises(ConfigError, match=message):
+        make_trainer(name="resumed").fit(other, make_data(), ckpt_path=path)
+    with pytest.raises(ConfigError, match=message):
+        make_trainer(name="test").test(other, make_data(), ckpt_path=path, verbose=False)
+
+
+def test_a_checkpoint_has_one_entry_of_ours(make, make_data, make_trainer, every_epoch):
+    module = make()
+    make_trainer(every_epoch).fit(module, make_data())
+    checkpoint = torch.load(f"{every_epoch.dirpath}/epoch=1.ckpt", weights_only=True)
+    assert [key for key in checkpoint if "bdclean" in key] == ["bdclean"]
+    record = checkpoint["bdclean"]
+    assert record.keys() == {"method", "networks", "plan", "stage", "steps", "results"}
+    assert record["method"] == "toy"
+    assert record["networks"].keys() == {"model", "teacher"}
+    assert record["networks"]["model"] == module.model.info.to_metadata()
+    assert record["plan"] == [("score", 0), ("shrink", 2), ("sift", 0), ("fit", 2)]
+    assert (record["stage"], record["steps"]) == (3, 4)
+    assert record["results"].keys() == {"score", "best"}
+
+
+def test_a_run_whose_epochs_have_other_steps_is_not_resumed(
+    make, make_data, make_trainer, every_epoch
+):
+    make_trainer(every_epoch).fit(make(), make_data())
+    limited = make_trainer(name="resumed", limit_train_batches=2)
+    message = "run has 3 steps, and one of this run 2"
+    with pytest.raises(ConfigError, match=message):
+        limited.fit(make(), make_data(), ckpt_path=f"{every_epoch.dirpath}/epoch=0.ckpt")
 
 
 def test_stages_that_have_not_begun_may_change(make, make_data, make_trainer, every_epoch):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from grouping import make_of
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 from torch.nn import functional as F
@@ -12,11 +13,11 @@ from torch.nn import functional as F
 from bdclean.backbones import load_model, save_model
 from bdclean.errors import ConfigError
 from bdclean.functional.pgd import pgd
-from bdclean.purification import CBD, Stage
+from bdclean.purification import CBD
 from bdclean.types import View
 
 LAMBDAS = ("lambda_pull", "lambda_kd", "lambda_sft")
-SMALL = {"epochs": 1, "batch_size": 8, "pgd_steps": 2, "probe": "none"}
+SMALL = {"recipe": {"epochs": 1, "batch_size": 8}, "pgd": {"steps": 2}, "probe": None}
 
 
 def weights_of(*lambdas):
@@ -25,7 +26,7 @@ def weights_of(*lambdas):
 
 @pytest.fixture
 def make(suspect, facts):
-    return lambda **arguments: CBD(**facts, weights=suspect, **(SMALL | arguments))
+    return lambda **arguments: make_of(CBD, facts, {"weights": suspect}, SMALL, arguments)
 
 
 @pytest.fixture
@@ -36,7 +37,8 @@ def ready(make):
         module = make(**arguments)
         suspect = module.source.load()
         teacher = suspect.copy() if module.needs_teacher else None
-        module._install(module.make_student(suspect), teacher)
+        module.install(model=module.make_student(suspect), teacher=teacher)
+        module.add_networks()
         module.logged = {}
         module.log_terms = module.logged.update
         return module
@@ -73,7 +75,7 @@ def test_loss_and_gradient_are_those_of_equations_2_to_5(ready, monkeypatch, lam
     with torch.no_grad():
         for parameter in module.model.parameters():
             parameter.mul_(1.2)
-    monkeypatch.setattr(module, "attack", lambda images, reference: (images + 0.1).clamp(0, 1))
+    monkeypatch.setattr(module, "perturb", lambda images, reference: (images + 0.1).clamp(0, 1))
     batch = batch_of(len(module.view_names))
     view = dict(zip(module.view_names, batch["views"], strict=True))
 
@@ -93,7 +95,7 @@ def test_loss_and_gradient_are_those_of_equations_2_to_5(ready, monkeypatch, lam
     expected = sum(weight[name] * term for name, term in terms.items())
     expected.backward()
 
-    loss = module.purify_step(batch)
+    loss = module.purify(batch)
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
     assert module.logged.keys() == {"loss", *terms}
@@ -119,7 +121,7 @@ def test_distillation_of_an_unmoved_student_is_the_value_of_equal_features(ready
     module.model.eval()
     batch = batch_of(1)
     features = module.teacher.features(batch["views"][0])
-    loss = module.purify_step(batch)
+    loss = module.purify(batch)
     assert loss.item() == pytest.approx(contrastive(features, features).item(), abs=1e-5)
 
 
@@ -135,45 +137,45 @@ def test_only_needed_views_are_asked_for(make):
     for (*lambdas, reference), wanted in names.items():
         module = make(**weights_of(*lambdas), adv_reference=reference)
         assert module.view_names == wanted
-        assert module.purify_view() == View("defense", "simclr", len(wanted), 8, drop_last=True)
+        assert module.needed_views() == View("defense", "simclr", len(wanted), 8, drop_last=True)
 
 
 @pytest.mark.parametrize("reference", ["j", "i"])
-def test_attack_departs_from_view_k_and_its_reference(ready, monkeypatch, reference):
+def test_perturbation_departs_from_view_k_and_its_reference(ready, monkeypatch, reference):
     module = ready(adv_reference=reference)
     batch, calls = batch_of(3), []
 
-    def attack(images, other):
+    def perturb(images, other):
         calls.append((images, other))
         return images
 
-    monkeypatch.setattr(module, "attack", attack)
-    module.purify_step(batch)
+    monkeypatch.setattr(module, "perturb", perturb)
+    module.purify(batch)
     ((images, other),) = calls
     assert images is batch["views"][2]
     assert other is batch["views"]["ij".index(reference)]
 
 
-def test_no_attack_without_pull_and_no_teacher_without_distillation(ready, monkeypatch):
+def test_no_perturbation_without_pull_and_no_teacher_without_distillation(ready, monkeypatch):
     module = ready(**weights_of(0, 0, 1))
 
-    def attack(*_):
-        pytest.fail("attacked")
+    def perturb(*_):
+        pytest.fail("perturbed")
 
-    monkeypatch.setattr(module, "attack", attack)
-    module.purify_step(batch_of(2))
+    monkeypatch.setattr(module, "perturb", perturb)
+    module.purify(batch_of(2))
     assert module._modules["teacher"] is None
 
 
-# ---------------------------------------------------------------- the attack
+# ---------------------------------------------------------------- the perturbation
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
-def test_attack_is_pgd_on_the_contrastive_loss(ready, mode):
-    module = ready(attack_bn=mode, random_start=False, pgd_steps=4)
+def test_perturbation_is_pgd_on_the_contrastive_loss(ready, mode):
+    module = ready(perturb_bn=mode, pgd={"random_start": False, "steps": 4})
     images, reference = batch_of(2)["views"]
     before = copy.deepcopy(module.model.state_dict())
-    adversarial = module.attack(images, reference)
+    adversarial = module.perturb(images, reference)
 
     net = module.model.copy().train(mode == "train")
     fixed = net.features(reference).detach()
@@ -203,40 +205,40 @@ def test_attack_is_pgd_on_the_contrastive_loss(ready, mode):
     assert not torch.allclose(elsewhere, fixed, atol=1e-3)  # the modes differ
 
 
-def test_attack_follows_the_student(ready):
-    module = ready(random_start=False, pgd_steps=1)
+def test_perturbation_follows_the_student(ready):
+    module = ready(pgd={"random_start": False, "steps": 1})
     images, reference = batch_of(2)["views"]
-    module.attack(images, reference)
+    module.perturb(images, reference)
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in module.model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     module.model.features(images)  # statistics move as well
-    again = module.attack(images, reference)
-    fresh = ready(random_start=False, pgd_steps=1)
+    again = module.perturb(images, reference)
+    fresh = ready(pgd={"random_start": False, "steps": 1})
     fresh.model.load_state_dict(module.model.state_dict())
-    torch.testing.assert_close(again, fresh.attack(images, reference), rtol=0, atol=0)
+    torch.testing.assert_close(again, fresh.perturb(images, reference), rtol=0, atol=0)
     expected = module.model.copy().eval().features(images)
     # Folding rounds relative to the largest features, not to each one.
-    error = (module._attacker.features(images) - expected).norm() / expected.norm()
+    error = (module._perturber.features(images) - expected).norm() / expected.norm()
     assert error < 1e-4
 
 
 def test_random_start_uses_the_global_generator(ready):
-    module = ready(pgd_steps=1)
+    module = ready(pgd={"steps": 1})
     images, reference = batch_of(2)["views"]
     torch.manual_seed(1)
-    first = module.attack(images, reference)
-    other = module.attack(images, reference)
+    first = module.perturb(images, reference)
+    other = module.perturb(images, reference)
     torch.manual_seed(1)
-    assert torch.equal(first, module.attack(images, reference))
+    assert torch.equal(first, module.perturb(images, reference))
     assert not torch.equal(first, other)
     assert (first - images).abs().max() <= 8 / 255 + 1e-7
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
-def test_attack_under_autocast_runs_in_bfloat16(ready, monkeypatch, mode):
-    module = ready(attack_bn=mode)
+def test_perturbation_under_autocast_runs_in_bfloat16(ready, monkeypatch, mode):
+    module = ready(perturb_bn=mode)
     images, reference = batch_of(2)["views"]
     dtypes = []
 
@@ -253,7 +255,7 @@ def test_attack_under_autocast_runs_in_bfloat16(ready, monkeypatch, mode):
 
     monkeypatch.setattr("bdclean.purification.cbd.pgd", spy)
     with torch.autocast("cpu", torch.bfloat16):
-        adversarial = module.attack(images, reference)
+        adversarial = module.perturb(images, reference)
     assert adversarial.dtype == torch.float32
     assert set(dtypes) == {torch.bfloat16}
 
@@ -264,10 +266,10 @@ def test_attack_under_autocast_runs_in_bfloat16(ready, monkeypatch, mode):
 @pytest.mark.parametrize("updates", [True, False])
 def test_adversarial_batch_updates_statistics_on_request(ready, monkeypatch, updates):
     module = ready(adv_updates_bn=updates)
-    monkeypatch.setattr(module, "attack", lambda images, reference: images)
+    monkeypatch.setattr(module, "perturb", lambda images, reference: images)
     oracle = module.model.copy()
     v_i, v_j, v_k = batch_of(3)["views"]
-    module.purify_step(batch_of(3))
+    module.purify(batch_of(3))
     oracle.features(torch.cat([v_i, v_j]))
     if updates:
         oracle.features(v_k)
@@ -313,13 +315,16 @@ def equal(a, b):
 
 
 def test_plan(make):
-    assert make().plan() == (Stage("purify", 1),)
-    assert make(probe="sgd").plan() == (Stage("purify", 1), Stage("probe", 40))
-    assert make(probe="lbfgs", reestimate_bn=True, epochs=15).plan() == (
-        Stage("purify", 15),
-        Stage("reestimate", 0),
-        Stage("probe", 0),
-    )
+    def outline(**arguments):
+        return [stage.outline for stage in make(**arguments).plan()]
+
+    assert outline() == [("purify", 1)]
+    assert outline(probe={"solver": "sgd"}) == [("purify", 1), ("probe", 40)]
+    assert outline(probe={"solver": "lbfgs"}, reestimate_bn=True, recipe={"epochs": 15}) == [
+        ("purify", 15),
+        ("reestimate", 0),
+        ("probe", 0),
+    ]
 
 
 def test_probe_leaves_the_backbone_alone_and_labels_never_reach_it(runs, make_data):
@@ -328,31 +333,32 @@ def test_probe_leaves_the_backbone_alone_and_labels_never_reach_it(runs, make_da
     assert not any("label" in keys for _, keys in data.keys)
     assert plain.model.head is None
 
-    probed, data = runs(probe="sgd", probe_epochs=2, probe_batch_size=8)
+    probed, data = runs(probe={"solver": "sgd", "recipe": {"epochs": 2, "batch_size": 8}})
     assert not any("label" in keys for role, keys in data.keys if role == "defense")
     assert any("label" in keys for role, keys in data.keys if role == "probe")
     assert equal(backbone(plain), backbone(probed))
 
     # Labels change the head and nothing else.
     other, _ = runs(
-        data=make_data(shuffle_labels=True), probe="sgd", probe_epochs=2, probe_batch_size=8
+        data=make_data(shuffle_labels=True),
+        probe={"solver": "sgd", "recipe": {"epochs": 2, "batch_size": 8}},
     )
     assert equal(backbone(probed), backbone(other))
     weight = probed.model.head.linear.weight
     assert not torch.equal(weight, other.model.head.linear.weight)
 
-    solved, _ = runs(probe="lbfgs")
+    solved, _ = runs(probe={"solver": "lbfgs"})
     assert equal(backbone(plain), backbone(solved))
     assert not torch.equal(weight, solved.model.head.linear.weight)
 
 
 @pytest.mark.parametrize("probe", ["sgd", "lbfgs"])
 def test_probe_standardises_with_its_own_images(runs, probe):
-    module, data = runs(probe=probe, probe_epochs=1)
+    module, data = runs(probe={"solver": probe, "recipe": {"epochs": 1}})
     module.model.eval()
     features = [
         module.model.features(data.device_batch(batch, torch.device("cpu"))["image"])
-        for batch in data.scan_dataloader(module.probe_view())
+        for batch in data.scan_dataloader(module.probe.view)
     ]
     features = F.normalize(torch.cat(features).detach(), dim=1)
     assert len(features) == 16
@@ -380,11 +386,8 @@ def test_teacher_stays_and_student_moves(runs, suspect):
 
 def test_resume_from_any_epoch_ends_with_the_same_weights(runs, every_epoch):
     settings = {
-        "epochs": 2,
-        "probe": "sgd",
-        "probe_epochs": 2,
-        "probe_batch_size": 8,
-        "schedule": "cosine",
+        "recipe": {"epochs": 2, "schedule": "cosine"},
+        "probe": {"solver": "sgd", "recipe": {"epochs": 2, "batch_size": 8}},
     }
     whole, _ = runs(every_epoch, **settings)
     for epoch in range(3):
@@ -397,10 +400,10 @@ def test_resume_from_any_epoch_ends_with_the_same_weights(runs, every_epoch):
 def test_evaluation_from_a_checkpoint_needs_no_suspect(
     runs, make, make_data, make_trainer, every_epoch, suspect, tmp_path
 ):
-    module, _ = runs(every_epoch, probe="lbfgs")
+    module, _ = runs(every_epoch, probe={"solver": "lbfgs"})
     path = f"{every_epoch.dirpath}/epoch=0.ckpt"
     Path(suspect).unlink()
-    evaluated = make(probe="lbfgs")
+    evaluated = make(probe={"solver": "lbfgs"})
     (scores,) = make_trainer(name="test").test(
         evaluated, make_data(), ckpt_path=path, verbose=False
     )
@@ -449,11 +452,13 @@ def test_validation_waits_for_the_probe(make, make_data, make_trainer):
         return made
 
     seen = Seen()
-    make_trainer(seen, limit_val_batches=None).fit(make(probe="sgd", probe_epochs=2), data())
+    make_trainer(seen, limit_val_batches=None).fit(
+        make(probe={"solver": "sgd", "recipe": {"epochs": 2}}), data()
+    )
     module = make()
-    assert seen.epochs == [module.epochs, module.epochs + 1]
+    assert seen.epochs == [module.recipe.epochs, module.recipe.epochs + 1]
     with pytest.raises(ConfigError, match=r"validate_in_fit: .*without a probe"):
-        make_trainer().fit(make(probe="none"), data())
+        make_trainer().fit(make(probe=None), data())
 
 
 @pytest.mark.parametrize("probe", ["sgd", "lbfgs"])
@@ -461,12 +466,12 @@ def test_validation_waits_for_the_probe(make, make_data, make_trainer):
 def test_a_head_that_was_never_trained_is_not_tested(
     probe, step, make, make_data, make_trainer, cut
 ):
-    module = make(probe=probe, probe_epochs=2, epochs=2)
+    module = make(probe={"solver": probe, "recipe": {"epochs": 2}}, recipe={"epochs": 2})
     path = cut(module, make_data(), step)
     protocol = module.protocol()
     assert (protocol["head"], protocol["purified"]) == ("untrained", False)
     assert "probe" not in protocol
-    restored = make(probe=probe, probe_epochs=2, epochs=2)
+    restored = make(probe={"solver": probe, "recipe": {"epochs": 2}}, recipe={"epochs": 2})
     with pytest.raises(ConfigError, match=r"before its linear probe.*--ckpt_path"):
         make_trainer(name="test").test(restored, make_data(), ckpt_path=path, verbose=False)
     assert restored.protocol() == protocol
@@ -476,8 +481,11 @@ def test_a_head_that_was_never_trained_is_not_tested(
 
 
 def test_the_probe_may_be_augmented_otherwise(make):
-    assert make(probe="sgd").probe_view().augmentation == "weak"
-    assert make(probe_augmentation="imagenet").probe_view().augmentation == "imagenet"
+    def augmentation(**probe):
+        return make(probe=probe).plan()[-1].reads().augmentation
+
+    assert augmentation(solver="sgd") == "weak"
+    assert augmentation(recipe={"augmentation": "imagenet"}) == "imagenet"
 
 
 def test_refuses_evaluation_without_model(facts, make_data, make_trainer):
@@ -493,7 +501,7 @@ def test_refuses_foreign_checkpoints(make):
 
 
 def test_runs_in_mixed_precision(runs):
-    module, _ = runs(precision="bf16-mixed", probe="sgd", probe_epochs=1)
+    module, _ = runs(precision="bf16-mixed", probe={"solver": "sgd", "recipe": {"epochs": 1}})
     state = module.model.state_dict()
     assert all(math.isfinite(v.float().sum()) for v in state.values())
     assert module.model.backbone.conv1.weight.dtype == torch.float32
@@ -505,19 +513,19 @@ def test_runs_in_mixed_precision(runs):
         (weights_of(0.5, 0.5, 0.5), "lambda_pull=0.5, lambda_kd=0.5, lambda_sft=0.5.*add up to 1"),
         (weights_of(-0.5, 1, 0.5), "lambda_pull=-0.5.*0 or above"),
         ({"adv_reference": "k"}, "adv_reference='k'.*j, i"),
-        ({"attack_bn": "off"}, "attack_bn='off'.*eval, train"),
-        ({"probe": "knn"}, "probe='knn'.*sgd, lbfgs, none"),
-        ({"epochs": 0}, "epochs=0.*above 0"),
-        ({"batch_size": 1}, "batch_size=1"),
-        ({"lr": -0.02}, "lr=-0.02.*0 or above"),
-        ({"momentum": -0.1}, "momentum=-0.1.*0 or above"),
-        ({"weight_decay": -0.1}, "weight_decay=-0.1.*0 or above"),
+        ({"perturb_bn": "off"}, "perturb_bn='off'.*eval, train"),
+        ({"probe": {"solver": "knn"}}, r"probe\.solver='knn'.*sgd, lbfgs"),
+        ({"recipe": {"epochs": 0}}, "epochs=0 .*at least 1"),
+        ({"recipe": {"batch_size": 1}}, r"recipe\.batch_size=1"),
+        ({"recipe": {"lr": -0.02}}, "lr=-0.02 .*at least 0"),
+        ({"recipe": {"momentum": -0.1}}, "momentum=-0.1 .*at least 0"),
+        ({"recipe": {"weight_decay": -0.1}}, "weight_decay=-0.1 .*at least 0"),
         ({"temperature": 0}, "temperature=0.*above 0"),
-        ({"projection_lr": -0.1}, "projection_lr=-0.1.*0 or above"),
-        ({"probe_lr": -0.1}, "probe_lr=-0.1.*0 or above"),
-        ({"probe_batch_size": 0}, "probe_batch_size=0.*above 0"),
-        ({"probe_c": 0}, "probe_c=0.*above 0"),
-        ({"pgd_steps": 0}, "steps is 0"),
+        ({"projection": {"lr": -0.1}}, r"projection\.lr=-0.1.*0 or above"),
+        ({"probe": {"recipe": {"lr": -0.1}}}, "lr=-0.1 .*at least 0"),
+        ({"probe": {"recipe": {"batch_size": 0}}}, "batch_size=0 .*at least 1"),
+        ({"probe": {"c": 0}}, r"probe\.c=0.*above 0"),
+        ({"pgd": {"steps": 0}}, "steps is 0"),
     ],
 )
 def test_refuses_settings_out_of_range(make, arguments, message):

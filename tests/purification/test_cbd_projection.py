@@ -4,17 +4,19 @@ import copy
 
 import pytest
 import torch
+from grouping import make_of
 
-from bdclean.purification import CBD, Stage
+from bdclean.purification import CBD
 
-SMALL = {"epochs": 2, "batch_size": 8, "pgd_steps": 2, "probe": "none", "projection_epochs": 2}
+SMALL = {"recipe": {"epochs": 2, "batch_size": 8}, "pgd": {"steps": 2}, "probe": None}
+PRETRAIN = {"mode": "pretrain", "epochs": 2}
 
 
 @pytest.fixture
 def run(make_trainer, make_data, suspect, facts):
     def run(*callbacks, ckpt_path=None, cls=CBD, **arguments):
         torch.manual_seed(4)
-        module = cls(**facts, weights=suspect, **(SMALL | arguments))
+        module = make_of(cls, facts, {"weights": suspect}, SMALL, arguments)
         trainer = make_trainer(*callbacks)
         trainer.fit(module, make_data(), ckpt_path=ckpt_path, weights_only=True)
         return module
@@ -29,8 +31,8 @@ class Watched(CBD):
         super().on_train_start()
         self.start = copy.deepcopy(self.state_dict())
 
-    def begin_purify(self):
-        super().begin_purify()
+    def take_projection(self):
+        super().take_projection()
         self.middle = copy.deepcopy(self.state_dict())
 
 
@@ -39,15 +41,16 @@ def changed(before, after, prefix):
 
 
 def test_plan(facts, suspect):
-    def plan(projection):
-        return CBD(**facts, weights=suspect, **SMALL, projection=projection).plan()
+    def outline(projection):
+        module = make_of(CBD, facts, {"weights": suspect}, SMALL, {"projection": projection})
+        return [stage.outline for stage in module.plan()]
 
-    assert plan("pretrain") == (Stage("project", 2), Stage("purify", 2))
-    assert plan("joint") == plan("none") == (Stage("purify", 2),)
+    assert outline(PRETRAIN) == [("project", 2), ("purify", 2)]
+    assert outline({"mode": "joint"}) == outline(None) == [("purify", 2)]
 
 
 def test_pretraining_moves_the_projection_alone(run):
-    module = run(cls=Watched, projection="pretrain")
+    module = run(cls=Watched, projection=PRETRAIN)
     # the backbone's batch norm statistics included
     assert changed(module.start, module.middle, "model.") == set()
     assert changed(module.start, module.middle, "teacher.") == set()
@@ -63,14 +66,14 @@ def test_pretraining_moves_the_projection_alone(run):
 
 
 def test_joint_training_starts_from_a_drawn_projection(run):
-    module = run(cls=Watched, projection="joint")
+    module = run(cls=Watched, projection={"mode": "joint"})
     end = module.state_dict()
     for key in [k for k in end if k.startswith("projections.teacher.")]:
         assert torch.equal(module.middle[key], end[key])
     assert changed(module.middle, end, "projections.student.")
 
 
-@pytest.mark.parametrize("projection", ["pretrain", "joint"])
+@pytest.mark.parametrize("projection", [PRETRAIN, {"mode": "joint"}])
 def test_the_product_has_no_projection(run, projection):
     module = run(projection=projection)
     assert module.product().head is None
@@ -79,8 +82,8 @@ def test_the_product_has_no_projection(run, projection):
 
 
 def test_the_terms_are_those_of_projected_features(run, monkeypatch):
-    module = run(projection="joint", epochs=1)
-    monkeypatch.setattr(module, "attack", lambda images, reference: images)
+    module = run(projection={"mode": "joint"}, recipe={"epochs": 1})
+    monkeypatch.setattr(module, "perturb", lambda images, reference: images)
     logged = {}
     monkeypatch.setattr(module, "log_terms", logged.update)
     generator = torch.Generator().manual_seed(11)
@@ -91,7 +94,7 @@ def test_the_terms_are_those_of_projected_features(run, monkeypatch):
     )
     oracle.train()
     module.model.train()
-    module.purify_step({"views": views})
+    module.purify({"views": views})
     z_i, z_j = h(oracle.features(torch.cat(views[:2]))).chunk(2)
     z_a = h(oracle.features(views[2]))
     t_i = fixed(module.teacher.features(views[0]))
@@ -105,13 +108,13 @@ def test_the_terms_are_those_of_projected_features(run, monkeypatch):
         assert torch.allclose(logged[name], value, atol=1e-5), name
 
 
-@pytest.mark.parametrize("attack_bn", ["eval", "train"])
-def test_an_attack_leaves_the_projection_as_it_was(run, attack_bn):
-    module = run(projection="joint", epochs=1, attack_bn=attack_bn)
-    module._attacker = None
+@pytest.mark.parametrize("perturb_bn", ["eval", "train"])
+def test_a_perturbation_leaves_the_projection_as_it_was(run, perturb_bn):
+    module = run(projection={"mode": "joint"}, recipe={"epochs": 1}, perturb_bn=perturb_bn)
+    module._perturber = None
     before = copy.deepcopy(module.projections.state_dict())
     images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    moved = module.attack(images, images.flip(0))
+    moved = module.perturb(images, images.flip(0))
     assert not torch.equal(moved, images)
     after = module.projections.state_dict()
     # the count of batches moves with every pass in training mode
@@ -122,11 +125,11 @@ def test_an_attack_leaves_the_projection_as_it_was(run, attack_bn):
     assert not module.projections.teacher.training
 
 
-def test_the_attack_climbs_the_loss_of_projected_features(run):
-    module = run(projection="joint", epochs=1)
-    module._attacker = None
+def test_the_perturbation_climbs_the_loss_of_projected_features(run):
+    module = run(projection={"mode": "joint"}, recipe={"epochs": 1})
+    module._perturber = None
     images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    moved = module.attack(images, images)
+    moved = module.perturb(images, images)
     module.model.eval()
     module.projections.eval()
 
@@ -140,7 +143,7 @@ def test_the_attack_climbs_the_loss_of_projected_features(run):
 
 @pytest.mark.parametrize("epoch", [0, 1, 2])
 def test_resume_in_every_stage_ends_with_the_same_weights(run, every_epoch, tmp_path, epoch):
-    whole = run(every_epoch, projection="pretrain")
-    again = run(ckpt_path=tmp_path / "checkpoints" / f"epoch={epoch}.ckpt", projection="pretrain")
+    whole = run(every_epoch, projection=PRETRAIN)
+    again = run(ckpt_path=tmp_path / "checkpoints" / f"epoch={epoch}.ckpt", projection=PRETRAIN)
     for key, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[key]), key

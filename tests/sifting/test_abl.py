@@ -7,7 +7,8 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch.nn import functional as F
 
 from bdclean.errors import ConfigError
-from bdclean.purification import ABL, Recipe, Stage
+from bdclean.modules import Recipe
+from bdclean.sifting import ABL
 
 # Small networks may flag the whole of a class.
 pytestmark = pytest.mark.filterwarnings("ignore:More than 95% of the samples")
@@ -78,7 +79,7 @@ def ready(make):
     def build(**arguments):
         module = make(**arguments)
         torch.manual_seed(1)
-        module.model = module.source.load()
+        module.make_networks()
         module.logged = {}
         module.log_terms = module.logged.update
         generator = torch.Generator().manual_seed(2)
@@ -106,7 +107,7 @@ def test_isolation_loss_and_its_gradient_are_the_literal_ones(ready, ascent, lev
             held.append(2 * level - loss if below else loss)
     wanted = sum(held) / len(held)
     wanted.backward()
-    got = module.isolate_step(batch)
+    got = module.isolate(batch)
     got.backward()
     assert got.item() == pytest.approx(wanted.item(), abs=1e-5)
     assert module.logged["isolate_loss"].item() == pytest.approx(wanted.item(), abs=1e-5)
@@ -128,7 +129,7 @@ def test_unlearning_is_ascent_on_the_cross_entropy_up_to_the_cap(ready, ascent_c
     near = torch.ones(8) if ascent_cap is None else (losses < 0.8 * math.log(4)).float()
     assert ascent_cap is None or 0 < near.sum() < 8
     (-(losses * near).sum() / 8).backward()
-    loss = module.unlearn_step(batch)
+    loss = module.ascend(batch)
     loss.backward()
     assert loss.item() == pytest.approx(module.logged["unlearn_loss"].item())
     assert loss.item() < 0
@@ -143,13 +144,13 @@ def test_unlearning_is_ascent_on_the_cross_entropy_up_to_the_cap(ready, ascent_c
 def test_stages_their_samples_and_their_ranking(run, precision):
     watch = Watch()
     module, data = run(watch, precision=precision)
-    assert module.plan() == (
-        Stage("isolate", 2),
-        Stage("rank", 0),
-        Stage("retrain", 2),
-        Stage("unlearn", 1),
-        Stage("propose", 0),
-    )
+    assert [stage.outline for stage in module.plan()] == [
+        ("isolate", 2),
+        ("rank", 0),
+        ("retrain", 2),
+        ("unlearn", 1),
+        ("propose", 0),
+    ]
     images, labels = training_data(data)
     # ranked by the model that comes out of the isolation, and before it is trained further
     model = watch.models["retrain"].eval()

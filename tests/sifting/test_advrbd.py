@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bdclean.purification.dataset import chosen
+from grouping import make_of
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from safetensors.torch import load_file
 
@@ -17,7 +17,10 @@ from bdclean.data import ImageSet, Splits
 from bdclean.errors import ConfigError
 from bdclean.functional.ranking import share_of
 from bdclean.functional.seeds import derive_seed
-from bdclean.purification import AdvrBD, Recipe
+from bdclean.modules import Recipe
+from bdclean.sifting import AdvrBD
+from bdclean.sifting.base import chosen
+from bdclean.types import ImageFacts
 
 # Networks of two epochs may flag the whole of a class.
 pytestmark = pytest.mark.filterwarnings("ignore:More than 95% of the samples")
@@ -29,9 +32,14 @@ SMALL = Recipe(epochs=2, lr=0.05, batch_size=16, augmentation="crop")
 def make(facts):
     def make(**arguments):
         torch.manual_seed(2)
-        one = {"finetune": replace(SMALL, epochs=1), "partition_rate": 0.2, "ascent_steps": 1}
-        few = {"width": 4, "recipe": SMALL, "rounds": 2, "rounds_of_all": 0, "pgd_steps": 2, **one}
-        return AdvrBD(**(facts | few | arguments))
+        few = {
+            "width": 4,
+            "recipe": SMALL,
+            "finetune": replace(SMALL, epochs=1),
+            "rounds": {"count": 2, "of_all": 0, "partition_rate": 0.2, "ascent_steps": 1},
+            "patch": {"pgd": {"steps": 2}},
+        }
+        return make_of(AdvrBD, facts, few, arguments)
 
     return make
 
@@ -64,13 +72,13 @@ def same(a, b):
 
 
 def test_the_outline(make):
-    names = [(stage.name, stage.epochs) for stage in make().plan()]
+    names = [stage.outline for stage in make().plan()]
     one_round = [("partition", 0), ("relearn", 1), ("unlearn", 1)]
     first = [("train", 2), ("score", 0), *one_round * 2, ("enhance", 1), ("identify", 0)]
     retrained = [*first, ("retrain", 2), ("propose", 0)]
     assert names == [*retrained, ("relabel", 0), ("finetune", 1)]
-    assert [(s.name, s.epochs) for s in make(until="retrain").plan()] == retrained
-    assert [(s.name, s.epochs) for s in make(until="identify").plan()] == first
+    assert [s.outline for s in make(until="retrain").plan()] == retrained
+    assert [s.outline for s in make(until="identify").plan()] == first
     assert [s.name for s in make(until="score").plan()] == ["train", "score"]
 
 
@@ -108,7 +116,9 @@ def test_findings_follow_from_the_networks(make, make_poisoned, make_trainer, pr
 @pytest.mark.parametrize("of_all", [False, True])
 def test_the_clean_part_is_what_scores_highest(make, make_poisoned, make_trainer, of_all):
     """Of what is scored anew, which is what scored highest before."""
-    module = make(rounds=2, rounds_of_all=2 * of_all, partition_rate=0.15, candidates=2)
+    module = make(
+        rounds={"count": 2, "of_all": 2 * of_all, "partition_rate": 0.15, "candidates": 2}
+    )
     scores, asked, held = [], [], []
 
     def watched(subset, score=module.inconsistency):
@@ -142,8 +152,8 @@ def test_the_clean_part_is_what_scores_highest(make, make_poisoned, make_trainer
 
 
 def test_labels_that_lack_their_share_catch_up(make, make_poisoned, make_trainer):
-    share = {"partition_rate": 0.25, "candidates": 1}
-    module = make(rounds=2, rounds_of_all=1, **share, until="identify")
+    rounds = {"count": 2, "of_all": 1, "partition_rate": 0.25, "candidates": 1}
+    module = make(rounds=rounds, until="identify")
     held = []
 
     def score(_, of=module.labels_of_each):
@@ -169,7 +179,7 @@ def test_labels_that_lack_their_share_catch_up(make, make_poisoned, make_trainer
 
 def test_what_was_not_learned_joins_last(make, make_poisoned, make_trainer):
     """A sample that the first network does not know cannot be forgotten."""
-    module = make(rounds=3, until="identify")
+    module = make(rounds={"count": 3}, until="identify")
     learned = torch.arange(64) % 2 == 0
 
     def close_round(_, close=module.close_round):
@@ -191,7 +201,7 @@ def test_what_was_not_learned_joins_last(make, make_poisoned, make_trainer):
 
 @pytest.mark.parametrize(("agreement", "least"), [(0.3, 1), (0.5, 2), (0.67, 3), (1.0, 3)])
 def test_what_most_rounds_forget_is_clean(make, make_poisoned, make_trainer, agreement, least):
-    module = make(rounds=3, agreement=agreement, label_share=0.4, until="identify")
+    module = make(rounds={"count": 3, "agreement": agreement, "label_share": 0.4}, until="identify")
     generator = torch.Generator().manual_seed(4)
     named = list(torch.rand(4, 64, generator=generator) < 0.5)
     shown, kept, seen = iter(named), {}, []
@@ -199,13 +209,13 @@ def test_what_most_rounds_forget_is_clean(make, make_poisoned, make_trainer, agr
     def close_round(now, close=module.close_round):
         close(next(shown, now))
 
-    def watched(batch, step=module.enhance_step):
+    def watched(batch, step=module.enhance):
         kept.setdefault("start", {k: v.clone() for k, v in module.model.state_dict().items()})
         seen.append(batch["index"])
         return step(batch)
 
-    module.close_round, module.enhance_step = close_round, watched
-    module.enhance, module.enhance_steps = replace(module.enhance, batch_size=8), 5
+    module.close_round, module.enhance = close_round, watched
+    module.enhancement, module.enhance_steps = replace(module.enhancement, batch_size=8), 5
     run(module, make_poisoned(), make_trainer)
     clean = module.results["forgotten"]
     often, labels = torch.stack(named[1:]).sum(0), module.labels_of_each()
@@ -238,7 +248,7 @@ def test_enhancing_lowers_the_rest_and_raises_the_clean_part(make, make_poisoned
     )
     rest, ascent = losses[~clean[:8]].mean(), losses[clean[:8]].clamp(max=math.log(4)).mean()
     wanted = (0.3 * rest - ascent).item()
-    assert module.enhance_step(batch).item() == pytest.approx(wanted, abs=1e-5)
+    assert module.enhance(batch).item() == pytest.approx(wanted, abs=1e-5)
     assert logged.keys() == {"enhance_loss"}
 
 
@@ -249,7 +259,9 @@ def test_scores_alone(make, make_poisoned, make_trainer):
 
 
 def test_the_clean_part_grows_no_further_than_told(make, make_poisoned, make_trainer):
-    module = run(make(rounds=3, max_clean_fraction=0.3), make_poisoned(), make_trainer)
+    module = run(
+        make(rounds={"count": 3, "max_clean_fraction": 0.3}), make_poisoned(), make_trainer
+    )
     labels = module.labels_of_each()
     counts = [int(n) for n in labels[module.results["clean_part"]].bincount(minlength=4)]
     assert counts == [int(0.3 * int(n)) for n in labels.bincount(minlength=4)]
@@ -257,7 +269,11 @@ def test_the_clean_part_grows_no_further_than_told(make, make_poisoned, make_tra
 
 def test_the_score_is_a_literal_transcription(make, make_poisoned, make_trainer):
     """Every step of algorithm 1, written out, with the same draws."""
-    module = run(make(rounds=1, num_masks=2, patch_radius=1), make_poisoned(), make_trainer)
+    module = run(
+        make(rounds={"count": 1}, patch={"num_masks": 2, "radius": 1}),
+        make_poisoned(),
+        make_trainer,
+    )
     net = module.double().model.eval()
     images, radius = torch.rand(6, 3, 8, 8).double(), 8 / 255
     module._stage = 1  # the first scores
@@ -327,14 +343,14 @@ def test_resume_from_any_epoch(make, make_poisoned, make_trainer, every_epoch, t
 
 
 def test_retraining_starts_from_new_weights_of_the_seed(make, make_poisoned, make_trainer):
-    module, seen = make(seed=3, rounds=1), {}
+    module, seen = make(seed=3, rounds={"count": 1}), {}
 
-    def watched(stage, batch, step=module.usual_step):
-        if stage.name == "retrain" and not seen:
+    def watched(batch, step=module.cross_entropy):
+        if module.stage_name == "retrain" and not seen:
             seen.update((n, p.detach().clone()) for n, p in module.model.named_parameters())
-        return step(stage, batch)
+        return step(batch)
 
-    module.usual_step = watched
+    module.cross_entropy = watched
     run(module, make_poisoned(), make_trainer)
     torch.manual_seed(derive_seed("advrbd retrain", 3))
     for name, parameter in build(module.model.info).named_parameters():
@@ -342,7 +358,7 @@ def test_retraining_starts_from_new_weights_of_the_seed(make, make_poisoned, mak
 
 
 def test_nothing_is_scored_once_the_clean_part_is_full(make, make_poisoned, make_trainer):
-    module, asked = make(rounds=4, max_clean_fraction=0.45, until="identify"), []
+    module, asked = make(rounds={"count": 4, "max_clean_fraction": 0.45}, until="identify"), []
 
     def watched(subset, score=module.inconsistency):
         asked.append(subset)
@@ -360,37 +376,38 @@ def test_a_network_without_numbers_is_told(make, make_poisoned, make_trainer):
 
 
 def test_the_first_network_has_an_augmentation_of_its_own(make):
-    module = make(fitting_augmentation=None)
-    assert module.train_view() == module.labelled()
+    module = make(first_augmentation=None)
+    assert module.plan()[0].reads() == module.labelled()
     module = make()
-    assert module.train_view() == replace(module.labelled(), augmentation="none")
+    assert module.plan()[0].reads() == replace(module.labelled(), augmentation="none")
     module.results["flagged"] = torch.tensor([True, False])
-    assert module.retrain_view().augmentation == SMALL.augmentation == "crop"
+    retrain = next(stage for stage in module.plan() if stage.name == "retrain")
+    assert retrain.reads().augmentation == SMALL.augmentation == "crop"
 
 
 def test_the_first_network_has_a_length_of_its_own(make, make_poisoned, make_trainer):
-    module = run(make(fitting_epochs=1, until="retrain"), make_poisoned(), make_trainer)
-    lengths = {stage.name: stage.epochs for stage in module.plan()}
+    module = run(make(first_epochs=1, until="retrain"), make_poisoned(), make_trainer)
+    lengths = {stage.name: stage.length for stage in module.plan()}
     assert (lengths["train"], lengths["retrain"]) == (1, SMALL.epochs) == (1, 2)
     short = run(make(recipe=replace(SMALL, epochs=1), until="score"), make_poisoned(), make_trainer)
     # Its schedule is as short as it is: the network is that of a recipe with one epoch.
     same_part = {key: value for key, value in module.results.items() if key[:8] == "suspect/"}
     assert same_part
     assert all(torch.equal(value, short.results[key]) for key, value in same_part.items())
-    with pytest.raises(ConfigError, match="fitting_epochs=0"):
-        make(fitting_epochs=0)
+    with pytest.raises(ConfigError, match="first_epochs=0"):
+        make(first_epochs=0)
 
 
 def test_a_class_that_is_flagged_is_told_and_kept(make, make_poisoned, make_trainer):
     module = make(until="retrain")
 
-    def flag_class_two_and_half_of_one(look=module.begin_identify):
+    def flag_class_two_and_half_of_one(look=module.identify):
         look()
         labels = module.labels_of_each()
         module.results["flagged"] = flagged = labels == 2
         flagged[(labels == 1).nonzero().flatten()[::2]] = True
 
-    module.begin_identify = flag_class_two_and_half_of_one
+    module.identify = flag_class_two_and_half_of_one
     with pytest.warns(UserWarning, match=r"95% of the samples of the classes \[2\] are flagged"):
         run(module, make_poisoned(), make_trainer)
     assert module.protocol()["lost_classes"] == [2]
@@ -403,7 +420,7 @@ def test_a_class_is_lost_where_nearly_all_of_it_is_flagged(make, kept, lost):
     module.labels_of_each = lambda: labels
     module.results["flagged"] = flagged = labels == 1
     flagged[-kept:] = False
-    module.tell_of_lost_classes()
+    module.warn_of_lost_classes()
     assert module.results["lost_classes"].tolist() == lost
 
 
@@ -435,16 +452,16 @@ def test_the_ascent_raises_the_loss_as_far_as_the_cap(make, make_poisoned, make_
         return each.clamp(max=cap).mean()
 
     before = loss(module.cap)
-    assert module.unlearn_step(batch).item() == pytest.approx(-before.item(), abs=1e-5)
-    ahead = torch.autograd.grad(module.unlearn_step(batch), parameters)
+    assert module.ascend(batch).item() == pytest.approx(-before.item(), abs=1e-5)
+    ahead = torch.autograd.grad(module.ascend(batch), parameters)
     with torch.no_grad():
         for parameter, slope in zip(parameters, ahead, strict=True):
             parameter -= 0.01 * slope
     assert loss(module.cap) > before
     module.cap = 1e-4  # every sample is beyond it
-    assert not any(g.any() for g in torch.autograd.grad(module.unlearn_step(batch), parameters))
+    assert not any(g.any() for g in torch.autograd.grad(module.ascend(batch), parameters))
     module.cap = None
-    assert module.unlearn_step(batch).item() == pytest.approx(-loss().item(), abs=1e-5)
+    assert module.ascend(batch).item() == pytest.approx(-loss().item(), abs=1e-5)
 
 
 def test_a_small_clean_part_is_passed_over_until_there_are_steps_enough(
@@ -452,13 +469,13 @@ def test_a_small_clean_part_is_passed_over_until_there_are_steps_enough(
 ):
     unlearn = Recipe(epochs=1, lr=0.01, schedule="constant", batch_size=6)
     data, steps = make_poisoned(), []
-    module = make(unlearn=unlearn, ascent_steps=5, until="identify")
+    module = make(unlearn=unlearn, rounds={"ascent_steps": 5}, until="identify")
 
-    def watched(batch, step=module.unlearn_step):
+    def watched(batch, step=module.ascend):
         steps.append(batch["index"])
         return step(batch)
 
-    module.unlearn_step = watched
+    module.ascend = watched
     run(module, data, make_trainer)
     # a fifth of 64 samples are 12, and 3 times 12 are enough for 5 steps of 6; then 2 times 24
     seen = torch.cat(steps).bincount(minlength=64)
@@ -472,7 +489,11 @@ def test_steps_are_those_of_the_optimizer(make, make_poisoned, make_trainer):
     short = Recipe(epochs=1, lr=0.01, schedule="constant", batch_size=6)
     steps = Counter()
     module = make(
-        unlearn=short, enhance=short, ascent_steps=5, enhance_steps=4, rounds=1, until="identify"
+        unlearn=short,
+        enhance=short,
+        rounds={"ascent_steps": 5, "count": 1},
+        enhance_steps=4,
+        until="identify",
     )
 
     class Count(Callback):
@@ -492,32 +513,35 @@ def test_double_precision(make, make_poisoned, make_trainer):
 
 
 def test_something_must_be_left_to_learn(make, make_poisoned, make_trainer):
-    module = make(partition_rate=1.0, max_clean_fraction=1.0, until="identify")
-    with pytest.raises(ConfigError, match="no sample is left beside those held clean"):
+    module = make(rounds={"partition_rate": 1.0, "max_clean_fraction": 1.0}, until="identify")
+    with pytest.raises(ConfigError, match="no sample is left beside those considered clean"):
         run(module, make_poisoned(), make_trainer)
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"partition_rate": 0.0}, r"partition_rate=0.0: .* above 0 and at most 1"),
-        ({"max_clean_fraction": 1.5}, r"max_clean_fraction=1.5"),
-        ({"rounds": 0}, r"rounds=0"),
-        ({"candidates": 0}, r"candidates=0: it must be above 0"),
-        ({"inner": "mse"}, r"inner='mse': it must be one of kl, ce"),
+        (
+            {"rounds": {"partition_rate": 0.0}},
+            "partition_rate=0.0: .* above 0 and at most 1",
+        ),
+        ({"rounds": {"max_clean_fraction": 1.5}}, r"rounds\.max_clean_fraction=1.5"),
+        ({"rounds": {"count": 0}}, r"rounds\.count=0"),
+        ({"rounds": {"candidates": 0}}, r"rounds\.candidates=0: it must be above 0"),
+        ({"patch": {"inner": "mse"}}, r"patch\.inner='mse': it must be one of kl, ce"),
         ({"until": "sift"}, r"until='sift': it must be one of score"),
-        ({"patch_shape": "star"}, r"patch_shape='star'"),
-        ({"ascent_steps": 0}, r"ascent_steps=0"),
+        ({"patch": {"shape": "star"}}, r"patch\.shape='star'"),
+        ({"rounds": {"ascent_steps": 0}}, r"rounds\.ascent_steps=0"),
         ({"ascent_cap": 0.0}, r"ascent_cap=0.0"),
         ({"enhance_steps": 0}, r"enhance_steps=0"),
         ({"rest_weight": -0.1}, r"rest_weight=-0.1: it must be 0 or above"),
         ({"confidence": 0.0}, r"confidence=0.0: .* above 0 and at most 1"),
-        ({"agreement": 1.1}, r"agreement=1.1"),
-        ({"label_share": -0.1}, r"label_share=-0.1"),
-        ({"rounds_of_all": -1}, "rounds_of_all=-1: it must be 0 or above"),
-        ({"patch_radius": -1}, r"patch_radius=-1: it must be 0 or above"),
+        ({"rounds": {"agreement": 1.1}}, r"rounds\.agreement=1.1"),
+        ({"rounds": {"label_share": -0.1}}, r"rounds\.label_share=-0.1"),
+        ({"rounds": {"of_all": -1}}, r"rounds\.of_all=-1: it must be 0 or above"),
+        ({"patch": {"radius": -1}}, r"patch\.radius=-1: it must be 0 or above"),
         ({"scoring_batch_size": 0}, r"scoring_batch_size=0"),
-        ({"num_classes": 1}, r"num_classes=1: .* at least two"),
+        ({"facts": ImageFacts(1, 8, (0.5,) * 3, (0.2,) * 3)}, r"num_classes=1: .* at least two"),
     ],
 )
 def test_wrong_settings(make, wrong, message):
@@ -547,11 +571,11 @@ def test_what_was_found_is_written_even_if_nothing_is_left(
 ):
     module = make()
 
-    def flag_all(look=module.begin_identify):
+    def flag_all(look=module.identify):
         look()
         module.results["flagged"][:] = True
 
-    module.begin_identify = flag_all
+    module.identify = flag_all
     with pytest.raises(ConfigError, match="no sample is left, since all are flagged"):
         run(module, make_poisoned(), make_trainer, Suspects(str(tmp_path)))
     assert len((tmp_path / "suspects.csv").read_text().splitlines()) == 65
@@ -559,8 +583,10 @@ def test_what_was_found_is_written_even_if_nothing_is_left(
 
 
 def test_too_few_samples_are_told_before_training(make, make_poisoned, make_trainer):
-    module = make(partition_rate=0.01)
-    with pytest.raises(ConfigError, match=r"partition_rate=0.01: .* less than one of the 64"):
+    module = make(rounds={"partition_rate": 0.01})
+    with pytest.raises(
+        ConfigError, match=r"rounds\.partition_rate=0.01: .* less than one of the 64"
+    ):
         run(module, make_poisoned(), make_trainer)
     assert module.trainer.global_step == 0
 
@@ -578,15 +604,19 @@ import sys
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from bdclean.attacks import BadNets
-from bdclean.backbones.perturber import Perturber
+from bdclean.backbones import build
 from bdclean.data import Digits, Splits
-from bdclean.purification import AdvrBD, Recipe
-from bdclean.types import Subset
+from bdclean.functional.consistency import PatchScore
+from bdclean.functional.pgd import PGD
+from bdclean.modules import Recipe
+from bdclean.sifting import AdvrBD
+from bdclean.types import ImageFacts, Subset
 
 seed_everything(0)
 data = Digits(attack=BadNets(target=0, rate=0.1), splits=Splits(defense=1000, probe=100))
-module = AdvrBD(10, 32, data.mean, data.std, width=4, recipe=Recipe(epochs=1, lr=0.0001),
-                pgd_steps=2, until="score", scoring_batch_size=50)
+facts = ImageFacts(10, 32, data.mean, data.std)
+module = AdvrBD(facts, width=4, recipe=Recipe(epochs=1, lr=0.0001),
+                patch=PatchScore(pgd=PGD(8.0, 2, 0.25)), until="score", scoring_batch_size=50)
 devices = int(sys.argv[1])
 strategy = "ddp" if devices > 1 else "auto"
 seen = {}
@@ -597,7 +627,7 @@ def watched(subset, score=module.inconsistency):
     return seen["score"][0]
 module.inconsistency = watched
 if devices == 1:
-    torch.save(module.source.load().state_dict(), sys.argv[2])
+    torch.save(build(module.info).state_dict(), sys.argv[2])
 Trainer(accelerator="cpu", devices=devices, strategy=strategy, max_epochs=-1, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, limit_val_batches=0,
         enable_model_summary=False, limit_train_batches=2,

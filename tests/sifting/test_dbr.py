@@ -9,7 +9,8 @@ from bdclean.backbones import build, load_model
 from bdclean.errors import ConfigError
 from bdclean.functional.feature_consistency import draw_transforms, rotate_and_shift
 from bdclean.functional.seeds import derive_seed
-from bdclean.purification import DBR, Recipe, Stage
+from bdclean.modules import Recipe
+from bdclean.sifting import DBR
 
 PLAIN = {"schedule": "constant", "augmentation": "none"}
 SMALL = {
@@ -69,14 +70,14 @@ def same_findings(a, b):
 def test_stages_and_what_they_read(run):
     watch = Watch()
     module, _ = run(watch)
-    assert module.plan() == (
-        Stage("warm", 1),
-        Stage("separate", 1),
-        Stage("score", 0),
-        Stage("train", 2),
-        *(Stage(name, 1) for name in TURNS),
-        Stage("propose", 0),
-    )
+    assert [stage.outline for stage in module.plan()] == [
+        ("warm", 1),
+        ("separate", 1),
+        ("score", 0),
+        ("train", 2),
+        *((name, 1) for name in TURNS),
+        ("propose", 0),
+    ]
     assert watch.names == ["warm", "separate", "train", "train", *TURNS]
     assert all(view.role == "train" and view.labels for view in watch.views)
     assert [view.augmentation for view in watch.views] == ["none"] * 2 + ["weak"] * 6
@@ -109,13 +110,13 @@ def literal_scores(model, images, seed):
 @pytest.mark.parametrize("seed", [0, 3])
 def test_score_is_the_consistency_of_the_first_network(run, seed, monkeypatch):
     entered = {}
-    begin = DBR.begin_score
+    begin = DBR.score
 
     def watched(self):
         entered["model"] = copy.deepcopy(self.model).eval()
         begin(self)
 
-    monkeypatch.setattr(DBR, "begin_score", watched)
+    monkeypatch.setattr(DBR, "score", watched)
     scan = DBR.of_each  # in batches of 10, 10 and 4
     smaller = lambda self, f, *, labels: scan(self, f, labels=labels, batch_size=10)  # noqa: E731
     monkeypatch.setattr(DBR, "of_each", smaller)
@@ -141,13 +142,13 @@ def test_images_that_do_not_change_have_full_consistency(run):
 
 def test_separation_ends_with_the_weights_of_literal_steps(run, monkeypatch):
     ended = {}
-    begin = DBR.begin_score
+    begin = DBR.score
 
     def watched(self):
         ended["model"] = copy.deepcopy(self.model)
         begin(self)
 
-    monkeypatch.setattr(DBR, "begin_score", watched)
+    monkeypatch.setattr(DBR, "score", watched)
     watch = Watch()
     run(watch)
     model = copy.deepcopy(watch.models[1])

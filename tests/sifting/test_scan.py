@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from grouping import make_of
 from torch.nn import functional as F
 
 from bdclean.attacks import BadNets
@@ -11,7 +12,8 @@ from bdclean.backbones import build, load_model
 from bdclean.errors import ConfigError
 from bdclean.functional.scan import analyse, rank_by_class
 from bdclean.functional.seeds import derive_seed
-from bdclean.purification import Recipe, SCAn
+from bdclean.modules import Recipe
+from bdclean.sifting import SCAn
 
 # Small networks may flag the whole of a class.
 pytestmark = pytest.mark.filterwarnings("ignore:More than 95% of the samples")
@@ -20,8 +22,7 @@ SMALL = {
     "width": 4,
     "recipe": Recipe(epochs=2, lr=0.02, batch_size=8, augmentation="crop"),
     "components": 4,
-    "unlearn_epochs": 2,
-    "unlearn_lr": 0.01,
+    "unlearn": {"epochs": 2, "lr": 0.01},
     "feature_batch_size": 5,
     "threshold": 0.6,
 }
@@ -30,7 +31,7 @@ NEVER = {"threshold": 1e9}
 
 @pytest.fixture
 def make(facts):
-    return lambda **arguments: SCAn(**facts, **(SMALL | arguments))
+    return lambda **arguments: make_of(SCAn, facts, SMALL, arguments)
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def backdoored(module):
 
 def test_outline(make):
     def stages(**arguments):
-        return [(stage.name, stage.epochs) for stage in make(**arguments).plan()]
+        return [stage.outline for stage in make(**arguments).plan()]
 
     first, last = [("train", 2), ("analyse", 0)], ("propose", 0)
     assert stages() == [*first, ("unlearn", 2), last]
@@ -90,14 +91,14 @@ def test_stages_read_what_they_should(fit):
 
 
 def test_retraining_starts_anew_on_what_is_left(fit, monkeypatch):
-    first, step = {}, SCAn.usual_step
+    first, step = {}, SCAn.cross_entropy
 
-    def watched(module, stage, batch):
-        if stage.name == "retrain":
-            first.setdefault(module.seed, copy.deepcopy(module.model.state_dict()))
-        return step(module, stage, batch)
+    def watched(module, batch):
+        assert module.stage_name == "retrain"
+        first.setdefault(module.seed, copy.deepcopy(module.model.state_dict()))
+        return step(module, batch)
 
-    monkeypatch.setattr(SCAn, "usual_step", watched)
+    monkeypatch.setattr(SCAn, "cross_entropy", watched)
     module, data = fit(repair="retrain")
     last = data.asked[-1]
     assert last.subset.rows.tolist() == (~module.results["flagged"]).nonzero().flatten().tolist()
@@ -183,7 +184,7 @@ def test_clean_labels_and_shown_labels_count(fit, make_poisoned, make_data):
 
 
 def test_nothing_flagged_leaves_the_network_alone(fit):
-    module, data = fit(**NEVER, unlearn_lr=1.0, unlearn_bn="train")
+    module, data = fit(**NEVER, unlearn={"lr": 1.0}, unlearn_bn="train")
     assert not module.results["flagged"].any()
     assert same(backdoored(module), module.model.state_dict())
     assert len(data.asked[-1].subset.rows) == 8  # one batch per epoch, for form's sake
@@ -208,7 +209,7 @@ def ready(make):
     def build(**arguments):
         torch.manual_seed(3)
         module = make(**arguments)
-        module._install(module.make_student(module.source.load()), None)
+        module.make_networks()
         module.results["flagged"] = torch.ones(6, dtype=torch.bool)
         module.log_terms = lambda **_: None
         return module
@@ -228,7 +229,7 @@ def test_ascent_up_to_the_cap(ready, mode):
     cap = 1.5 * math.log(4)
     assert 0 < (losses > cap).sum() < 6
     before = {name: buffer.clone() for name, buffer in module.model.named_buffers()}
-    loss = module.unlearn_step({"image": images, "label": labels, "index": torch.arange(6)})
+    loss = module.ascend_flagged({"image": images, "label": labels, "index": torch.arange(6)})
     assert loss.item() == pytest.approx(-torch.minimum(losses, torch.tensor(cap)).mean().item())
     moved = any(not torch.equal(b, before[name]) for name, b in module.model.named_buffers())
     assert moved == (mode == "train")
@@ -282,7 +283,7 @@ def test_warns_of_more_features_than_clean_images(fit):
 
 def test_two_classes_are_too_few(facts):
     with pytest.raises(ConfigError, match="two classes are equally far"):
-        SCAn(**(facts | {"num_classes": 2}))
+        SCAn(dataclasses.replace(facts["facts"], num_classes=2))
 
 
 @pytest.mark.parametrize(
@@ -292,8 +293,8 @@ def test_two_classes_are_too_few(facts):
         ({"unlearn_bn": "off"}, "unlearn_bn='off': it must be one of eval, train"),
         ({"threshold": 0}, "threshold=0: it must be above 0"),
         ({"components": 0}, "components=0: it must be above 0"),
-        ({"unlearn_epochs": 0}, "unlearn_epochs=0: it must be above 0"),
-        ({"unlearn_lr": -1.0}, "unlearn_lr=-1.0: it must be above 0"),
+        ({"unlearn": {"epochs": 0}}, "epochs=0 .* at least 1"),
+        ({"unlearn": {"lr": -1.0}}, "lr=-1.0 .* at least 0"),
         ({"ascent_cap": 0.0}, "ascent_cap=0.0: it must be above 0"),
         ({"feature_batch_size": 0}, "feature_batch_size=0: it must be above 0"),
     ],

@@ -68,7 +68,7 @@ def literal(network, x, y, eps, a, steps):
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_against_a_literal_transcription(batch, mode):
-    module = make(epsilon=8, pgd_steps=4, step_size=3, attack_bn=mode)
+    module = make(pgd={"epsilon": 8, "steps": 4, "step_size": 3}, perturb_bn=mode)
     x, y = batch["image"], batch["label"]
     torch.manual_seed(4)
     ours = module.attack(x, y)
@@ -80,7 +80,7 @@ def test_against_a_literal_transcription(batch, mode):
 
 
 def test_images_stay_in_ball_and_box_and_the_network_as_it_was(batch):
-    module = make(epsilon=8, pgd_steps=3, step_size=4)
+    module = make(pgd={"epsilon": 8, "steps": 3, "step_size": 4})
     before = copy.deepcopy(module.model.state_dict())
     out = module.attack(batch["image"], batch["label"])
     assert not out.requires_grad
@@ -94,7 +94,7 @@ def test_images_stay_in_ball_and_box_and_the_network_as_it_was(batch):
 
 
 def test_the_loss_is_that_of_the_adversarial_images(batch):
-    module = make(pgd_steps=3, label_smoothing=0.1)
+    module = make(pgd={"steps": 3}, label_smoothing=0.1)
     image = batch["image"].clone()
     torch.manual_seed(4)
     adversarial = module.attack(image, batch["label"])
@@ -114,7 +114,7 @@ def test_the_loss_is_that_of_the_adversarial_images(batch):
 
 
 def test_the_attack_sees_the_present_weights(batch):
-    module = make(pgd_steps=2)
+    module = make(pgd={"steps": 2})
     torch.manual_seed(4)
     first = module.attack(batch["image"], batch["label"])
     with torch.no_grad():
@@ -123,14 +123,14 @@ def test_the_attack_sees_the_present_weights(batch):
     torch.manual_seed(4)
     second = module.attack(batch["image"], batch["label"])
     assert not torch.equal(first, second)
-    fresh = make(pgd_steps=2)
+    fresh = make(pgd={"steps": 2})
     fresh.model.load_state_dict(module.model.state_dict())
     torch.manual_seed(4)
     torch.testing.assert_close(second, fresh.attack(batch["image"], batch["label"]))
 
 
 def test_half_precision_is_bfloat16_with_float32_images(batch):
-    module = make(pgd_steps=3)
+    module = make(pgd={"steps": 3})
     with torch.autocast("cpu", torch.bfloat16):
         out = module.attack(batch["image"], batch["label"])
     assert out.dtype == torch.float32
@@ -161,7 +161,7 @@ def fit(module, tmp_path, epochs=2):
 
 
 def test_with_an_empty_ball_it_is_supervised_training(tmp_path):
-    ours, plain = make(epsilon=0.0), make(Supervised)
+    ours, plain = make(pgd={"epsilon": 0.0}), make(Supervised)
     fit(ours, tmp_path)
     fit(plain, tmp_path)
     ours, plain = ours.model.state_dict(), plain.model.state_dict()
@@ -169,15 +169,13 @@ def test_with_an_empty_ball_it_is_supervised_training(tmp_path):
 
 
 def test_a_checkpoint_and_the_record_name_the_ball(tmp_path):
-    module = make(epsilon=4, pgd_steps=2, step_size=1)
+    module = make(pgd={"epsilon": 4, "steps": 2, "step_size": 1})
     trainer = fit(module, tmp_path, epochs=1)
     assert module.protocol() == {
         "head": "original",
         "labels": "train",
         "method": "adversarial_training",
-        "epsilon": 4,
-        "pgd_steps": 2,
-        "step_size": 1,
+        "pgd": {"epsilon": 4, "steps": 2, "step_size": 1},
     }
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     again = AdversarialTraining.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
@@ -187,11 +185,11 @@ def test_a_checkpoint_and_the_record_name_the_ball(tmp_path):
 
 def test_wrong_use(batch):
     with pytest.raises(ConfigError, match="steps is 0; it must be at least 1"):
-        make(pgd_steps=0)
+        make(pgd={"steps": 0})
     with pytest.raises(ConfigError, match="epsilon is -1"):
-        make(epsilon=-1)
+        make(pgd={"epsilon": -1})
     with pytest.raises(ConfigError, match="attack_bn='batch'"):
-        make(attack_bn="batch")
+        make(perturb_bn="batch")
     del batch["label"]
     with pytest.raises(ConfigError, match="needs labels"):
         make().training_step(batch, 0)

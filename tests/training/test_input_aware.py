@@ -55,7 +55,7 @@ class TinyData(ImageDataModule):
 
 def make(**arguments):
     torch.manual_seed(5)
-    small = {"width": 4, "epochs": 2, "mask_epochs": 1, "batch_size": 20}
+    small = {"width": 4, "epochs": 2, "mask_epochs": 1, "recipe": {"batch_size": 20}}
     return InputAwareTraining(**FACTS, **(small | arguments))
 
 
@@ -232,11 +232,10 @@ def test_rates_fall_at_the_milestones_of_their_own_stage(fit, monkeypatch):
     module = make(
         epochs=8,
         mask_epochs=3,
-        lr=0.1,
+        recipe={"lr": 0.1, "batch_size": 40},
         milestones=[1, 4],
         pattern_milestones=[2],
         mask_milestones=[1, 2],
-        batch_size=40,
     )
     fit(module, Rates())
     classifier, pattern, mask = zip(*seen, strict=True)
@@ -259,7 +258,9 @@ def test_optimizers_are_those_of_the_paper(fit):
 def test_a_batch_without_triggers_leaves_a_gradient_scaler_alone(make_trainer):
     trainer = make_trainer(plugins=[MixedPrecision("16-mixed", "cpu")])
     attack = InputAware(target=1, rate=0.2, cover_rate=0.15)
-    trainer.fit(make(batch_size=9), TinyData(attack, rows=38))  # the last batch has two images
+    trainer.fit(
+        make(recipe={"batch_size": 9}), TinyData(attack, rows=38)
+    )  # the last batch has two images
     assert trainer.global_step == 5 + 2 * 5 - 1
 
 
@@ -279,7 +280,9 @@ def test_refuses_numbers_out_of_range(key, value):
 
 
 def test_small_batches_and_no_covers_train(fit):
-    fit(make(batch_size=9), rows=37)  # 9 * 0.15 is one cross; the last batch has one image
+    fit(
+        make(recipe={"batch_size": 9}), rows=37
+    )  # 9 * 0.15 is one cross; the last batch has one image
     module = make()
     fit(module, attack=InputAware(rate=0.04, cover_rate=0))  # int(20 * 0.04) = 0
     assert all(value.isfinite().all() for value in module.state_dict().values())
@@ -291,7 +294,9 @@ def test_masks_become_sparse_and_both_depend_on_the_image(fit):
     Seen with four seeds: masks 0.07 to 0.39 in the mean and 0.17 to 0.41 apart (root mean square),
     patterns 0.25 to 0.51 apart. Untrained, masks are 0.41 to 0.64, and all is 1e-5 apart or less.
     """
-    module = make(mask_epochs=20, epochs=24, batch_size=10, lambda_div=0.1, augmentation="none")
+    module = make(
+        mask_epochs=20, epochs=24, recipe={"batch_size": 10, "augmentation": "none"}, lambda_div=0.1
+    )
     data, _ = fit(module)
     images = data.test_set.images[:8].float() / 255
     with torch.no_grad():

@@ -30,8 +30,16 @@ pytestmark = [
 
 def test_the_augmentation_is_that_of_sgd():
     assert LinearProbe(**FACTS).view.augmentation == "weak"
-    assert LinearProbe(**FACTS, augmentation="imagenet").view.augmentation == "imagenet"
-    assert LinearProbe(**FACTS, augmentation="imagenet", probe="lbfgs").view.augmentation == "none"
+    assert (
+        LinearProbe(**FACTS, probe={"recipe": {"augmentation": "imagenet"}}).view.augmentation
+        == "imagenet"
+    )
+    assert (
+        LinearProbe(
+            **FACTS, probe={"recipe": {"augmentation": "imagenet"}, "solver": "lbfgs"}
+        ).view.augmentation
+        == "none"
+    )
 
 
 class TinyData(ImageDataModule):
@@ -102,7 +110,7 @@ def equal(a, b):
 
 @pytest.mark.parametrize("probe", ["sgd", "lbfgs"])
 def test_backbone_stays_bit_identical(make, fit, weights, probe):
-    module = make(probe=probe, epochs=2)
+    module = make(probe={"solver": probe, "recipe": {"epochs": 2}})
     data, _ = fit(module)
     assert equal(state(load_model(weights), head=False), state(module.model, head=False))
     assert not any(layer.training for layer in module.model.modules())
@@ -112,7 +120,7 @@ def test_backbone_stays_bit_identical(make, fit, weights, probe):
 
 
 def test_lbfgs_is_logistic_regression_on_standardised_features(make, fit):
-    module = make(probe="lbfgs", probe_c=0.5)
+    module = make(probe={"solver": "lbfgs", "c": 0.5})
     data, trainer = fit(module)
     assert trainer.current_epoch == 1
     # The module's own batches: float32 features depend on the batch in their last digits, and
@@ -133,7 +141,10 @@ def test_lbfgs_is_logistic_regression_on_standardised_features(make, fit):
 
 
 def test_lbfgs_needs_no_luck(make, fit):
-    first, second = make(probe="lbfgs"), make(probe="lbfgs", batch_size=5)
+    first, second = (
+        make(probe={"solver": "lbfgs"}),
+        make(probe={"solver": "lbfgs", "recipe": {"batch_size": 5}}),
+    )
     torch.manual_seed(1)
     fit(first)
     torch.manual_seed(2)
@@ -154,7 +165,7 @@ def test_sgd_follows_the_protocol(make, fit):
             assert group["weight_decay"] == 1e-4
             assert len(batch["image"]) == 12
 
-    module = make(batch_size=12)
+    module = make(probe={"recipe": {"batch_size": 12}})
     fit(module, Rates())
     rate = {**dict.fromkeys(range(15), 1e-2), **dict.fromkeys(range(15, 30), 1e-3)}
     rate |= dict.fromkeys(range(30, 40), 1e-4)
@@ -164,7 +175,7 @@ def test_sgd_follows_the_protocol(make, fit):
 
 def test_resume_ends_with_the_same_weights(make, fit, tmp_path):
     keep = ModelCheckpoint(tmp_path / "ckpt", filename="{epoch}", save_top_k=-1)
-    whole, resumed = make(epochs=3), make(epochs=3)
+    whole, resumed = make(probe={"recipe": {"epochs": 3}}), make(probe={"recipe": {"epochs": 3}})
     fit(whole, keep)
     torch.load(tmp_path / "ckpt/epoch=1.ckpt", weights_only=True)
     fit(resumed, ckpt_path=tmp_path / "ckpt/epoch=1.ckpt")
@@ -174,7 +185,7 @@ def test_resume_ends_with_the_same_weights(make, fit, tmp_path):
 @pytest.mark.parametrize("probe", ["sgd", "lbfgs"])
 def test_checkpoint_and_export_need_no_backbone_file(make, fit, weights, tmp_path, probe):
     keep = ModelCheckpoint(tmp_path / "ckpt", filename="{epoch}")
-    module = make(probe=probe, epochs=1)
+    module = make(probe={"solver": probe, "recipe": {"epochs": 1}})
     fit(module, keep)
     Path(weights).unlink()
     restored = LinearProbe.load_from_checkpoint(tmp_path / "ckpt/epoch=0.ckpt", weights_only=True)
@@ -187,7 +198,7 @@ def test_checkpoint_and_export_need_no_backbone_file(make, fit, weights, tmp_pat
         "head": "probe",
         "labels": "clean",
         "method": "linear_probe",
-        "probe": probe,
+        "probe": {"solver": probe},
     }
 
 
@@ -214,9 +225,9 @@ def test_neighbours_refuse_numbers_out_of_range(key, value):
 
 def test_refuses_wrong_settings(make, fit):
     with pytest.raises(ConfigError, match=r"probe='knn'.*sgd, lbfgs"):
-        make(probe="knn")
+        make(probe={"solver": "knn"})
     with pytest.raises(ConfigError, match="epochs=0"):
-        make(epochs=0)
+        make(probe={"recipe": {"epochs": 0}})
     with pytest.raises(ConfigError, match=r"model\.weights is not set"):
         fit(LinearProbe(**FACTS))
     with pytest.raises(ConfigError, match=r"model\.weights"):

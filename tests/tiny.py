@@ -1,4 +1,4 @@
-"""A tiny data set, a tiny suspect and a quiet Trainer."""
+"""A tiny data set, a tiny suspect and a quiet Trainer: a plugin of `conftest.py`."""
 
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from bdclean.callbacks.resume import ExactResume
 from bdclean.data.datamodule import ImageDataModule
 from bdclean.data.images import ImageSet
 from bdclean.data.splits import Splits
+from bdclean.types import ImageFacts
 
 QUIET = (
     # Sixty images in memory need no worker processes.
@@ -73,7 +74,7 @@ class TinyData(ImageDataModule):
 @pytest.fixture
 def facts():
     """What the command line links from the data module."""
-    return dict(FACTS)
+    return {"facts": ImageFacts(**FACTS)}
 
 
 @pytest.fixture
@@ -166,8 +167,9 @@ def every_epoch(tmp_path):
 
 
 def pytest_collection_modifyitems(items):
-    here = Path(__file__).parent
+    names = ("modules", "purification", "sifting", "test_contract.py")
+    rooms = {Path(__file__).parent / name for name in names}
     for item in items:
-        if here in item.path.parents:
+        if rooms & {item.path, *item.path.parents}:
             for line in QUIET:
                 item.add_marker(pytest.mark.filterwarnings(line))
