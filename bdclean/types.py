@@ -18,7 +18,7 @@ that a defender holds, or the small labelled set of the linear probe."""
 AugmentationName = Literal[
     "none", "crop", "weak", "simclr", "simclr_blur", "imagenet", "wanet", "physical"
 ]
-"""Names that `bdclean.data.augmentation` knows."""
+"""Names that `bdclean.data.augment.RECIPES` has."""
 
 TensorDict = dict[str, Tensor]
 

@@ -250,7 +250,7 @@ class ImageDataModule(LightningDataModule, ABC):
                 f"{view.batch_size} on each of {self._world_size} devices; lower "
                 "model.init_args.batch_size or give more images."
             )
-        self.view_maker.tell(view)
+        self.view_maker.warn_once(view)
         return TrainLoader(
             images,
             batch_size=view.batch_size,

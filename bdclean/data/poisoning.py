@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bdclean.attacks import Attack, PoisonPlan, Trigger
-from bdclean.data.augmentation import augment
+from bdclean.data.augment import augment
 from bdclean.data.images import Overlay, RoleImages
 from bdclean.data.perturbed import perturbed_rows
 from bdclean.errors import ConfigError

@@ -11,9 +11,9 @@ from torchvision.transforms import InterpolationMode, RandomAffine
 
 from bdclean.attacks import BadNets, PhysicalBA
 from bdclean.cli import main
-from bdclean.data import Digits, Splits, physical
-from bdclean.data.augmentation import augment
-from bdclean.data.physical import Motion
+from bdclean.data import Digits, Splits
+from bdclean.data.augment import augment, physical
+from bdclean.data.augment.physical import Motion
 from bdclean.types import View
 
 
@@ -207,7 +207,7 @@ def test_apply_to_all_is_the_augmentation_of_the_training():
     ],
 )
 def test_the_presets_train_and_are_recorded(attack, method, tmp_path, monkeypatch):
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     monkeypatch.chdir(tmp_path)
     stack = ["trainer/cpu", "data/digits", f"attack/{attack}", f"train/{method}"]
     words = [word for name in stack for word in ("-c", f"{root}/configs/{name}.yaml")]
