@@ -15,7 +15,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 pytestmark = pytest.mark.filterwarnings("ignore")
 NO_TEST = "No folder set/test. Expected set/test/CLASS/IMAGE.jpg"
 WAY_OUT = "(--test_after_fit false)"
-NO_FILE = "attack.surrogate is 'missing.safetensors', which is no file"
+NO_FILE = "attack.surrogate=missing.safetensors: there is no such file"
 
 
 def stack(*names):

@@ -3,7 +3,7 @@
 import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -86,6 +86,9 @@ class Attack(ABC):
 
     rate_bases: tuple[RateBase, ...] = ("dataset", "target_class")
     """What `rate` may be a share of."""
+
+    further: ClassVar[tuple[str, ...]] = ()
+    """Names of the test sets that `further_tests` makes, in its order."""
 
     poison_augmentation: AugmentationName = "none"
     """What the attacker applies to the poisoned rows (not to covers) whenever a training batch
@@ -247,9 +250,7 @@ class Attack(ABC):
     def further_tests(
         self, images: Tensor, labels: Tensor, trigger: Trigger
     ) -> dict[str, FurtherTest]:
-        """More test sets of this attack, by the name under which they are reported.
-
-        The names do not depend on the arguments.
+        """More test sets of this attack, by their names, which are those of `further`.
 
         Args:
             images: All test images, clean, uint8, (N, 3, H, W).

@@ -8,7 +8,7 @@ m = thr(M(x)), and x' = x + (p - x) * m. They are learned together with the clas
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -238,6 +238,8 @@ class InputAware(Attack):
     Attributes:
         stamped_by_module: Set by the module that learns the trigger.
     """
+
+    further: ClassVar[tuple[str, ...]] = ("cross_acc",)
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ classes keep their label, so that the model learns to obey the trigger on the so
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -47,6 +47,7 @@ class TaCT(Attack):
     """
 
     rate_bases = ("dataset", "target_class", "source_class")
+    further: ClassVar[tuple[str, ...]] = ("leak",)
 
     def __init__(
         self,

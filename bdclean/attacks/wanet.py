@@ -6,7 +6,7 @@ net learns this one warp and not warps as such.
 """
 
 import math
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
@@ -122,6 +122,8 @@ class WaNet(Attack):
     Raises:
         AttackError: An argument is out of its range or contradicts another one.
     """
+
+    further: ClassVar[tuple[str, ...]] = ("noise_acc",)
 
     def __init__(
         self,

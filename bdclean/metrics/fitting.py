@@ -70,7 +70,7 @@ def viewable_data(trainer: Trainer) -> ViewableData:
     if not isinstance(data, ViewableData):
         raise ConfigError(
             f"data={type(data).__name__}: the method chooses what it reads, so it needs a data "
-            "module with set_view and scan_dataloader (see bdclean.types.ViewableData)."
+            "module with set_view and reading_dataloader (see bdclean.types.ViewableData)."
         )
     return data
 
@@ -184,13 +184,13 @@ def scan(
     Where they are `shared`, a rank gets its part of the batches only; see `together`.
     """
     data = viewable_data(trainer)
-    for batch in data.scan_dataloader(view, shared=shared):
+    for batch in data.reading_dataloader(view, shared=shared):
         yield data.device_batch(batch, device)
 
 
 def num_rows(trainer: Trainer, view: View) -> int:
     """How many rows the view has, on all ranks together."""
-    rows: Sized = viewable_data(trainer).scan_dataloader(view).dataset  # type: ignore[assignment]
+    rows: Sized = viewable_data(trainer).reading_dataloader(view).dataset  # type: ignore[assignment]
     return len(rows)
 
 

@@ -78,7 +78,7 @@ ATTACKS = {
 def test_both_views_come_from_the_same_triggered_image(attack):
     data = Digits(attack=attack, splits=Splits(val=50))
     data.set_view(View("train", "none", views=2, batch_size=200))
-    clean, plan = data.base.images[data.rows.train], data.plan
+    clean, plan = data.stored.images[data.rows.train], data.plan
     assert torch.equal(plan.labels_seen, plan.labels_true)
     poisoned = torch.zeros(len(clean), dtype=torch.bool)
     poisoned[plan.poison_index] = True

@@ -183,9 +183,9 @@ def test_other_roles_and_scans_are_left_alone():
     batch = next(iter(data.train_dataloader()))
     before = batch["image"].clone()
     assert torch.equal(data.on_after_batch_transfer(batch, 0)["image"], before.float() / 255)
-    scanned = next(iter(data.scan_dataloader(View("train", batch_size=2_000))))
+    scanned = next(iter(data.reading_dataloader(View("train", batch_size=2_000))))
     poisons = data.plan.poison_index
-    clean = data.base.images[data.rows.train][poisons]
+    clean = data.stored.images[data.rows.train][poisons]
     assert torch.equal(scanned["image"][poisons], data.trigger.poison(clean))
 
 
