@@ -68,7 +68,7 @@ def test_labels_are_absent_unless_asked_for(data, role):
 
 def test_labels_of_the_defense_are_refused_while_hidden(data):
     with pytest.raises(
-        ConfigError, match="defense_labels=hidden: .* set defense_labels to visible"
+        ConfigError, match=r"defense_labels=hidden: .* set defense_labels to visible"
     ):
         data.reading_dataloader(View("defense", labels=True))
     shown = digits(defense_labels="visible").reading_dataloader(View("defense", labels=True))
@@ -254,7 +254,7 @@ def test_a_flat_folder_serves_the_defense(tmp_path, folder):
     seen = everything(data.reading_dataloader(View("defense")))
     assert seen["image"].shape == (4, 3, 16, 16)
     with pytest.raises(
-        ConfigError, match="defense_root=.*photos: images of a folder have no labels"
+        ConfigError, match=r"defense_root=.*photos: images of a folder have no labels"
     ):
         data.reading_dataloader(View("defense", labels=True))
     with pytest.raises(DataError, match="root=null: without it there are no test images"):
@@ -369,7 +369,7 @@ def test_pixels_that_cannot_be_stored_are_refused_at_once(attack, stage):
 
 
 def test_wrong_sizes_of_evaluation_are_refused():
-    with pytest.raises(ConfigError, match="^eval_batch_size=0: it must be 1 or above"):
+    with pytest.raises(ConfigError, match=r"^eval_batch_size=0: it must be 1 or above"):
         Digits(eval_batch_size=0)
     few = RoleImages(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), torch.arange(3))
     with pytest.raises(ConfigError, match="3 images cannot be evaluated on 4 devices"):
@@ -385,5 +385,5 @@ def test_all_images_may_be_labelled_ones(folder):
     assert len(data.test_dataloader()) == 2
     assert data.describe()["attack"]["attack"] == "BadNets"
     assert "plan_hash" not in data.describe()
-    with pytest.raises(ConfigError, match="^splits: .* train has no images; lower the numbers"):
+    with pytest.raises(ConfigError, match=r"^splits: .* train has no images; lower the numbers"):
         data.train_dataloader()

@@ -55,7 +55,7 @@ def test_facts_are_known_before_there_is_any_data(cls, classes, size, statistics
 def test_missing_data_gives_the_key_and_the_tree(tmp_path, make, tree):
     data = make(root=str(tmp_path))
     for read in (data.read_train, data.read_test):
-        with pytest.raises(DataError, match="^root=") as caught:
+        with pytest.raises(DataError, match=r"^root=") as caught:
             read()
         message = str(caught.value)
         assert all(part in message for part in tree)
