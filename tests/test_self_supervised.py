@@ -94,7 +94,7 @@ def test_a_probe_without_images_is_told_before_the_training(backbone, tmp_path, 
     with pytest.raises(SystemExit) as stop:
         main([*words, "--run", str(tmp_path / "run")])
     assert stop.value.code == 2
-    assert "There are no train images" in capsys.readouterr().err
+    assert "root=null: without it there are no train images" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
