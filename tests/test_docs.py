@@ -63,6 +63,17 @@ def test_a_new_attack_in_25_lines(workplace):
     assert wide.poison(images)[0, 0].tolist() == [[50, 101, 101, 101, 50]] * 3
 
 
+def test_a_data_set_of_ones_own(workplace):
+    (code,) = blocks("how_to/data_sets.md", "python")
+    (workplace / "bars.py").write_text(code)
+    words = commands(blocks("how_to/data_sets.md", "bash")[-1])[0]
+    main([*words[1:], *QUICK_VICTIM])
+    record = json.loads(Path("runs/bars/result.json").read_text())
+    assert record["data"]["sizes"] == {"train": 300, "defense": 100, "probe": 0, "val": 0}
+    assert record["metrics"]["n_clean"] == 100
+    assert "width: 8" in Path("runs/bars/config.yaml").read_text()
+
+
 def test_a_new_method_in_forty_lines(workplace):
     (code,) = blocks("how_to/new_method.md", "python")
     lines = [line for line in code.splitlines() if line.strip()]

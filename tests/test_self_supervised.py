@@ -66,9 +66,10 @@ def test_a_probe_and_nearest_neighbours_measure_it(backbone, tmp_path):
     backbone_only = load_model(backbone / "model.safetensors").eval()
     with torch.no_grad():
         known, asked = (
-            backbone_only.features(x / 255) for x in (data.base.images[rows], data.test_set.images)
+            backbone_only.features(x / 255)
+            for x in (data.stored.images[rows], data.test_set.images)
         )
-        named = KNNHead(known, data.base_labels[rows], 10, 200)(asked).argmax(1)
+        named = KNNHead(known, data.stored.labels[rows], 10, 200)(asked).argmax(1)
     right = 100 * (named == data.test_set.labels).float().mean().item()
     assert knn["metrics"]["acc"] == pytest.approx(right, abs=2)  # measured in bfloat16
     assert knn["protocol"] == knn["protocol"] | {"head": "knn", "k": 200, "labels": "clean"}
@@ -93,7 +94,7 @@ def test_a_probe_without_images_is_told_before_the_training(backbone, tmp_path, 
     with pytest.raises(SystemExit) as stop:
         main([*words, "--run", str(tmp_path / "run")])
     assert stop.value.code == 2
-    assert "There are no train images" in capsys.readouterr().err
+    assert "root=null: without it there are no train images" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -15,7 +15,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 pytestmark = pytest.mark.filterwarnings("ignore")
 NO_TEST = "No folder set/test. Expected set/test/CLASS/IMAGE.jpg"
 WAY_OUT = "(--test_after_fit false)"
-NO_FILE = "attack.surrogate is 'missing.safetensors', which is no file"
+NO_FILE = "attack.surrogate=missing.safetensors: there is no such file"
 
 
 def stack(*names):
@@ -146,7 +146,7 @@ def test_a_product_without_a_head_needs_no_test_images(capsys):
     words += ["--model.weights", "suspect.safetensors", "--model.epochs", "1"]
     words += ["--model.pgd_steps", "1", "--model.batch_size", "8"]
     told = refused([*words, "--model.probe", "lbfgs"], capsys)
-    assert "There are no train images" in told
+    assert "root=null: without it there are no train images" in told
     assert "--model.probe none" in told
     main([*words, "--model.probe", "none"])
     assert "no classifier head" in capsys.readouterr().out

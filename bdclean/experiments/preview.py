@@ -118,7 +118,7 @@ def preview(name: str, data: ImageDataModule, images: int = 1, seed: int = 0) ->
 
 def _pairs(images: RoleImages, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
     """The images under the overlay, and as they are handed out."""
-    return images.images[images.rows[list(rows)]], images.__getitems__(rows)["image"]
+    return images.clean(rows), images.shown(rows)
 
 
 def _as_trained(data: ImageDataModule, images: int, generator: torch.Generator) -> Tensor | None:

@@ -123,7 +123,7 @@ def run_sift(args: Sequence[str], fit: Fit) -> None:
             )
         flagged = found.flagged
         print(_worst(found, samples, out) if flagged is None else _summary(found, samples, out))
-        if held_out := len(data.base_labels) - len(samples.labels):
+        if held_out := len(data.stored) - len(samples.labels):
             print(f"{held_out} images held out by data.splits are neither judged nor copied.")
         if target is not None and copy is not None and flagged is not None:
             kept = (~flagged).nonzero().flatten().tolist()

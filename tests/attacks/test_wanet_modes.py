@@ -163,11 +163,11 @@ def test_an_epoch_of_training_has_the_rate_and_repeats():
         return [data.on_after_batch_transfer(dict(b), 0) for b in data.train_dataloader()]
 
     batches = epoch()
-    clean = data.base.images[data.rows.train] / 255
+    clean = data.stored.images[data.rows.train] / 255
     touched = [(b["image"] != clean[b["index"]]).any(3).any(2).any(1) for b in batches]
     n = len(clean)
     assert sum(int(t.sum()) for t in touched) == pytest.approx(0.18 * n, abs=1)
-    changed = [b["label"] != data.base_labels[data.rows.train][b["index"]] for b in batches]
+    changed = [b["label"] != data.stored.labels[data.rows.train][b["index"]] for b in batches]
     assert 0 < sum(int(c.sum()) for c in changed) <= math.floor(0.06 * n)
     assert all(torch.equal(a["image"], b["image"]) for a, b in zip(batches, epoch(), strict=True))
 
@@ -238,7 +238,7 @@ def test_static_rows_do_not_depend_on_the_training_seed():
     assert first.plan.hash == second.plan.hash
     images = [d.role_images("train", labels=True).__getitems__(range(500)) for d in (first, second)]
     assert torch.equal(images[0]["image"], images[1]["image"])
-    clean = first.base.images[first.rows.train[:500]]
+    clean = first.stored.images[first.rows.train[:500]]
     touched = (images[0]["image"] != clean).any(3).any(2).any(1).nonzero().flatten()
     assert torch.equal(touched, first.plan.touched_index[first.plan.touched_index < 500])
 

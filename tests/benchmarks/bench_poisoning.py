@@ -71,7 +71,7 @@ def poison_once(name, queue):
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     data = RandomImages(attack=attack_of(CONFIGS / f"{name}.yaml"))
-    _ = data.base, data.rows
+    _ = data.rows
     small = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
     data.trigger.poison(small)  # the first call sets kernels up
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
@@ -99,7 +99,7 @@ def batches(data):
 def batch_seconds(attack, clean, rounds):
     """A typical batch of the poisoned and of the clean set, batch by batch in turns."""
     poisoned = RandomImages(attack=attack)
-    poisoned.__dict__["base"] = clean.base  # share the images
+    poisoned.__dict__["stored"] = clean.stored  # share the images
     seconds = {clean: [], poisoned: []}
     for turn in range(rounds + 1):
         order = (poisoned, clean) if turn % 2 else (clean, poisoned)

@@ -84,13 +84,15 @@ class Few(Digits):
         super().__init__(attack, splits, shuffle_seed=1, validate_in_fit=True, **arguments)
         self.truth = truth
         if truth == "shuffled":
-            _ = self.train_overlay  # images and labels stay as the plan has made them
-            plan = self.plan
+            plan, overlay = self.plan, self.poisoned_set.overlay
             generator = torch.Generator().manual_seed(5)
             others = torch.randperm(plan.num_samples, generator=generator)
             others = others[: len(plan.poison_index)].sort().values
             assert not torch.equal(others, plan.poison_index)
-            self.__dict__["plan"] = dataclasses.replace(plan, poison_index=others)
+            plan = dataclasses.replace(plan, poison_index=others)
+            self.poisoned_set = dataclasses.replace(self.poisoned_set, plan=plan)
+            # Images and labels stay as the plan has made them.
+            vars(self.poisoned_set)["overlay"] = overlay
 
     def read_train(self):
         whole = super().read_train()

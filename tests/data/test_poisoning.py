@@ -65,7 +65,7 @@ def data():
 
 
 def test_covers_come_from_their_pool_keep_labels_and_meet_no_poison(data):
-    plan, labels = data.plan, data.base_labels[data.rows.train]
+    plan, labels = data.plan, data.stored.labels[data.rows.train]
     n = len(labels)
     assert len(plan.cover_index) == len(plan.poison_index) == round(0.05 * n)
     assert (labels[plan.poison_index] == 1).all()
@@ -92,8 +92,8 @@ def test_an_empty_pool_is_refused():
 
 
 def test_training_rows_are_the_attacks_own_version(data):
-    seen = everything(data.scan_dataloader(View("train", labels=True)))
-    clean = data.base.images[data.rows.train]
+    seen = everything(data.reading_dataloader(View("train", labels=True)))
+    clean = data.stored.images[data.rows.train]
     plan = data.plan
     stamped = data.trigger.poison(clean)
     assert torch.equal(seen["image"][plan.poison_index], stamped[plan.poison_index])
@@ -143,8 +143,8 @@ def test_a_dynamic_attack_changes_batches_before_augmentation_and_no_row():
         assert torch.equal(ready["label"][1:], labels[1:])
         if step == 2:
             break
-    scanned = everything(data.scan_dataloader(View("train", labels=True)))
-    assert torch.equal(scanned["image"], data.base.images[data.rows.train])
+    scanned = everything(data.reading_dataloader(View("train", labels=True)))
+    assert torch.equal(scanned["image"], data.stored.images[data.rows.train])
 
 
 def test_only_a_fixed_attack_knows_which_samples_are_poisoned():

@@ -159,7 +159,7 @@ def finished(flagged, scores=None, held_out=0):
         samples = TrainingSet(labels, files, None, None, classes)
         model = SimpleNamespace(findings=lambda: found, finished=True)
         everything = torch.zeros(len(labels) + held_out)
-        return model, SimpleNamespace(training_set=lambda: samples, base_labels=everything)
+        return model, SimpleNamespace(training_set=lambda: samples, stored=everything)
 
     return fit
 

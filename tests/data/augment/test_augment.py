@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import InterpolationMode
 
-from bdclean.data import augmentation
-from bdclean.data.augmentation import Boxes, augment
+from bdclean.data.augment import RECIPES, Augmentation, augment, colour, geometry
+from bdclean.data.augment.geometry import Boxes
+from bdclean.data.views import ViewMaker
 from bdclean.errors import ConfigError, DataError
+from bdclean.types import AugmentationName, View
 
 NAMES = ("none", "crop", "weak", "simclr", "simclr_blur", "imagenet", "wanet", "physical")
 RANDOM_NAMES = NAMES[1:]
@@ -73,26 +75,26 @@ def _crop_oracle(
 def test_pad_crop_is_bit_equal_to_torchvision_at_every_offset() -> None:
     offsets = torch.tensor(list(itertools.product(range(9), range(9), (0, 1))))
     images = _images(len(offsets), 12, 10)
-    result = augmentation.pad_crop(images, offsets[:, 0], offsets[:, 1], offsets[:, 2].bool())
+    result = geometry.pad_crop(images, offsets[:, 0], offsets[:, 1], offsets[:, 2].bool())
     for image, found, (top, left, mirror) in zip(images, result, offsets.tolist(), strict=True):
         assert torch.equal(found, _pad_crop_oracle(image, top, left, bool(mirror)))
 
 
 KERNELS = [
-    (augmentation.CATMULL_ROM, InterpolationMode.BICUBIC),
-    (augmentation.LINEAR, InterpolationMode.BILINEAR),
+    (geometry.CATMULL_ROM, InterpolationMode.BICUBIC),
+    (geometry.LINEAR, InterpolationMode.BILINEAR),
 ]
 
 
 @pytest.mark.parametrize(("kernel", "mode"), KERNELS, ids=["bicubic", "bilinear"])
 @pytest.mark.parametrize("size", [(32, 32), (20, 33), (3, 3), (64, 48)])
 def test_resized_crop_equals_torchvision(
-    size: tuple[int, int], kernel: augmentation.Kernel, mode: InterpolationMode
+    size: tuple[int, int], kernel: geometry.Kernel, mode: InterpolationMode
 ) -> None:
     images = _images(64, *size) if min(size) > 3 else torch.rand(64, 3, *size)
-    boxes = augmentation.draw_boxes(64, *size, _generator(2), (0.08, 1.0))
+    boxes = geometry.draw_boxes(64, *size, _generator(2), (0.08, 1.0))
     mirror = torch.arange(64) % 2 == 0
-    result = augmentation.resized_crop(images, boxes, mirror, kernel)
+    result = geometry.resized_crop(images, boxes, mirror, kernel)
     for row, image in enumerate(images):
         expected = _crop_oracle(image, boxes, row, bool(mirror[row]), mode)
         torch.testing.assert_close(result[row], expected, atol=1e-5, rtol=0)
@@ -101,7 +103,7 @@ def test_resized_crop_equals_torchvision(
 def test_resized_crop_of_the_whole_image_and_of_single_pixels() -> None:
     images = _images(2)
     boxes = Boxes(*torch.tensor([[0, 5], [0, 31], [32, 1], [32, 1]]))
-    result = augmentation.resized_crop(images, boxes, torch.tensor([False, False]))
+    result = geometry.resized_crop(images, boxes, torch.tensor([False, False]))
     torch.testing.assert_close(result[0], images[0], atol=1e-6, rtol=0)
     pixel = images[1, :, 5, 31, None, None].expand(3, 32, 32)
     torch.testing.assert_close(result[1], pixel, atol=1e-6, rtol=0)
@@ -118,20 +120,20 @@ def test_blend_equals_torchvision(factor: float) -> None:
         ((zero, one, zero), tv.rgb_to_grayscale(images, 3)),
     ]
     for weights, expected in cases:
-        result = augmentation.blend_(images.clone(), *weights)
+        result = colour.blend_(images.clone(), *weights)
         torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
 
 
 def test_identity_blend_changes_no_bit() -> None:
     images = _images(2)
-    result = augmentation.blend_(images.clone(), torch.ones(2), torch.zeros(2), torch.zeros(2))
+    result = colour.blend_(images.clone(), torch.ones(2), torch.zeros(2), torch.zeros(2))
     assert torch.equal(result, images)
 
 
 def test_hue_equals_torchvision_around_the_circle() -> None:
     turns = torch.linspace(-0.5, 0.5, 41)
     images = _images(41)
-    result = augmentation.shift_hue_(images.clone(), turns)
+    result = colour.shift_hue_(images.clone(), turns)
     for image, found, shift in zip(images, result, turns.tolist(), strict=True):
         torch.testing.assert_close(found, tv.adjust_hue(image, shift), atol=1e-4, rtol=0)
 
@@ -139,16 +141,16 @@ def test_hue_equals_torchvision_around_the_circle() -> None:
 def test_hue_of_all_8_bit_corner_colours_stays_close() -> None:
     levels = torch.tensor([0, 1, 2, 127, 128, 253, 254, 255]) / 255
     images = torch.cartesian_prod(levels, levels, levels).T.reshape(1, 3, 16, 32)
-    result = augmentation.shift_hue_(images.clone(), torch.tensor([0.07]))
+    result = colour.shift_hue_(images.clone(), torch.tensor([0.07]))
     torch.testing.assert_close(result, tv.adjust_hue(images, 0.07), atol=1e-4, rtol=0)
 
 
 def test_jitter_equals_torchvision_in_all_24_orders() -> None:
     order = torch.tensor(list(itertools.permutations(range(4))))
     images = _images(24)
-    factors, _ = augmentation.draw_jitter(24, _generator(5))
+    factors, _ = colour.draw_jitter(24, _generator(5))
     factors[0] = torch.tensor([1.4, 0.6, 1.4, 0.1])
-    result = augmentation.color_jitter_(images.clone(), factors, order)
+    result = colour.color_jitter_(images.clone(), factors, order)
     for row in range(24):
         expected = _color_oracle(images[row], factors[row], order[row])
         torch.testing.assert_close(result[row], expected, atol=1e-4, rtol=0)
@@ -165,9 +167,9 @@ def test_simclr_composes_the_operations_in_torchvisions_order() -> None:
     images = _images(32)
     result = augment("simclr", images, _generator(9))
     g = _generator(9)
-    boxes = augmentation.draw_boxes(32, 32, 32, g)
+    boxes = geometry.draw_boxes(32, 32, 32, g)
     mirror = torch.rand(32, generator=g) < 0.5
-    factors, order = augmentation.draw_jitter(32, g)
+    factors, order = colour.draw_jitter(32, g)
     gray = torch.rand(32, generator=g) < 0.2
     assert gray.any()
     assert not gray.all()
@@ -215,7 +217,7 @@ def test_images_of_a_batch_get_parameters_of_their_own(name: str) -> None:
 
 
 def test_the_jitter_order_is_a_uniform_permutation_per_image() -> None:
-    _, order = augmentation.draw_jitter(24_000, _generator())
+    _, order = colour.draw_jitter(24_000, _generator())
     _, counts = torch.unique(order, dim=0, return_counts=True)
     assert len(counts) == 24
     assert counts.min() > 1000 - 5 * math.sqrt(1000)
@@ -223,7 +225,7 @@ def test_the_jitter_order_is_a_uniform_permutation_per_image() -> None:
 
 
 def test_jitter_rate_and_ranges() -> None:
-    factors, _ = augmentation.draw_jitter(20_000, _generator())
+    factors, _ = colour.draw_jitter(20_000, _generator())
     neutral = (factors == torch.tensor([1.0, 1.0, 1.0, 0.0])).all(1)
     assert neutral.float().mean().item() == pytest.approx(0.2, abs=0.015)
     used = factors[~neutral]
@@ -239,7 +241,7 @@ def test_jitter_rate_and_ranges() -> None:
 def test_crop_windows_equal_torchvisions_loop_on_the_same_numbers(
     height: int, width: int, share: tuple[float, float]
 ) -> None:
-    boxes = augmentation.draw_boxes(200, height, width, _generator(3), share)
+    boxes = geometry.draw_boxes(200, height, width, _generator(3), share)
     g = _generator(3)
     scale = torch.empty(200, 10).uniform_(*share, generator=g)
     log_ratio = torch.empty(200, 10).uniform_(math.log(3 / 4), math.log(4 / 3), generator=g)
@@ -259,7 +261,7 @@ def test_crop_windows_equal_torchvisions_loop_on_the_same_numbers(
 
 
 def test_crop_windows_follow_torchvisions_distribution() -> None:
-    boxes = augmentation.draw_boxes(20_000, 224, 224, _generator())
+    boxes = geometry.draw_boxes(20_000, 224, 224, _generator())
     area = boxes.height * boxes.width / 224**2
     ratio = boxes.width / boxes.height
     assert area.min() > 0.195
@@ -282,7 +284,7 @@ def test_windows_that_never_fit_fall_back_to_the_centre(
     size: tuple[int, int], expected: tuple[int, int]
 ) -> None:
     height, width = size
-    boxes = augmentation.draw_boxes(2000, height, width, _generator())
+    boxes = geometry.draw_boxes(2000, height, width, _generator())
     assert (boxes.top + boxes.height <= height).all()
     assert (boxes.left + boxes.width <= width).all()
     found = set(zip(*(field.tolist() for field in boxes), strict=True))
@@ -311,7 +313,7 @@ def test_a_corner_patch_survives_25_of_81_crops() -> None:
     assert whole == pytest.approx(25 / 81, abs=0.025)
     grid = torch.cartesian_prod(torch.arange(9), torch.arange(9))
     mirror = torch.zeros(81, dtype=torch.bool)
-    result = augmentation.pad_crop(images[:81], grid[:, 0], grid[:, 1], mirror)
+    result = geometry.pad_crop(images[:81], grid[:, 0], grid[:, 1], mirror)
     assert (result.sum((1, 2, 3)) == 27).sum() == 25
 
 
@@ -394,8 +396,38 @@ def test_nothing_waits_for_the_device(name: str) -> None:
 
 
 def test_wrong_input_is_refused_with_the_way_out() -> None:
-    with pytest.raises(ConfigError, match=r"'strong'.*none, crop, weak, simclr, simclr_blur"):
+    with pytest.raises(ConfigError, match=r"=strong: .* none, crop, weak, simclr, simclr_blur"):
         augment("strong", _images(1), _generator())  # type: ignore[arg-type]
     for images in (torch.zeros(3, 8, 8), torch.zeros(1, 1, 8, 8), torch.zeros(1, 3, 8, 8).byte()):
         with pytest.raises(DataError, match=r"float images of shape \(B, 3, H, W\)"):
             augment("weak", images, _generator())
+
+
+# --- one entry a name ---
+
+
+def test_every_name_that_a_config_may_give_has_an_entry() -> None:
+    assert tuple(RECIPES) == get_args(AugmentationName)
+
+
+def test_a_new_augmentation_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    def darker(images: Tensor, generator: torch.Generator, flip_rate: float) -> Tensor:
+        mirror = torch.rand(len(images), generator=generator) < flip_rate
+        return torch.where(mirror[:, None, None, None], images.flip(3), images) / 2
+
+    monkeypatch.setitem(RECIPES, "darker", Augmentation(darker, flips=True))  # type: ignore[misc]
+    images = _images(16)
+    upright = augment("darker", images, _generator(), flip=False)  # type: ignore[arg-type]
+    assert torch.equal(upright, images / 2)
+    flipped = augment("darker", images, _generator())  # type: ignore[arg-type]
+    assert not torch.equal(flipped, upright)
+    maker = ViewMaker("signs", flip=False, blur=True)
+    with pytest.warns(UserWarning, match="Augmentation darker runs without flips: .* of signs"):
+        maker.warn_once(View("train", "darker"))  # type: ignore[arg-type]
+    (view,) = maker(View("train", "darker"), images, _generator())  # type: ignore[arg-type]
+    assert torch.equal(view, upright)
+
+
+def test_a_view_of_an_unknown_name_is_refused_before_the_first_batch() -> None:
+    with pytest.raises(ConfigError, match="augmentation=strong"):
+        ViewMaker("digits", flip=True, blur=True).warn_once(View("train", "strong"))  # type: ignore[arg-type]

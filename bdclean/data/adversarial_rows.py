@@ -1,4 +1,4 @@
-"""Adversarially perturbed training rows, for attacks that ask for them (`Attack.adversarial`).
+"""Adversarial examples as training rows, for attacks that ask for them (`Attack.adversarial`).
 
 The result is a function of the surrogate's file, the settings, the images and their labels. It is
 kept in the user's cache folder under the hash of these four, so that a second run does not pay
@@ -29,12 +29,12 @@ from bdclean.functional.pgd import PGD, pgd
 
 BATCH_SIZE = 128
 SECONDS_BETWEEN_LINES = 10.0
-TRAINED_BY = "-c train/surrogate/adversarial (or train/surrogate) trains one"
+TRAINED_BY = "-c train/surrogate/adversarial (or train/surrogate) trains one."
 
 log = logging.getLogger(__name__)
 
 
-def perturbed_rows(
+def adversarial_rows(
     perturbation: Adversarial, images: Tensor, labels: Tensor, num_classes: int
 ) -> Tensor:
     """The rows after the attack's perturbation, from the cache where they are in it.
@@ -83,16 +83,16 @@ def load_surrogate(file: Path, num_classes: int, input_size: int) -> SplitModel:
     """
     if FORMAT_KEY not in weights.read(file)[1]:
         raise AttackError(
-            f"attack.surrogate is '{file}', which does not describe its network; it must be the "
-            f"model.safetensors of a run: {TRAINED_BY}"
+            f"attack.surrogate={file}: it does not describe its network; it must be the "
+            f"model.safetensors of a run; {TRAINED_BY}"
         )
     model = load_model(file)
     found = (model.info.num_classes, model.info.input_size)
     if found != (num_classes, input_size):
         raise AttackError(
-            f"attack.surrogate is '{file}', a network of {found[0] or 'no'} classes for images of "
+            f"attack.surrogate={file}: it has {found[0] or 'no'} classes and takes images of "
             f"{found[1]} pixels; it must have {num_classes} classes and take {input_size} pixels, "
-            f"as the data set does: {TRAINED_BY}"
+            f"as the data set does; {TRAINED_BY}"
         )
     return model
 
@@ -156,12 +156,12 @@ def _say(line: str) -> None:
 def _surrogate_file(perturbation: Adversarial) -> Path:
     if perturbation.surrogate is None:
         raise AttackError(
-            "attack.surrogate is not set; it must be the weights file of a classifier of the same "
-            f"data set: {TRAINED_BY}"
+            "attack.surrogate=null: it must be the weights file of a classifier of the same data "
+            f"set; {TRAINED_BY}"
         )
     file = Path(perturbation.surrogate).expanduser()
     if not file.is_file():
-        raise AttackError(f"attack.surrogate is '{file}', which is no file; {TRAINED_BY}")
+        raise AttackError(f"attack.surrogate={file}: there is no such file; {TRAINED_BY}")
     return file
 
 

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from bdclean.attacks import Adversarial, BadNets, LabelConsistent
 from bdclean.backbones import ModelInfo, build, load_model, save_model
 from bdclean.cli import main
-from bdclean.data import Digits, ImageSet, Splits, perturbed
-from bdclean.data.perturbed import perturb, perturbed_rows
+from bdclean.data import Digits, ImageSet, Splits
+from bdclean.data import adversarial_rows as room
+from bdclean.data.adversarial_rows import adversarial_rows, perturb
 from bdclean.errors import AttackError, WeightsError
 from bdclean.functional.pgd import PGD
 from bdclean.types import View
@@ -72,7 +73,7 @@ def surrogate(model, tmp_path_factory):
 
 @pytest.fixture
 def rows():
-    base = SmallDigits().base
+    base = SmallDigits().stored
     chosen = (base.labels == TARGET).nonzero().flatten()[:40]
     return base.images[chosen], base.labels[chosen]
 
@@ -88,7 +89,7 @@ def data(**arguments):
 
 
 def seen(module):
-    batches = [dict(b) for b in module.scan_dataloader(View("train", labels=True))]
+    batches = [dict(b) for b in module.reading_dataloader(View("train", labels=True))]
     return {k: torch.cat([b[k] for b in batches]) for k in batches[0]}
 
 
@@ -149,7 +150,7 @@ def test_rounded_and_projected_onto_whole_levels(model, rows):
 def test_batches_change_nothing(model, rows, monkeypatch):
     images, labels = rows
     whole = perturb(model, images, labels, CBD)
-    monkeypatch.setattr(perturbed, "BATCH_SIZE", 7)
+    monkeypatch.setattr(room, "BATCH_SIZE", 7)
     parts = perturb(model, images, labels, CBD)
     assert (whole == parts).float().mean() > 0.9  # other last digits, see above
 
@@ -172,9 +173,9 @@ def test_the_mode_of_caller_and_surrogate_do_not_matter(model, rows):
 @pytest.mark.parametrize("patch", ["single", "corners4", "corners4_same"])
 def test_training_rows_are_perturbed_and_labels_stay(surrogate, patch):
     module = data(surrogate=surrogate, patch=patch)
-    plan, clean = module.plan, module.base.images[module.rows.train]
+    plan, clean = module.plan, module.stored.images[module.rows.train]
     batch = seen(module)
-    true = module.base_labels[module.rows.train]
+    true = module.stored.labels[module.rows.train]
     assert torch.equal(batch["label"], true)
     assert (true[plan.poison_index] == TARGET).all()
     assert len(plan.poison_index) == round(0.6 * (true == TARGET).sum().item())
@@ -227,7 +228,7 @@ def test_other_roles_and_evaluation_need_no_surrogate():
     module.setup("fit")
     module.setup("test")
     assert len(module.test_dataloader()) == 2
-    with pytest.raises(AttackError, match=r"attack\.surrogate is not set; .*surrogate/adversarial"):
+    with pytest.raises(AttackError, match=r"attack\.surrogate=null: .*surrogate/adversarial"):
         module.role_images("train", labels=True)
 
 
@@ -243,15 +244,15 @@ def loads(monkeypatch):
         found.append(Path(file).name)
         return load_model(file)
 
-    monkeypatch.setattr(perturbed, "load_model", count)
+    monkeypatch.setattr(room, "load_model", count)
     return found
 
 
 def test_a_second_time_comes_from_the_cache(surrogate, rows, cache, loads):
     wanted = Adversarial(surrogate, CBD)
-    first = perturbed_rows(wanted, *rows, 10)
+    first = adversarial_rows(wanted, *rows, 10)
     (file,) = cache.iterdir()
-    assert torch.equal(perturbed_rows(wanted, *rows, 10), first)
+    assert torch.equal(adversarial_rows(wanted, *rows, 10), first)
     assert loads == ["model.safetensors"]
     assert torch.equal(load_file(file)["images"], first)
 
@@ -272,11 +273,11 @@ def test_whatever_changes_the_result_changes_the_key(surrogate, rows, cache, loa
         (Adversarial(surrogate, CBD), images, labels.roll(1) + 1),
     ]
     for call in calls:
-        perturbed_rows(*call, 10)
+        adversarial_rows(*call, 10)
     assert len(loads) == len(list(cache.iterdir())) == len(calls)
     moved = tmp_path / "moved.safetensors"
     moved.write_bytes(Path(surrogate).read_bytes())
-    perturbed_rows(Adversarial(str(moved), CBD), images, labels, 10)
+    adversarial_rows(Adversarial(str(moved), CBD), images, labels, 10)
     assert len(loads) == len(calls)  # the content counts, not the name
 
 
@@ -297,11 +298,11 @@ def other_content(file):
 @pytest.mark.parametrize("spoil", [spoil_header, spoil_pixel, other_content])
 def test_a_damaged_file_is_made_again(surrogate, rows, cache, loads, caplog, spoil):
     wanted = Adversarial(surrogate, CBD)
-    first = perturbed_rows(wanted, *rows, 10)
+    first = adversarial_rows(wanted, *rows, 10)
     (file,) = cache.iterdir()
     whole = file.read_bytes()
     spoil(file)
-    assert torch.equal(perturbed_rows(wanted, *rows, 10), first)
+    assert torch.equal(adversarial_rows(wanted, *rows, 10), first)
     assert "is damaged" in caplog.text
     assert len(loads) == 2
     assert file.read_bytes() == whole
@@ -310,7 +311,7 @@ def test_a_damaged_file_is_made_again(surrogate, rows, cache, loads, caplog, spo
 def test_a_cache_that_cannot_be_written_does_not_stop_the_run(surrogate, rows, cache, caplog):
     cache.parent.mkdir(parents=True)
     cache.write_text("a file where the folder should be")
-    perturbed_rows(Adversarial(surrogate, CBD), *rows, 10)
+    adversarial_rows(Adversarial(surrogate, CBD), *rows, 10)
     assert "not kept" in caplog.text
 
 
@@ -319,20 +320,24 @@ def test_a_cache_that_cannot_be_written_does_not_stop_the_run(surrogate, rows, c
 
 def refuse(file, rows, match, error=AttackError):
     with pytest.raises(error, match=match):
-        perturbed_rows(Adversarial(str(file), CBD), *rows, 10)
+        adversarial_rows(Adversarial(str(file), CBD), *rows, 10)
 
 
 def test_surrogates_that_are_refused(rows, tmp_path):
     file = tmp_path / "net.safetensors"
-    refuse(file, rows, r"attack\.surrogate is '.*net\.safetensors', which is no file; -c train/")
+    refuse(file, rows, r"attack\.surrogate=.*net\.safetensors: there is no such file; -c train/")
     save_model(fitted(num_classes=4), file)
-    refuse(file, rows, r"of 4 classes for images of 8 pixels; it must have 10 classes and take 8")
+    refuse(
+        file,
+        rows,
+        r"has 4 classes and takes images of 8 pixels; it must have 10 classes and take 8",
+    )
     save_model(fitted(size=16), file)
-    refuse(file, rows, r"a network of 10 classes for images of 16 pixels")
+    refuse(file, rows, r"has 10 classes and takes images of 16 pixels")
     headless = fitted()
     headless.replace_head(None)
     save_model(headless, file)
-    refuse(file, rows, r"a network of no classes")
+    refuse(file, rows, r"has no classes")
     save_file({"weight": torch.zeros(3)}, file)
     refuse(file, rows, r"does not describe its network; it must be the model\.safetensors of a run")
     file.write_bytes(b"no weights")
@@ -362,7 +367,7 @@ def test_a_surrogate_and_a_victim_from_the_command_line(tmp_path, monkeypatch, c
     with pytest.raises(SystemExit) as stop:
         main(victim)
     assert stop.value.code == 2
-    assert "attack.surrogate is not set" in capsys.readouterr().err
+    assert "attack.surrogate=null" in capsys.readouterr().err
     file = "surrogate/model.safetensors"
     victim = [*victim, "--data.attack.pgd_steps", "2", "--data.attack.surrogate", file]
     victim[victim.index("victim")] = "second"

@@ -11,9 +11,9 @@ from torchvision.transforms import InterpolationMode, RandomAffine
 
 from bdclean.attacks import BadNets, PhysicalBA
 from bdclean.cli import main
-from bdclean.data import Digits, Splits, physical
-from bdclean.data.augmentation import augment
-from bdclean.data.physical import Motion
+from bdclean.data import Digits, Splits
+from bdclean.data.augment import augment, physical
+from bdclean.data.augment.physical import Motion
 from bdclean.types import View
 
 
@@ -185,9 +185,9 @@ def test_other_roles_and_scans_are_left_alone():
     batch = next(iter(data.train_dataloader()))
     before = batch["image"].clone()
     assert torch.equal(data.on_after_batch_transfer(batch, 0)["image"], before.float() / 255)
-    scanned = next(iter(data.scan_dataloader(View("train", batch_size=2_000))))
+    scanned = next(iter(data.reading_dataloader(View("train", batch_size=2_000))))
     poisons = data.plan.poison_index
-    clean = data.base.images[data.rows.train][poisons]
+    clean = data.stored.images[data.rows.train][poisons]
     assert torch.equal(scanned["image"][poisons], data.trigger.poison(clean))
 
 
@@ -209,7 +209,7 @@ def test_apply_to_all_is_the_augmentation_of_the_training():
     ],
 )
 def test_the_presets_train_and_are_recorded(attack, method, tmp_path, monkeypatch):
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     monkeypatch.chdir(tmp_path)
     stack = ["trainer/cpu", "data/digits", f"attack/{attack}", f"train/{method}"]
     words = [word for name in stack for word in ("-c", f"{root}/configs/{name}.yaml")]
