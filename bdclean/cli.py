@@ -1,4 +1,4 @@
-"""The command line: `bdclean fit | validate | test | predict | attack | sift | demo`.
+"""The command line: `bdclean fit | validate | test | predict | attack | sift | demo | config`.
 
 LightningCLI does the work. Added are the links from data to model, the run folder, exact
 resume, the run record, and one clear message with exit status 2 for wrong use.
@@ -40,6 +40,7 @@ from bdclean.callbacks import (
     Suspects,
 )
 from bdclean.callbacks.read_test_set import has_head
+from bdclean.commands.config import run_config
 from bdclean.errors import BdcleanError, ConfigError
 from bdclean.experiments.attack import run_attack
 from bdclean.experiments.demo import run_demo
@@ -48,6 +49,8 @@ from bdclean.experiments.sift import SaveSiftConfig, run_sift
 from bdclean.functional.precision import cpu_has_bfloat16
 from bdclean.modules import BackdoorModule
 from bdclean.modules.trainer import is_trial
+from bdclean.plugins import ATTACKS, METHODS, load_plugins
+from bdclean.shipped import with_paths
 from bdclean.types import ImageFacts
 
 LINKED = tuple(field.name for field in fields(ImageFacts))
@@ -59,11 +62,11 @@ class _ModelMaker(_InstantiatorFn):
 
     def __call__(
         self,
-        class_type: type[LightningModule],
+        class_type: type[Any],
         *args: Any,
         applied_instantiation_links: dict[str, Any],
         **kwargs: Any,
-    ) -> LightningModule:
+    ) -> Any:
         """Makes one; a link whose target the class does not have is none."""
         links = applied_instantiation_links if "facts" in kwargs else {}
         return super().__call__(class_type, *args, applied_instantiation_links=links, **kwargs)
@@ -251,13 +254,18 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.path.append(here)  # a user's modules lie beside the configs; last: they hide nothing
     for told in _KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=told)
+    load_plugins(ATTACKS)
+    load_plugins(METHODS)
     try:
+        words = with_paths(words)
         if words[:1] == ["demo"]:
             run_demo(words[1:])
         elif words[:1] == ["attack"]:
             run_attack(words[1:])
         elif words[:1] == ["figure"]:
             run_figure(words[1:])
+        elif words[:1] == ["config"]:
+            run_config(words[1:])
         elif words[:1] == ["--version"]:
             print(f"bdclean {bdclean.__version__}")
         elif words[:1] == ["sift"]:

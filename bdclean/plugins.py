@@ -1,39 +1,37 @@
-"""Classes of other packages, found through entry points.
+"""Classes of other packages, which the command line finds by name as it finds ours.
 
-A package declares them in its pyproject.toml, and `--model NAME` or `--data.attack NAME` finds
-them as it finds ours:
+A package offers them as entry points, in its `pyproject.toml`:
 
-    [project.entry-points."bdclean.methods"]
-    Mine = "my_package.my_module:Mine"
+    [project.entry-points."bdclean.attacks"]
+    Stripes = "stripes:Stripes"
 """
 
 import warnings
 from importlib.metadata import entry_points
-from typing import Any
 
-GROUPS = ("bdclean.attacks", "bdclean.methods")
+ATTACKS = "bdclean.attacks"
+"""Group of the entry points that are attacks."""
+METHODS = "bdclean.methods"
+"""Group of the entry points that are methods."""
 
 
-def load_plugins(group: str) -> dict[str, Any]:
-    """Imports what other packages declare under a group.
-
-    What cannot be imported is left out with a warning, so that one broken package spoils no
-    command.
+def load_plugins(group: str) -> dict[str, type]:
+    """Imports the classes that installed packages offer; one that fails is left out.
 
     Args:
-        group: One of `GROUPS`.
+        group: Of the entry points.
 
     Returns:
-        What was imported, by the declared names.
+        The classes by the names of their entry points.
     """
-    found = {}
-    for entry in entry_points(group=group):
+    found: dict[str, type] = {}
+    for point in entry_points(group=group):
         try:
-            found[entry.name] = entry.load()
-        except Exception as error:
+            found[point.name] = point.load()
+        except Exception as error:  # whatever another package does while it is imported
             warnings.warn(
-                f"The entry point {entry.name} = {entry.value} of the group {group} cannot be "
-                f"imported ({error}) and is left out.",
+                f"{point.name} is left out: the entry point {point.value!r} of {group} cannot be "
+                f"imported ({type(error).__name__}: {error}).",
                 stacklevel=2,
             )
     return found

@@ -18,7 +18,7 @@ that a defender holds, or the small labelled set of the linear probe."""
 AugmentationName = Literal[
     "none", "crop", "weak", "simclr", "simclr_blur", "imagenet", "wanet", "physical"
 ]
-"""Names that `bdclean.data.augmentation` knows."""
+"""Names that `bdclean.data.augment.RECIPES` has."""
 
 TensorDict = dict[str, Tensor]
 RGB = tuple[float, float, float]
@@ -62,7 +62,9 @@ class Subset:
 
     Attributes:
         rows: (M,), positions in the role, int64.
-        labels: (M,), instead of those that the data shows; None keeps these.
+        labels: (M,), the method's own; None keeps those of the data. Batches carry them as
+            `label` whatever the view says of labels, and the data's are not read at all. So a
+            method may label images whose labels are hidden from it, or that have none.
     """
 
     rows: Tensor
@@ -80,7 +82,7 @@ class View:
             augmentations, and leaves `image` as stored.
         batch_size: Images per step and device.
         drop_last: Leave out an incomplete last batch.
-        labels: Whether batches carry `label`.
+        labels: Whether batches carry the labels of the data as `label`.
         subset: Only these rows of the role; `index` in a batch still counts those of the role.
     """
 
@@ -136,7 +138,7 @@ class TrainingSet:
 
 
 @runtime_checkable
-class ReportableData(Protocol):
+class KnowsTruth(Protocol):
     """What reports about the samples of a training set ask for."""
 
     def training_set(self) -> TrainingSet:
@@ -148,7 +150,7 @@ class ReportableData(Protocol):
 
 @runtime_checkable
 class ViewableData(Protocol):
-    """All that a method knows about the data: it can ask for another view, or scan one."""
+    """All that a method knows about the data: it can ask for another view, or read one through."""
 
     view: View
 
@@ -158,18 +160,27 @@ class ViewableData(Protocol):
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Shuffled batches of the present view."""
 
-    def scan_dataloader(self, view: View, *, shared: bool = False) -> DataLoader[dict[str, Any]]:
+    def num_batches(self, view: View) -> int:
+        """Batches per epoch of `train_dataloader` under `view`, on each device, before any limit.
+
+        The present view stays.
+        """
+
+    def num_rows(self, view: View) -> int:
+        """Rows of `view`, on all devices together."""
+
+    def reading_dataloader(self, view: View, *, shared: bool = False) -> DataLoader[dict[str, Any]]:
         """All rows of `view` in stored order, un-augmented.
 
         The whole of them on every rank or, `shared`, whole batches by turns among the ranks.
         """
 
     def device_batch(self, batch: dict[str, Any], device: torch.device) -> Batch:
-        """A batch of `scan_dataloader` on `device`, its images as floats in [0, 1]."""
+        """A batch of `reading_dataloader` on `device`, its images as floats in [0, 1]."""
 
 
 @runtime_checkable
-class RecordedData(Protocol):
+class DescribesItself(Protocol):
     """What the run record asks a data module for."""
 
     def describe(self) -> dict[str, Any]:

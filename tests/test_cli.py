@@ -22,32 +22,32 @@ def stack(*names):
     return [w for name in names for w in ("-c", str(CONFIGS / f"{name}.yaml"))]
 
 
-BASE = stack("trainer/cpu", "data/digits", "attack/badnets")
+BASE = stack("trainer/cpu", "data/digits", "attack/badnets/cbd")
 QUICK = {
-    "train/supervised_fast": ["--model.width", "4", "--trainer.max_epochs", "1"],
-    "train/linear_probe": ["--model.probe", "lbfgs"],
+    "train/supervised/fast": ["--model.width", "4", "--trainer.max_epochs", "1"],
+    "measure/linear_probe": ["--model.probe", "lbfgs"],
     "purify/cbd": ["--model.epochs", "1", "--model.pgd_steps", "2", "--model.probe", "lbfgs"],
     "purify/bcu": ["--model.epochs", "1"],
-    "purify/advrbd_fast": [
+    "sift/advrbd/fast": [
         *("--model.width", "4", "--model.recipe.epochs", "1", "--model.rounds", "1"),
         *("--model.pgd_steps", "1", "--model.num_masks", "1", "--model.finetune.epochs", "1"),
         *("--model.ascent_steps", "8", "--model.enhance_steps", "4"),
     ],
-    "purify/abl_fast": [
+    "sift/abl/fast": [
         *("--model.width", "4", "--model.isolation.epochs", "1"),
         *("--model.recipe.epochs", "1", "--model.unlearning.epochs", "1"),
     ],
-    "purify/dbr_fast": [
+    "sift/dbr/fast": [
         *("--model.width", "4", "--model.warm.epochs", "1", "--model.separate.epochs", "1"),
         *("--model.recipe.epochs", "1", "--model.removal.epochs", "1"),
     ],
-    "purify/scan": [
+    "sift/scan": [
         *("--model.width", "4", "--model.recipe.epochs", "1", "--model.components", "8"),
         *("--model.threshold", "0.5", "--model.unlearn_epochs", "1"),
     ],
 }
 # They start without a weights file.
-FROM_DATA = {"purify/advrbd_fast", "purify/abl_fast", "purify/dbr_fast", "purify/scan"}
+FROM_DATA = {"sift/advrbd/fast", "sift/abl/fast", "sift/dbr/fast", "sift/scan"}
 
 
 def fit(run, method, *extra):
@@ -56,7 +56,7 @@ def fit(run, method, *extra):
 
 
 def test_words_of_the_process_cause_no_warning(monkeypatch):
-    words = ["fit", *BASE, *stack("train/supervised_fast"), "--print_config"]
+    words = ["fit", *BASE, *stack("train/supervised/fast"), "--print_config"]
     monkeypatch.setattr("sys.argv", ["bdclean", *words])
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
@@ -69,7 +69,7 @@ def test_words_of_the_process_cause_no_warning(monkeypatch):
 @pytest.fixture(scope="module")
 def victim(tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "victim"
-    fit(run, "train/supervised_fast")
+    fit(run, "train/supervised/fast")
     return run
 
 
@@ -107,11 +107,11 @@ def test_slow_bfloat16_is_told(tmp_path, monkeypatch, caplog, instructions, told
     monkeypatch.setattr("bdclean.cli.cpu_has_bfloat16", lambda: instructions)
     quick = ["--model.width", "4", "--trainer.fast_dev_run", "true", "--test_after_fit", "false"]
     with caplog.at_level("INFO"):
-        main(["fit", *BASE, *stack("train/supervised_fast"), "--run", str(tmp_path), *quick])
+        main(["fit", *BASE, *stack("train/supervised/fast"), "--run", str(tmp_path), *quick])
     assert ("--trainer.precision 32-true is faster" in caplog.text) == told
 
 
-@pytest.mark.parametrize("method", [name for name in QUICK if name != "train/supervised_fast"])
+@pytest.mark.parametrize("method", [name for name in QUICK if name != "train/supervised/fast"])
 def test_every_method_fits_tests_reloads_and_predicts(tmp_path, victim, method):
     run = tmp_path / "run"
     weights = ["--model.weights", str(victim / "model.safetensors")]
@@ -164,7 +164,7 @@ def test_the_checkpoint_does_not_override_the_command_line(tmp_path, victim):
 def test_another_config_does_not_overwrite_a_run(victim, capsys):
     before = {path: path.read_bytes() for path in victim.rglob("*") if path.is_file()}
     with pytest.raises(SystemExit) as stop:
-        fit(victim, "train/supervised_fast", "--model.schedule", "cosine")
+        fit(victim, "train/supervised/fast", "--model.schedule", "cosine")
     assert stop.value.code == 2
     assert "belongs to a run with another config" in capsys.readouterr().err
     # not even metrics.csv was moved aside
@@ -210,7 +210,7 @@ class Absent(Remote):
 
 def test_a_progress_bar_of_the_users_own(tmp_path):
     bar = ["--trainer.callbacks+", "TQDMProgressBar"]
-    assert fit(tmp_path / "run", "train/supervised_fast", *bar)["metrics"]["n_clean"] == 397
+    assert fit(tmp_path / "run", "train/supervised/fast", *bar)["metrics"]["n_clean"] == 397
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_a_progress_bar_of_the_users_own(tmp_path):
 def test_the_run_folder_is_that_of_the_command_under_any_logger(tmp_path, capsys, logger):
     run = tmp_path / "run"
     words = [word.format(elsewhere=tmp_path / "elsewhere") for word in logger]
-    method = "train/supervised_fast"
+    method = "train/supervised/fast"
     record = fit(run, method, "--trainer.logger", *words)
     assert record["metrics"]["n_clean"] == 397
     files = ("config.yaml", "model.safetensors", "plan.safetensors", "trigger.safetensors")
@@ -235,7 +235,7 @@ def test_the_run_folder_is_that_of_the_command_under_any_logger(tmp_path, capsys
 
 @pytest.mark.parametrize("command", ["fit", "test", "predict"])
 def test_a_development_run_leaves_no_trace(tmp_path, victim, command):
-    words = [*stack("train/supervised_fast"), "--model.weights", str(victim / "model.safetensors")]
+    words = [*stack("train/supervised/fast"), "--model.weights", str(victim / "model.safetensors")]
     run = ["--trainer.fast_dev_run", "true", "--run", str(tmp_path / "run")]
     main([command, *BASE, *words, *run])
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -246,13 +246,14 @@ WRONG = {
         ["fit", *BASE, *stack("purify/bcu"), "--model.weights", "no.safetensors"],
         "no.safetensors",
     ),
+    "a config that is not there": (["fit", "-c", "purify/cdb"], "Did you mean purify/cbd"),
     "no weights at all": (["fit", *BASE, *stack("purify/bcu")], "weights"),
     "a rate above one": (
-        ["fit", *BASE, *stack("train/supervised_fast"), "--data.attack.rate", "1.5"],
+        ["fit", *BASE, *stack("train/supervised/fast"), "--data.attack.rate", "1.5"],
         "rate",
     ),
     "a target that is no class": (
-        ["fit", *BASE, *stack("train/supervised_fast"), "--data.attack.target", "10"],
+        ["fit", *BASE, *stack("train/supervised/fast"), "--data.attack.target", "10"],
         "target",
     ),
     "lambdas that do not add up": (
@@ -260,54 +261,54 @@ WRONG = {
         "lambda",
     ),
     "too few images": (
-        ["fit", *BASE, *stack("train/supervised_fast"), "--data.splits.defense", "1400"],
+        ["fit", *BASE, *stack("train/supervised/fast"), "--data.splits.defense", "1400"],
         "leaves none to train on",
     ),
     "a misspelt key": (
-        ["fit", *BASE, *stack("train/supervised_fast"), "--model.widht", "4"],
+        ["fit", *BASE, *stack("train/supervised/fast"), "--model.widht", "4"],
         "widht",
     ),
     "a data set that is not there": (
         [
             "fit",
-            *stack("trainer/cpu", "data/cifar10", "train/supervised_fast"),
+            *stack("trainer/cpu", "data/cifar10", "train/supervised/fast"),
             "--data.root",
             "nowhere",
         ],
         "cifar-10-batches-py",
     ),
     "a data set defence that isolates nothing": (
-        ["fit", *BASE, *stack("purify/abl_fast"), "--model.isolated", "0"],
+        ["fit", *BASE, *stack("sift/abl/fast"), "--model.isolated", "0"],
         "isolated",
     ),
     "a device that is not there": (
-        ["fit", *BASE, *stack("train/supervised_fast"), "--trainer.devices", "0"],
+        ["fit", *BASE, *stack("train/supervised/fast"), "--trainer.devices", "0"],
         "trainer: `Trainer(devices='0')` value is not a valid input",
     ),
     "a strategy that is not there": (
-        ["fit", *BASE, *stack("train/supervised_fast"), "--trainer.strategy", "dpp"],
+        ["fit", *BASE, *stack("train/supervised/fast"), "--trainer.strategy", "dpp"],
         "trainer: You selected an invalid strategy name: `strategy='dpp'`",
     ),
     "a package that is not there": (
-        ["fit", *BASE, *stack("train/supervised_fast"), "--trainer.logger", f"{__name__}.Absent"],
+        ["fit", *BASE, *stack("train/supervised/fast"), "--trainer.logger", f"{__name__}.Absent"],
         "A package is missing. No module named 'no_such_tracker'",
     ),
     "a search that trains before the method begins": (
         [
-            *("fit", *BASE, *stack("train/supervised_fast"), "--trainer.callbacks+"),
+            *("fit", *BASE, *stack("train/supervised/fast"), "--trainer.callbacks+"),
             *("LearningRateFinder", "--model.width", "4"),
         ],
         "LearningRateFinder does not fit Supervised",
     ),
     "a mean over networks of several stages": (
         [
-            *("fit", *BASE, *stack("purify/abl_fast"), "--trainer.callbacks+"),
+            *("fit", *BASE, *stack("sift/abl/fast"), "--trainer.callbacks+"),
             *("StochasticWeightAveraging", "--trainer.callbacks.swa_lrs", "0.01"),
         ],
         "StochasticWeightAveraging does not fit ABL",
     ),
     "an unknown architecture": (
-        ["fit", *BASE, *stack("train/supervised_fast"), "--model.arch", "resnet1"],
+        ["fit", *BASE, *stack("train/supervised/fast"), "--model.arch", "resnet1"],
         "resnet1",
     ),
 }

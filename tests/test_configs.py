@@ -1,5 +1,7 @@
 """Every config file parses in its place of the stack, and says one kind of thing."""
 
+import re
+import tomllib
 from itertools import product
 from pathlib import Path
 
@@ -9,13 +11,20 @@ from lightning.pytorch import LightningDataModule, LightningModule
 
 from bdclean.callbacks import SaveRunConfig
 from bdclean.cli import LINKED, BdcleanCLI
+from bdclean.shipped import with_paths
 
-CONFIGS = Path(__file__).parents[1] / "configs"
-KINDS = ("trainer", "data", "attack", "arch", "train", "purify")
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
+METHODS = ("train", "purify", "sift", "measure", "bound")
+KINDS = ("trainer", "data", "attack", "arch", *METHODS)
 
 
-def files(kind):
-    return sorted((CONFIGS / kind).glob("*.yaml"))
+def files(*kinds):
+    return [file for kind in kinds for file in sorted((CONFIGS / kind).rglob("*.yaml"))]
+
+
+def name_of(file):
+    return file.relative_to(CONFIGS).with_suffix("").as_posix()
 
 
 def keys(tree, prefix=""):
@@ -64,9 +73,37 @@ def parse_words(words):
         pytest.fail(f"{words} does not parse: {error}")
 
 
+def test_every_file_is_of_a_kind_and_says_what_it_is():
+    assert set(files(*KINDS)) == set(CONFIGS.rglob("*.yaml"))
+    for file in files(*KINDS):
+        first = file.read_text().partition("\n")[0]
+        assert re.fullmatch(r"# .{10,98}\.", first), f"{name_of(file)}: {first}"
+
+
+def test_the_page_names_every_file():
+    page = (CONFIGS / "README.md").read_text()
+    table = page.partition("| name | variants |\n|---|---|\n")[2].partition("\n\n")[0]
+    named = set()
+    for line in table.splitlines():
+        name, variants = (re.findall(r"`([\w/]+)`", cell) for cell in line.split("|")[1:3])
+        named |= {f"{name[0].rstrip('/')}/{variant}" for variant in variants}
+        named |= {each for each in name if not each.endswith("/")}
+    assert named == set(map(name_of, files(*KINDS)))
+
+
+def test_all_packages_are_shipped_and_the_configs_with_them():
+    """A new folder of the package must be named in pyproject.toml."""
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "bdclean").rglob("*.py")}
+    packages = {".".join(folder.parts) for folder in folders}
+    assert set(setuptools["packages"]) == packages | {"bdclean.configs"}
+    assert ROOT / setuptools["package-dir"]["bdclean.configs"] == CONFIGS
+
+
 def test_no_key_stands_in_two_kinds_of_file():
-    # train/ and purify/ are one kind, the method; arch/ is its overlay and may name the net.
-    methods = keys_of("train") | keys_of("purify")
+    # What trains, cleans or measures is one kind, the method; arch/ is its overlay and may name
+    # the net.
+    methods = set().union(*map(keys_of, METHODS))
     kinds = {k: keys_of(k) for k in ("trainer", "data", "attack", "arch")} | {"method": methods}
     shared = {
         (a, b): kinds[a] & kinds[b] - {"data", "model"}
@@ -76,7 +113,7 @@ def test_no_key_stands_in_two_kinds_of_file():
     assert {pair: both for pair, both in shared.items() if both} == {}
 
 
-@pytest.mark.parametrize("file", [f for k in KINDS for f in files(k)], ids=lambda f: f.name)
+@pytest.mark.parametrize("file", files(*KINDS), ids=name_of)
 def test_linked_facts_are_not_written(file):
     tree = yaml.safe_load(file.read_text()) or {}
     written = {k for k in keys(tree) if k.startswith("model.")}
@@ -84,22 +121,22 @@ def test_linked_facts_are_not_written(file):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("method", files("train") + files("purify"), ids=lambda f: f.name)
+@pytest.mark.parametrize("method", files(*METHODS), ids=name_of)
 def test_methods_parse(method):
     digits = CONFIGS / "data/digits.yaml"
-    parse(CONFIGS / "trainer/cpu.yaml", digits, CONFIGS / "attack/badnets.yaml", method)
+    parse(CONFIGS / "trainer/cpu.yaml", digits, CONFIGS / "attack/badnets/cbd.yaml", method)
 
 
 # One method is enough: no key stands in two kinds of file, so none can depend on another's.
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("data", files("data"), ids=lambda f: f.name)
+@pytest.mark.parametrize("data", files("data"), ids=name_of)
 def test_data_sets_parse(data):
     method = CONFIGS / "train/supervised.yaml"
-    parse(CONFIGS / "trainer/cpu.yaml", data, CONFIGS / "attack/badnets.yaml", method)
+    parse(CONFIGS / "trainer/cpu.yaml", data, CONFIGS / "attack/badnets/cbd.yaml", method)
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("attack", files("attack"), ids=lambda f: f.name)
+@pytest.mark.parametrize("attack", files("attack"), ids=name_of)
 def test_attacks_parse(attack):
     parse(
         CONFIGS / "trainer/cpu.yaml",
@@ -110,10 +147,10 @@ def test_attacks_parse(attack):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("trainer", files("trainer"), ids=lambda f: f.name)
+@pytest.mark.parametrize("trainer", files("trainer"), ids=name_of)
 def test_trainers_and_architectures_parse(trainer):
     for arch in files("arch"):
-        parse(trainer, CONFIGS / "data/digits.yaml", CONFIGS / "train/supervised_fast.yaml", arch)
+        parse(trainer, CONFIGS / "data/digits.yaml", CONFIGS / "train/supervised/fast.yaml", arch)
 
 
 LINES = (CONFIGS / "slurm/advrbd_runs.txt").read_text().splitlines()
@@ -121,9 +158,8 @@ LINES = (CONFIGS / "slurm/advrbd_runs.txt").read_text().splitlines()
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("line", LINES, ids=lambda line: line.split("/")[-1])
-def test_lists_of_runs_parse(line, monkeypatch):
-    monkeypatch.chdir(CONFIGS.parent)
-    parse_words(line.split())
+def test_lists_of_runs_parse(line):
+    parse_words(with_paths(line.split()))
 
 
 def test_a_list_names_each_run_folder_once():

@@ -12,7 +12,7 @@ def stack(*names):
     return [w for name in names for w in ("-c", str(CONFIGS / f"{name}.yaml"))]
 
 
-DATA = stack("data/digits", "attack/badnets", "train/supervised_fast")
+DATA = stack("data/digits", "attack/badnets/cbd", "train/supervised/fast")
 
 
 @pytest.mark.slow

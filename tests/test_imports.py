@@ -14,12 +14,13 @@ MODELS = LOWER | {"metrics", "backbones"}
 METHODS = MODELS | {"modules"}
 ROOMS_OF_METHODS = ("purification", "sifting")
 BELOW_COMMANDS = METHODS | {"attacks", "data", "training", *ROOMS_OF_METHODS}
-BELOW_CLI = BELOW_COMMANDS | {"callbacks", "commands", "experiments", "plugins"}
+BELOW_CLI = BELOW_COMMANDS | {"callbacks", "commands", "experiments", "plugins", "shipped"}
 ALLOWED = {
     "types": set(),
     "errors": set(),
     "checks": {"errors"},
     "plugins": set(),
+    "shipped": {"errors"},
     "functional": BOTTOM,
     "weights": BOTTOM,
     "metrics": BOTTOM,
@@ -31,8 +32,8 @@ ALLOWED = {
     "training": METHODS,
     **dict.fromkeys(ROOMS_OF_METHODS, METHODS),
     "callbacks": METHODS,
-    "commands": BELOW_COMMANDS | {"callbacks", "plugins"},
-    "experiments": BELOW_COMMANDS | {"callbacks"},
+    "commands": BELOW_COMMANDS | {"callbacks", "plugins", "shipped"},
+    "experiments": BELOW_COMMANDS | {"callbacks", "shipped"},
     "cli": BELOW_CLI,
     "__main__": {"cli"},
 }

@@ -18,7 +18,7 @@ ATTEMPT_SECONDS = 120
 
 
 def command(run, method, *extra):
-    stack = ["trainer/cpu", "data/digits", "attack/badnets", method]
+    stack = ["trainer/cpu", "data/digits", "attack/badnets/cbd", method]
     words = [w for name in stack for w in ("-c", str(CONFIGS / f"{name}.yaml"))]
     return ["fit", *words, "--run", str(run), "--test_after_fit", "false", *extra]
 
@@ -47,12 +47,12 @@ def kill_after_checkpoint(words, checkpoint, how):
     ("method", "extra", "how"),
     [
         (
-            "train/supervised_fast",
+            "train/supervised/fast",
             ["--model.width", "4", "--trainer.max_epochs", "4"],
             signal.SIGKILL,
         ),
         (
-            "train/supervised_fast",
+            "train/supervised/fast",
             [
                 "--model.width",
                 "4",
@@ -66,7 +66,7 @@ def kill_after_checkpoint(words, checkpoint, how):
             signal.SIGTERM,
         ),
         (
-            "train/simclr_fast",
+            "train/simclr/fast",
             [
                 *("--model.width", "4", "--trainer.max_epochs", "3", "--model.batch_size", "64"),
                 *("--checkpoint.every_n_train_steps", "7"),

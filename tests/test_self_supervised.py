@@ -22,8 +22,8 @@ def stack(*names):
     return [w for name in names for w in ("-c", str(CONFIGS / f"{name}.yaml"))]
 
 
-BASE = stack("trainer/cpu", "data/digits", "attack/badnets_ssl")
-LEARN = ["fit", *BASE, *stack("train/simclr_fast"), "--model.width", "4"]
+BASE = stack("trainer/cpu", "data/digits", "attack/badnets/cbd_ssl")
+LEARN = ["fit", *BASE, *stack("train/simclr/fast"), "--model.width", "4"]
 LEARN += ["--trainer.max_epochs", "2", "--model.batch_size", "128"]
 
 
@@ -50,8 +50,8 @@ def test_the_product_is_a_backbone_and_its_record_says_so(backbone):
 
 def test_a_probe_and_nearest_neighbours_measure_it(backbone, tmp_path):
     weights = ["--model.weights", str(backbone / "model.safetensors")]
-    main(["fit", *BASE, *stack("train/linear_probe"), *weights, "--run", str(tmp_path / "probe")])
-    main(["test", *BASE, *stack("train/knn"), *weights, "--run", str(tmp_path / "knn")])
+    main(["fit", *BASE, *stack("measure/linear_probe"), *weights, "--run", str(tmp_path / "probe")])
+    main(["test", *BASE, *stack("measure/knn"), *weights, "--run", str(tmp_path / "knn")])
     probe, knn = record(tmp_path / "probe"), record(tmp_path / "knn", "test")
     for made in (probe, knn):
         assert made["metrics"]["n_clean"] == 397
@@ -66,9 +66,10 @@ def test_a_probe_and_nearest_neighbours_measure_it(backbone, tmp_path):
     backbone_only = load_model(backbone / "model.safetensors").eval()
     with torch.no_grad():
         known, asked = (
-            backbone_only.features(x / 255) for x in (data.base.images[rows], data.test_set.images)
+            backbone_only.features(x / 255)
+            for x in (data.stored.images[rows], data.test_set.images)
         )
-        named = KNNHead(known, data.base_labels[rows], 10, 200)(asked).argmax(1)
+        named = KNNHead(known, data.stored.labels[rows], 10, 200)(asked).argmax(1)
     right = 100 * (named == data.test_set.labels).float().mean().item()
     assert knn["metrics"]["acc"] == pytest.approx(right, abs=2)  # measured in bfloat16
     assert knn["protocol"] == knn["protocol"] | {"head": "knn", "k": 200, "labels": "clean"}
@@ -77,7 +78,7 @@ def test_a_probe_and_nearest_neighbours_measure_it(backbone, tmp_path):
 def test_nearest_neighbours_have_nothing_to_fit(backbone, tmp_path, capsys):
     words = ["--model.weights", str(backbone / "model.safetensors"), "--run", str(tmp_path / "run")]
     with pytest.raises(SystemExit) as stop:
-        main(["fit", *BASE, *stack("train/knn"), *words])
+        main(["fit", *BASE, *stack("measure/knn"), *words])
     assert stop.value.code == 2
     assert "KNN has nothing to fit: use `bdclean test`" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -87,13 +88,13 @@ def test_a_probe_without_images_is_told_before_the_training(backbone, tmp_path, 
     (tmp_path / "photos").mkdir()
     for number in range(16):
         Image.new("RGB", (32, 32), (number,) * 3).save(tmp_path / "photos" / f"{number}.png")
-    words = ["fit", *stack("trainer/cpu", "data/photos", "purify/cbd_ssl")]
+    words = ["fit", *stack("trainer/cpu", "data/photos", "purify/cbd/ssl")]
     words += ["--data.defense_root", str(tmp_path / "photos"), "--data.input_size", "32"]
     words += ["--model.weights", str(backbone / "model.safetensors"), "--model.batch_size", "16"]
     with pytest.raises(SystemExit) as stop:
         main([*words, "--run", str(tmp_path / "run")])
     assert stop.value.code == 2
-    assert "There are no train images" in capsys.readouterr().err
+    assert "root=null: without it there are no train images" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -113,7 +114,7 @@ def test_cbd_cleans_it_with_a_flat_folder_of_photos(backbone, tmp_path):
         generator = torch.Generator().manual_seed(number)
         pixels = torch.randint(0, 256, (48, 40, 3), generator=generator, dtype=torch.uint8)
         Image.fromarray(pixels.numpy()).save(place)
-    words = ["fit", *stack("trainer/cpu", "data/photos", "purify/cbd_ssl")]
+    words = ["fit", *stack("trainer/cpu", "data/photos", "purify/cbd/ssl")]
     words += ["--data.defense_root", str(folder), "--data.input_size", "32"]
     words += ["--model.weights", str(backbone / "model.safetensors"), "--model.probe", "none"]
     words += ["--model.epochs", "1", "--model.batch_size", "16", "--model.pgd_steps", "2"]

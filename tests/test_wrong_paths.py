@@ -15,7 +15,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 pytestmark = pytest.mark.filterwarnings("ignore")
 NO_TEST = "No folder set/test. Expected set/test/CLASS/IMAGE.jpg"
 WAY_OUT = "(--test_after_fit false)"
-NO_FILE = "attack.surrogate is 'missing.safetensors', which is no file"
+NO_FILE = "attack.surrogate=missing.safetensors: there is no such file"
 
 
 def stack(*names):
@@ -27,10 +27,10 @@ FOLDER = [
     *("--data.splits.defense", "0", "--data.splits.probe", "0"),
 ]
 RUN = ["--trainer.max_epochs", "1", "--model.width", "4", "--run", "run"]
-FIT = ["fit", *stack("trainer/cpu", "train/supervised_fast"), *FOLDER, *RUN]
+FIT = ["fit", *stack("trainer/cpu", "train/supervised/fast"), *FOLDER, *RUN]
 ATTACK = ["--data.attack", "bdclean.attacks.BadNets"]
 CONSISTENT = [
-    *stack("data/digits", "attack/label_consistent"),
+    *stack("data/digits", "attack/label_consistent/cbd"),
     *("--data.attack.surrogate", "missing.safetensors"),
 ]
 
@@ -146,7 +146,7 @@ def test_a_product_without_a_head_needs_no_test_images(capsys):
     words += ["--model.weights", "suspect.safetensors", "--model.epochs", "1"]
     words += ["--model.pgd_steps", "1", "--model.batch_size", "8"]
     told = refused([*words, "--model.probe", "lbfgs"], capsys)
-    assert "There are no train images" in told
+    assert "root=null: without it there are no train images" in told
     assert "--model.probe none" in told
     main([*words, "--model.probe", "none"])
     assert "no classifier head" in capsys.readouterr().out
@@ -155,7 +155,7 @@ def test_a_product_without_a_head_needs_no_test_images(capsys):
 # ---------------------------------------------------------------------- other files
 
 
-@pytest.mark.parametrize("method", ["train/supervised_noaug", "purify/abl_fast"])
+@pytest.mark.parametrize("method", ["train/supervised/noaug", "sift/abl/fast"])
 def test_a_missing_surrogate_is_told_before_anything_is_written(method, training, capsys):
     assert NO_FILE in refused(["fit", *stack("trainer/cpu", method), *CONSISTENT, *RUN[2:]], capsys)
     assert not training
@@ -167,7 +167,7 @@ def test_attack_commands_tell_of_a_missing_surrogate(capsys):
 
 
 def test_an_evaluation_needs_no_surrogate(capsys):
-    main(["test", *stack("trainer/cpu", "train/supervised_noaug"), *CONSISTENT, *RUN])
+    main(["test", *stack("trainer/cpu", "train/supervised/noaug"), *CONSISTENT, *RUN])
     assert Path("run/test.json").is_file()
 
 
@@ -178,7 +178,7 @@ def test_a_folder_that_was_there_stays(capsys):
 
 
 def test_the_missing_data_set_leaves_no_folder(capsys):
-    words = stack("trainer/cpu", "data/cifar10", "train/supervised_fast")
+    words = stack("trainer/cpu", "data/cifar10", "train/supervised/fast")
     assert "cifar-10-batches-py" in refused(["fit", *words, "--data.root", "no", *RUN], capsys)
 
 
@@ -186,7 +186,7 @@ def test_the_test_set_is_read_once(monkeypatch):
     """The test after the fit takes what was read before it."""
     reads, whole = [], Digits.read_test
     monkeypatch.setattr(Digits, "read_test", lambda self: reads.append(self) or whole(self))
-    words = [*stack("trainer/cpu", "data/digits", "train/supervised_fast"), *RUN]
+    words = [*stack("trainer/cpu", "data/digits", "train/supervised/fast"), *RUN]
     main(["fit", *words, "--trainer.limit_train_batches", "1"])
     assert len(reads) == 1
 
@@ -205,7 +205,7 @@ def test_validation_needs_no_test_images():
 
 
 def test_further_evaluation_sets_are_counted_after_every_epoch():
-    words = [*stack("trainer/cpu", "data/digits", "train/supervised_fast"), *RUN]
+    words = [*stack("trainer/cpu", "data/digits", "train/supervised/fast"), *RUN]
     words += ["--data.attack", "bdclean.attacks.TaCT", "--data.attack.target", "4"]
     words += ["--data.splits.val", "40", "--data.validate_in_fit", "true"]
     words += ["--trainer.limit_train_batches", "1", "--trainer.max_epochs", "2"]

@@ -12,6 +12,7 @@ from bdclean.backbones import ModelInfo, build, save_model
 from bdclean.callbacks.resume import ExactResume
 from bdclean.data.datamodule import ImageDataModule
 from bdclean.data.images import ImageSet
+from bdclean.data.poisoned_set import PoisonedSet
 from bdclean.data.splits import Splits
 from bdclean.types import ImageFacts
 
@@ -92,13 +93,13 @@ def make_poisoned(make_data):
         if told:
             return poisoned
         shown, rows = make_data(), poisoned.rows.train
-        base = poisoned.base
-        images, labels = base.images.clone(), base.labels.clone()
+        stored = poisoned.stored
+        images, labels = stored.images.clone(), stored.labels.clone()
         images[rows] = poisoned.training_images(torch.arange(len(rows)))
         labels[rows] = poisoned.training_set().labels
-        assert not torch.equal(images, base.images)
-        assert not torch.equal(labels, base.labels)
-        shown.base, shown.rows = ImageSet(images, labels), poisoned.rows
+        assert not torch.equal(images, stored.images)
+        assert not torch.equal(labels, stored.labels)
+        shown.poisoned_set = PoisonedSet(ImageSet(images, labels), poisoned.rows, 4)
         assert shown.training_set().poisoned is None
         return shown
 
@@ -167,8 +168,9 @@ def every_epoch(tmp_path):
 
 
 def pytest_collection_modifyitems(items):
-    rooms = {Path(__file__).parent / name for name in ("modules", "purification", "sifting")}
+    names = ("modules", "purification", "sifting", "test_contract.py")
+    rooms = {Path(__file__).parent / name for name in names}
     for item in items:
-        if rooms & set(item.path.parents):
+        if rooms & {item.path, *item.path.parents}:
             for line in QUIET:
                 item.add_marker(pytest.mark.filterwarnings(line))

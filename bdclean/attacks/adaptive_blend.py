@@ -14,12 +14,11 @@ from bdclean.attacks.assets_patches import enlarge
 from bdclean.attacks.base import Attack
 from bdclean.attacks.blend import BlendTrigger
 from bdclean.attacks.checks import (
-    Quantize,
-    RateBase,
     is_between,
     require,
     require_integer,
     require_share,
+    require_size,
 )
 from bdclean.attacks.plan import PoisonPlan
 from bdclean.attacks.trigger import Trigger
@@ -29,20 +28,19 @@ from bdclean.functional.seeds import derive_seed
 class AdaptiveBlend(Attack):
     """The Adaptive-Blend attack. Poisoned rows get the target label, covers keep theirs.
 
+    `seed` draws the squares as well as the rows.
+
     Args:
-        target: Target class.
-        rate: Share of poisoned rows, in (0, 1].
-        rate_base: What `rate` is a share of.
         cover_rate: Covers as a share of all rows, in [0, 1].
-        exclude_target: Leave rows of the target class out of the pool of the poisons.
-        seed: Seed of the selection and of the squares.
-        quantize: How triggered pixels go back to 8 bits.
-        grid: Squares per side; 4 gives 16. It must divide the image size.
+        grid: Squares per side; 4 gives 16. It must divide height and width of the image.
         mask_rate: Share of the squares that are switched off, in [0, 1); rounded to squares.
         alpha_train: Share of the picture in poisons and covers, in [0, 1].
         alpha_test: Share of the picture at test time, in [0, 1].
         image: "noise", "noise_gauss", "cartoon", or "file:PATH", see `Blend`.
         image_seed: Seed of the two noise pictures.
+        target: Target class.
+        rate: Share of poisoned rows, in (0, 1].
+        **kwargs: See `Attack`; there is no choice of `label_rule`.
 
     Raises:
         AttackError: An argument is out of its range.
@@ -50,21 +48,19 @@ class AdaptiveBlend(Attack):
 
     def __init__(
         self,
-        target: int = 1,
-        rate: float = 0.05,
-        rate_base: RateBase = "dataset",
+        *,
         cover_rate: float = 0.01,
-        exclude_target: bool = False,
-        seed: int = 0,
-        quantize: Quantize = "round",
         grid: int = 4,
         mask_rate: float = 0.5,
         alpha_train: float = 0.2,
         alpha_test: float = 0.2,
         image: str = "cartoon",
         image_seed: int = 0,
+        target: int = 1,
+        rate: float = 0.05,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(target, rate, rate_base, "all_to_one", exclude_target, seed, quantize)
+        super().__init__(target=target, rate=rate, label_rule="all_to_one", **kwargs)
         require_share("cover_rate", cover_rate)
         require_integer("grid", grid, 1)
         leaves_one = is_between(mask_rate, 0, 1) and round(mask_rate * grid**2) < grid**2
@@ -81,17 +77,21 @@ class AdaptiveBlend(Attack):
         self.image = image
         self.image_seed = image_seed
 
-    def make_trigger(self, input_size: int) -> BlendTrigger:
+    def make_trigger(self, size: tuple[int, int]) -> BlendTrigger:
         """The whole picture, at the opacity of the test.
 
+        Args:
+            size: Height and width of the images in pixels.
+
         Raises:
-            AttackError: The image side cannot be divided into the squares, or the picture file
-                is missing or cannot be read.
+            AttackError: The image cannot be divided into the squares, or the picture file is
+                missing or cannot be read.
         """
-        require_integer("input_size", input_size, 1)
-        allowed = f"a divisor of the image size {input_size}"
-        require(input_size % self.grid == 0, "grid", self.grid, allowed)
-        picture, mask = assets.picture(self.image, input_size, self.image_seed)
+        height, width = require_size(size)
+        divides = height % self.grid == 0 and width % self.grid == 0
+        allowed = f"a divisor of both sides of an image of {height}x{width}"
+        require(divides, "grid", self.grid, allowed)
+        picture, mask = assets.picture(self.image, size, self.image_seed)
         return BlendTrigger(picture, mask, self.alpha_test, self.quantize)
 
     def pieces(self, count: int) -> Tensor:
@@ -111,21 +111,8 @@ class AdaptiveBlend(Attack):
         pieces = self.pieces(len(images))
 
         def blend(floats: Tensor, part: slice) -> Tensor:
-            shown = enlarge(pieces[part], trigger.input_size)[:, None]  # (B, 1, H, W)
+            shown = enlarge(pieces[part], trigger.size)[:, None]  # (B, 1, H, W)
             share = self.alpha_train * whole.mask * shown
             return (1 - share) * floats + share * whole.picture
 
         return trigger.change(images, blend)
-
-    def describe(self) -> dict[str, Any]:
-        """The attack's name and settings, ready for JSON; of a file only its name."""
-        own = {
-            "cover_rate": self.cover_rate,
-            "grid": self.grid,
-            "mask_rate": self.mask_rate,
-            "alpha_train": self.alpha_train,
-            "alpha_test": self.alpha_test,
-            "image": assets.recorded(self.image),
-            "image_seed": self.image_seed,
-        }
-        return {**super().describe(), **own}

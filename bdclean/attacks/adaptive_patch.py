@@ -13,14 +13,14 @@ from torch import Tensor
 from bdclean.attacks import assets
 from bdclean.attacks.assets_patches import LOGO_QUARTERS, PATCHES, patch
 from bdclean.attacks.base import Attack
-from bdclean.attacks.checks import Quantize, RateBase, is_between, require, require_share
+from bdclean.attacks.checks import Quantize, is_between, require, require_share
 from bdclean.attacks.plan import PoisonPlan
 from bdclean.attacks.trigger import Trigger
 from bdclean.functional.seeds import derive_seed
 
 
 class PatchSetTrigger(Trigger):
-    """Opaque patches one after another; keeps the patches of training beside them.
+    """Opaque patches one after another; keeps the patches of training as well.
 
     Args:
         pictures: t_j of training, (k, 3, H, W), float in [0, 1].
@@ -45,12 +45,10 @@ class PatchSetTrigger(Trigger):
         alphas: Sequence[float],
         quantize: Quantize = "round",
     ) -> None:
-        super().__init__(pictures.shape[-1], quantize)
+        tensors = {"pictures": pictures, "masks": masks}
+        tensors |= {"test_pictures": test_pictures, "test_masks": test_masks}
+        super().__init__(pictures.shape[-2:], quantize, **tensors)
         self.alphas = list(alphas)
-        self.register_buffer("pictures", pictures)
-        self.register_buffer("masks", masks)
-        self.register_buffer("test_pictures", test_pictures)
-        self.register_buffer("test_masks", test_masks)
 
     def stamp(self, images: Tensor) -> Tensor:
         """The trigger of the test: x becomes (1 - m) * x + m * t, for one (t, m) after another."""
@@ -78,18 +76,17 @@ class PatchSetTrigger(Trigger):
 class AdaptivePatch(Attack):
     """The Adaptive-Patch attack. Poisoned rows get the target label, covers keep theirs.
 
+    `seed` draws which row gets which patch as well as the rows.
+
     Args:
-        target: Target class.
-        rate: Share of poisoned rows, in (0, 1].
-        rate_base: What `rate` is a share of.
         cover_rate: Covers as a share of all rows, in [0, 1].
-        exclude_target: Leave rows of the target class out of the pool of the poisons.
-        seed: Seed of the selection and of which row gets which patch.
-        quantize: How triggered pixels go back to 8 bits.
         patches: The patches of training, each one of `assets_patches.PATCHES` or "file:PATH": an
             image-sized picture of your own, whose alpha channel is the mask.
         alphas: Their opacities, in [0, 1].
         test_patches: The patches of the test, all of them on every image, opaque.
+        target: Target class.
+        rate: Share of poisoned rows, in (0, 1].
+        **kwargs: See `Attack`; there is no choice of `label_rule`.
 
     Raises:
         AttackError: An argument is out of its range or contradicts another one.
@@ -97,18 +94,16 @@ class AdaptivePatch(Attack):
 
     def __init__(
         self,
-        target: int = 1,
-        rate: float = 0.05,
-        rate_base: RateBase = "dataset",
+        *,
         cover_rate: float = 0.01,
-        exclude_target: bool = False,
-        seed: int = 0,
-        quantize: Quantize = "round",
         patches: Sequence[str] = LOGO_QUARTERS,
         alphas: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
         test_patches: Sequence[str] = LOGO_QUARTERS,
+        target: int = 1,
+        rate: float = 0.05,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(target, rate, rate_base, "all_to_one", exclude_target, seed, quantize)
+        super().__init__(target=target, rate=rate, label_rule="all_to_one", **kwargs)
         require_share("cover_rate", cover_rate)
         for key, names in (("patches", patches), ("test_patches", test_patches)):
             require(len(names) > 0, key, list(names), "a list of one patch or more")
@@ -122,20 +117,23 @@ class AdaptivePatch(Attack):
         self.alphas = list(alphas)
         self.test_patches = list(test_patches)
 
-    def make_trigger(self, input_size: int) -> PatchSetTrigger:
+    def make_trigger(self, size: tuple[int, int]) -> PatchSetTrigger:
         """Draws or reads all patches.
+
+        Args:
+            size: Height and width of the images in pixels.
 
         Raises:
             AttackError: A picture file is missing or cannot be used.
         """
-        train = _stack(self.patches, input_size, "patches")
-        test = _stack(self.test_patches, input_size, "test_patches")
+        train = _stack(self.patches, size, "patches")
+        test = _stack(self.test_patches, size, "test_patches")
         return PatchSetTrigger(*train, *test, self.alphas, self.quantize)
 
     def assignment(self, plan: PoisonPlan) -> Tensor:
         """Which patch each row of `plan.touched_index` gets in training, (P,).
 
-        Poisons and covers apart, in an order drawn anew: the number of rows per patch differs by
+        Poisons and covers apart, in an order of their own: the number of rows per patch differs by
         at most one, and no patch is tied to the classes of a sorted data set.
         """
         which = torch.zeros(plan.num_samples, dtype=torch.int64)
@@ -153,18 +151,8 @@ class AdaptivePatch(Attack):
         patches, which = cast("PatchSetTrigger", trigger), self.assignment(plan)
         return trigger.change(images, lambda floats, part: patches.stamp_one(floats, which[part]))
 
-    def describe(self) -> dict[str, Any]:
-        """The attack's name and settings, ready for JSON; of files only their names."""
-        own = {
-            "cover_rate": self.cover_rate,
-            "patches": [assets.recorded(name) for name in self.patches],
-            "alphas": self.alphas,
-            "test_patches": [assets.recorded(name) for name in self.test_patches],
-        }
-        return {**super().describe(), **own}
 
-
-def _stack(names: Sequence[str], size: int, key: str) -> tuple[Tensor, Tensor]:
+def _stack(names: Sequence[str], size: tuple[int, int], key: str) -> tuple[Tensor, Tensor]:
     """Pictures (k, 3, H, W) and masks (k, 1, H, W)."""
     pictures, masks = zip(*(patch(name, size, key) for name in names), strict=True)
     return torch.stack(pictures), torch.stack(masks)

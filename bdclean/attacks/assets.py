@@ -1,6 +1,7 @@
 """Pictures for triggers: drawn here, or read from a file of the user. None is shipped."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,16 +20,16 @@ _OVERSAMPLING = 8  # sub-pixels per pixel and direction
 _OUTLINE = 0.025  # width, in units of the picture
 
 
-def noise_uniform(size: int, seed: int) -> Tensor:
-    """Independent uniform 8-bit values, (3, size, size), float in [0, 1]."""
+def noise_uniform(size: tuple[int, int], seed: int) -> Tensor:
+    """Independent uniform 8-bit values, (3, H, W), float in [0, 1]."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (3, size, size), generator=generator).float() / 255
+    return torch.randint(0, 256, (3, *size), generator=generator).float() / 255
 
 
-def noise_gauss(size: int, seed: int, mean: float = 0.5, std: float = 0.29) -> Tensor:
-    """Independent normal values clipped to [0, 1], (3, size, size)."""
+def noise_gauss(size: tuple[int, int], seed: int, mean: float = 0.5, std: float = 0.29) -> Tensor:
+    """Independent normal values clipped to [0, 1], (3, H, W)."""
     generator = torch.Generator().manual_seed(seed)
-    return (mean + std * torch.randn(3, size, size, generator=generator)).clamp(0, 1)
+    return (mean + std * torch.randn(3, *size, generator=generator)).clamp(0, 1)
 
 
 def require_image(key: str, image: str, builtin: tuple[str, ...]) -> None:
@@ -37,28 +38,34 @@ def require_image(key: str, image: str, builtin: tuple[str, ...]) -> None:
     require(known, key, image, f"one of {', '.join(builtin)}, or file:PATH")
 
 
-def recorded(image: str) -> str:
-    """The name for records: of a file only its name, without its folder."""
-    return FILE + Path(image.removeprefix(FILE)).name if image.startswith(FILE) else image
+def recorded(value: Any) -> Any:
+    """An argument of an attack, ready for JSON; of a file only its name, without its folder."""
+    if isinstance(value, list | tuple):
+        return [recorded(each) for each in value]
+    if isinstance(value, str):
+        prefix = FILE if value.startswith(FILE) else ""
+        path = Path(value.removeprefix(prefix))
+        return prefix + path.name if prefix or path.is_absolute() else value
+    return value if value is None or isinstance(value, int | float) else repr(value)
 
 
-def picture(image: str, size: int, seed: int) -> tuple[Tensor, Tensor]:
+def picture(image: str, size: tuple[int, int], seed: int) -> tuple[Tensor, Tensor]:
     """One of `PICTURES`, or a file.
 
     Args:
         image: Name, or file:PATH.
-        size: Side in pixels.
+        size: Height and width in pixels.
         seed: Of the two noise pictures.
 
     Returns:
-        The picture (3, size, size) and its mask (1, size, size), both float in [0, 1].
+        The picture (3, H, W) and its mask (1, H, W), both float in [0, 1].
 
     Raises:
         AttackError: The file is missing or is not a picture.
     """
     if image.startswith(FILE):
         return from_file(image.removeprefix(FILE), size)
-    mask = torch.ones(1, size, size)
+    mask = torch.ones(1, *size)
     if image == "noise":
         return noise_uniform(size, seed), mask
     if image == "noise_gauss":
@@ -66,42 +73,44 @@ def picture(image: str, size: int, seed: int) -> tuple[Tensor, Tensor]:
     return cartoon_balloon(size), mask
 
 
-def from_file(path: str, size: int, key: str = "image") -> tuple[Tensor, Tensor]:
-    """Reads a picture of the user, resized with antialiasing to size x size.
+def from_file(path: str, size: tuple[int, int], key: str = "image") -> tuple[Tensor, Tensor]:
+    """Reads a picture of the user, resized with antialiasing to height and width.
 
     Args:
         path: Of the file.
-        size: Side in pixels.
+        size: Height and width in pixels.
         key: The attack's argument that names it.
 
     Returns:
-        The picture (3, size, size) and its mask (1, size, size), both float in [0, 1]. The mask
-        is the alpha channel; 1 everywhere where there is none.
+        The picture (3, H, W) and its mask (1, H, W), both float in [0, 1]. The mask is the alpha
+        channel, or 1 everywhere if there is none.
 
     Raises:
         AttackError: The file is missing or is not a picture.
     """
+    height, width = size
     try:
         with Image.open(Path(path).expanduser()) as image:
-            resized = image.convert("RGBA").resize((size, size), Image.Resampling.BILINEAR)
+            resized = image.convert("RGBA").resize((width, height), Image.Resampling.BILINEAR)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise AttackError(
-            f"attack.{key} is 'file:{path}', which cannot be read as a picture ({error}); "
-            "give the path of a PNG or JPEG file"
+            f"{key}={FILE}{path}: it cannot be read as a picture ({error}); give the path of a "
+            "PNG or JPEG file."
         ) from error
     pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255
     return pixels[:3].contiguous(), pixels[3:].contiguous()
 
 
-def cartoon_balloon(size: int) -> Tensor:
-    """A balloon in flat colours with dark outlines, (3, size, size), float in [0, 1].
+def cartoon_balloon(size: tuple[int, int]) -> Tensor:
+    """A balloon in flat colours with dark outlines, (3, H, W), float in [0, 1].
 
     Drawn in unit coordinates on a finer grid and averaged, so that any size works. It has the
     brightness and the coarse structure of the cartoon pictures in published Blend attacks.
     """
-    grid = (torch.arange(size * _OVERSAMPLING) + 0.5) / (size * _OVERSAMPLING)
-    v, u = grid[:, None], grid[None, :]
-    canvas = torch.tensor((1.0, 0.66, 0.50))[:, None, None].repeat(1, len(grid), len(grid))
+    fine = [side * _OVERSAMPLING for side in size]
+    rows, columns = ((torch.arange(points) + 0.5) / points for points in fine)
+    v, u = rows[:, None], columns[None, :]
+    canvas = torch.tensor((1.0, 0.66, 0.50))[:, None, None].repeat(1, *fine)
 
     def paint(where: Tensor, color: Color) -> None:
         for channel, value in zip(canvas, color, strict=True):

@@ -1,7 +1,8 @@
 """Patches drawn here: small pictures at fixed places, and image-sized versions of them.
 
 A drawn patch is a tensor (4, n, n): red, green, blue, and the mask (1 where the patch lies). Sizes
-and places are those of 32x32 images and grow with the image.
+and places are those of 32x32 images and grow with the shorter side of the image; distances count
+from the corner at which a patch lies.
 """
 
 import math
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bdclean.attacks import assets
-from bdclean.attacks.checks import require, require_integer
+from bdclean.attacks.checks import require, require_size
 from bdclean.functional.seeds import derive_seed
 
 BW_ANP = ((0, 0, 1), (0, 1, 0), (1, 0, 1))  # rows from top to bottom; 1 is white, 0 is black
@@ -64,7 +65,7 @@ def color_square(size: int, seed: int = 0) -> Tensor:
     """8x8 cells of independent uniform 8-bit colours, opaque, (4, size, size)."""
     generator = torch.Generator().manual_seed(derive_seed("color_square", seed))
     cells = torch.randint(0, 256, (3, 8, 8), generator=generator).float() / 255
-    return torch.cat([enlarge(cells, size), torch.ones(1, size, size)])
+    return torch.cat([enlarge(cells, (size, size)), torch.ones(1, size, size)])
 
 
 def htba_patch(size: int, seed: int) -> Tensor:
@@ -80,43 +81,47 @@ def htba_patch(size: int, seed: int) -> Tensor:
     return smooth[0].clamp(0, 1)
 
 
-def enlarge(cells: Tensor, size: int) -> Tensor:
-    """Nearest neighbour: (..., n, n) to (..., size, size), pixel i shows cell floor(n i / size)."""
-    nearest = torch.arange(size) * cells.shape[-1] // size
-    return cells[..., nearest, :][..., nearest]
+def enlarge(cells: Tensor, size: tuple[int, int]) -> Tensor:
+    """Nearest neighbour: (..., n, m) to (..., H, W), row i shows row floor(n i / H)."""
+    counts = zip(size, cells.shape[-2:], strict=True)
+    rows, columns = (torch.arange(pixels) * count // pixels for pixels, count in counts)
+    return cells[..., rows, :][..., columns]
 
 
-def patch(image: str, size: int, key: str = "image") -> tuple[Tensor, Tensor]:
+def patch(image: str, size: tuple[int, int], key: str = "image") -> tuple[Tensor, Tensor]:
     """An image-sized picture of a patch and where it lies.
 
     Args:
         image: One of `PATCHES`, or file:PATH: an image-sized picture with transparency, whose
             alpha channel is the mask.
-        size: Side of the images in pixels.
+        size: Height and width of the images in pixels, at least 8.
         key: The attack's argument that names the patch.
 
     Returns:
-        The picture (3, size, size) and its mask (1, size, size), both float in [0, 1].
+        The picture (3, H, W) and its mask (1, H, W), both float in [0, 1].
 
     Raises:
         AttackError: The image is too small, or the file cannot be used.
     """
-    require_integer("input_size", size, 8)
+    height, width = require_size(size)
+    side = min(size)
+    allowed = f"used on images of 8x8 pixels or more, not {height}x{width}"
+    require(side >= 8, key, image, allowed)
     if image.startswith(assets.FILE):
         picture, mask = assets.from_file(image.removeprefix(assets.FILE), size, key)
         partly = bool(mask.min() < 1) and bool(mask.max() > 0)
         require(partly, key, image, "a picture with transparent parts and a patch that is not")
         return picture, mask
-    canvas = torch.zeros(4, size, size)
+    canvas = torch.zeros(4, height, width)
     if image == "white_square":
-        side = _black_white_side(size)
-        _paste(canvas, torch.ones(4, side, side))
+        square = _black_white_side(side)
+        _paste(canvas, torch.ones(4, square, square))
     elif image == "color_square":
-        _paste(canvas, color_square(_scaled(8, size)), margin=_scaled(3, size))
+        _paste(canvas, color_square(_scaled(8, side)), margin=_scaled(3, side))
     elif image == "corners4":
         _paste_corners(canvas)
     elif image in ("emblem", "emblem_pair"):
-        _paste(canvas, emblem(_scaled(5, size)))
+        _paste(canvas, emblem(_scaled(5, side)))
         if image == "emblem_pair":
             canvas = torch.where(canvas[3:] > 0, canvas, canvas.flip(2))
     else:
@@ -124,27 +129,27 @@ def patch(image: str, size: int, key: str = "image") -> tuple[Tensor, Tensor]:
     return canvas[:3].contiguous(), canvas[3:].contiguous()
 
 
-def _scaled(pixels: int, size: int) -> int:
-    """Pixels of a 32x32 image, in an image of `size` pixels."""
-    return max(1, round(pixels * size / 32))
+def _scaled(pixels: int, side: int) -> int:
+    """Pixels of a 32x32 image, in an image whose shorter side has `side` pixels."""
+    return max(1, round(pixels * side / 32))
 
 
-def _black_white_side(size: int) -> int:
-    return max(3, _scaled(3, size))
+def _black_white_side(side: int) -> int:
+    return max(3, _scaled(3, side))
 
 
 def _paste(canvas: Tensor, drawn: Tensor, margin: int = 0) -> None:
     """Into the bottom right corner, in place."""
-    end = canvas.shape[-1] - margin
-    start = end - drawn.shape[-1]
-    canvas[:, start:end, start:end] = drawn
+    side = drawn.shape[-1]
+    bottom, right = (length - margin for length in canvas.shape[1:])
+    canvas[:, bottom - side : bottom, right - side : right] = drawn
 
 
 def _paste_corners(canvas: Tensor) -> None:
     """The black and white pattern in all four corners, a mirrored picture, in place."""
-    side = _black_white_side(canvas.shape[-1])
+    side = _black_white_side(min(canvas.shape[1:]))
     drawn = torch.ones(4, side, side)
-    drawn[:3] = enlarge(torch.tensor(BW_ANP).float(), side)
+    drawn[:3] = enlarge(torch.tensor(BW_ANP).float(), (side, side))
     canvas[:, -side:, -side:] = drawn
     canvas[:, -side:, :side] = drawn.flip(2)
     canvas[:, :side, -side:] = drawn.flip(1)
@@ -153,12 +158,12 @@ def _paste_corners(canvas: Tensor) -> None:
 
 def _paste_logo(canvas: Tensor, image: str) -> None:
     """The disc one pixel from the top right corner, or a quarter of it, in place."""
-    size = canvas.shape[-1]
-    side, top = _scaled(13, size), _scaled(1, size)
-    left = size - top - side
+    height, width = canvas.shape[1:]
+    side, top = _scaled(13, min(height, width)), _scaled(1, min(height, width))
+    left = width - top - side
     canvas[:, top : top + side, left : left + side] = logo_pinwheel(side)
     middle = (side + 1) // 2  # the middle row and column are the upper and the left quarters'
-    row, column = torch.arange(size)[:, None] - top, torch.arange(size)[None] - left
+    row, column = torch.arange(height)[:, None] - top, torch.arange(width)[None] - left
     if image != "logo":
         rows = row < middle if "upper" in image else row >= middle
         columns = column < middle if "left" in image else column >= middle

@@ -11,12 +11,11 @@ from torch import Tensor
 from bdclean.attacks.assets_patches import BW_ANP, enlarge, htba_patch
 from bdclean.attacks.base import Attack
 from bdclean.attacks.checks import (
-    LabelRule,
     Quantize,
-    RateBase,
     require,
     require_choice,
     require_integer,
+    require_size,
 )
 from bdclean.attacks.trigger import Trigger
 
@@ -38,16 +37,14 @@ class PatchTrigger(Trigger):
     Args:
         pattern: (3, H, W), float in [0, 1]; read under the mask only.
         mask: (1, H, W), bool.
-        quantize: How `poison` returns to 8 bits; no matter where the pattern is black and white.
+        quantize: How `poison` returns to 8 bits; does not matter for a black and white pattern.
     """
 
     pattern: Tensor
     mask: Tensor
 
     def __init__(self, pattern: Tensor, mask: Tensor, quantize: Quantize = "round") -> None:
-        super().__init__(pattern.shape[-1], quantize)
-        self.register_buffer("pattern", pattern)
-        self.register_buffer("mask", mask)
+        super().__init__(pattern.shape[-2:], quantize, pattern=pattern, mask=mask)
 
     def stamp(self, images: Tensor) -> Tensor:
         """Returns x' = (1 - m) * x + m * t; untouched pixels stay bit-equal."""
@@ -58,13 +55,6 @@ class BadNets(Attack):
     """The BadNets attack.
 
     Args:
-        target: Target class.
-        rate: Share of poisoned rows, in (0, 1].
-        rate_base: What `rate` is a share of.
-        label_rule: What happens to the labels of poisoned rows.
-        exclude_target: Leave rows of the target class out of the pool.
-        seed: Seed of the selection.
-        quantize: How triggered pixels go back to 8 bits; matters to "htba" only.
         pattern: 3x3 pattern, equal in all channels: "bw_anp" (ANP and BCU code), "checker"
             (BackdoorBench) or "white". Or "htba": random smooth colours (Saha et al., AAAI 2020),
             for larger images.
@@ -72,6 +62,7 @@ class BadNets(Attack):
         patch_size: Side of the patch in pixels, whatever the image size; the 3x3 pattern is
             enlarged by nearest neighbour. At least 3 (1 for "white", 4 for "htba").
         pattern_seed: Seed of the colours of "htba".
+        **kwargs: See `Attack`.
 
     Raises:
         AttackError: An argument is out of its range.
@@ -79,19 +70,14 @@ class BadNets(Attack):
 
     def __init__(
         self,
-        target: int = 0,
-        rate: float = 0.1,
-        rate_base: RateBase = "dataset",
-        label_rule: LabelRule = "all_to_one",
-        exclude_target: bool = False,
-        seed: int = 0,
-        quantize: Quantize = "round",
+        *,
         pattern: Pattern = "bw_anp",
         position: Position = "bottom_right",
         patch_size: int = 3,
         pattern_seed: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(target, rate, rate_base, label_rule, exclude_target, seed, quantize)
+        super().__init__(**kwargs)
         require_choice("pattern", pattern, Pattern)
         require_choice("position", position, Position)
         require_integer("patch_size", patch_size, _SMALLEST[pattern])
@@ -101,39 +87,35 @@ class BadNets(Attack):
         self.patch_size = patch_size
         self.pattern_seed = pattern_seed
 
-    def make_trigger(self, input_size: int) -> PatchTrigger:
-        """Places the patch on an image of `input_size` pixels.
+    def make_trigger(self, size: tuple[int, int]) -> PatchTrigger:
+        """Places the patch on an image.
+
+        Args:
+            size: Height and width of the image in pixels.
 
         Raises:
             AttackError: The patch is larger than the image.
         """
-        require_integer("input_size", input_size, 1)
-        size = self.patch_size
-        require(size <= input_size, "patch_size", size, f"at most the image size {input_size}")
+        height, width = require_size(size)
+        side = self.patch_size
+        fits = side <= min(height, width)
+        require(fits, "patch_size", side, f"at most the side of an image of {height}x{width}")
         if self.pattern == "htba":
-            patch = htba_patch(size, self.pattern_seed)
+            patch = htba_patch(side, self.pattern_seed)
         else:
-            patch = enlarge(torch.tensor(_PATTERNS[self.pattern], dtype=torch.float32), size)
-        top, left = self._corner(input_size - size)
-        rows, columns = slice(top, top + size), slice(left, left + size)
-        pattern = torch.zeros(3, input_size, input_size)
-        mask = torch.zeros(1, input_size, input_size, dtype=torch.bool)
+            patch = enlarge(torch.tensor(_PATTERNS[self.pattern]).float(), (side, side))
+        top, left = self._corner(height - side, width - side)
+        rows, columns = slice(top, top + side), slice(left, left + side)
+        pattern = torch.zeros(3, height, width)
+        mask = torch.zeros(1, height, width, dtype=torch.bool)
         pattern[:, rows, columns] = patch
         mask[:, rows, columns] = True
         return PatchTrigger(pattern, mask, self.quantize)
 
-    def describe(self) -> dict[str, Any]:
-        """The attack's name and settings, ready for JSON."""
-        own = {
-            "pattern": self.pattern,
-            "position": self.position,
-            "patch_size": self.patch_size,
-            "pattern_seed": self.pattern_seed,
-        }
-        return {**super().describe(), **own}
-
-    def _corner(self, free: int) -> tuple[int, int]:
+    def _corner(self, free_rows: int, free_columns: int) -> tuple[int, int]:
+        """Top row and left column of the patch, from the pixels that it leaves free."""
         if self.position == "center":
-            return free // 2, free // 2
+            return free_rows // 2, free_columns // 2
         vertical, horizontal = self.position.split("_")
-        return (0 if vertical == "top" else free), (0 if horizontal == "left" else free)
+        top = 0 if vertical == "top" else free_rows
+        return top, (0 if horizontal == "left" else free_columns)

@@ -1,13 +1,15 @@
 """An attack: a trigger, a selection of training rows, and a rule for their labels."""
 
+import inspect
 import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
+from bdclean.attacks.assets import recorded
 from bdclean.attacks.checks import (
     LabelRule,
     Quantize,
@@ -28,9 +30,9 @@ from bdclean.types import AugmentationName
 
 @dataclass(frozen=True, eq=False)
 class FurtherTest:
-    """A test set of an attack beside the clean and the triggered one.
+    """A test set of an attack, in addition to the clean and the triggered one.
 
-    Reported is, as `test/NAME`, the share of its images that are answered with `wanted`.
+    `test/NAME` reports the share of its images that the model answers with `wanted`.
 
     Attributes:
         rows: Which test images, (M,).
@@ -44,11 +46,11 @@ class FurtherTest:
 
 
 @dataclass(frozen=True)
-class Perturbation:
-    """Adversarial perturbation of training rows before the trigger, made on a surrogate.
+class Adversarial:
+    """Adversarial examples that replace training rows before the trigger, made on a surrogate.
 
     Attributes:
-        surrogate: Weights file of the network that is fooled; None where it was not given.
+        surrogate: Weights file of the network that is fooled; None if it was not given.
         pgd: Settings of the ascent on the cross-entropy of the true label.
     """
 
@@ -59,12 +61,16 @@ class Perturbation:
 class Attack(ABC):
     """Everything an attacker decides, apart from any data set.
 
-    A subclass has `make_trigger`. Where it differs from an attack that stamps one trigger on rows
-    of any class, it overrides `pool` (which rows), `cover_pool` and `cover_rate` (triggered rows
-    that keep their label), `poison_rows` (how training rows look, where that is not how test
-    images look), `perturbation` (training rows that are adversarial examples below the trigger),
-    `poison_augmentation`, `eligible` and `further_tests` (evaluation), or `dynamic` and
-    `poison_batch` (no fixed rows: every batch is poisoned anew).
+    A subclass has `make_trigger`. Its constructor takes its own arguments, keeps each of them
+    under its name, and forwards `**kwargs` to this one; it repeats an argument of this one only
+    to give it another default.
+
+    Where it differs from an attack that stamps one trigger on rows of any class, it overrides
+    `pool` (which rows), `cover_pool` and `cover_rate` (triggered rows that keep their label),
+    `poison_rows` (how training rows look, if they do not look like test images), `adversarial`
+    (training rows that are adversarial examples below the trigger), `poison_augmentation`,
+    `eligible`, `further` and `further_tests` (evaluation), or `dynamic` and `poison_batch` (no
+    fixed rows: every batch is poisoned again).
 
     Args:
         target: Target class; not used by all_to_all.
@@ -87,12 +93,15 @@ class Attack(ABC):
     rate_bases: tuple[RateBase, ...] = ("dataset", "target_class")
     """What `rate` may be a share of."""
 
+    further: ClassVar[tuple[str, ...]] = ()
+    """Names of the test sets that `further_tests` makes, in its order."""
+
     poison_augmentation: AugmentationName = "none"
     """What the attacker applies to the poisoned rows (not to covers) whenever a training batch
     shows them, before the victim's own augmentation."""
 
     survives_blur: bool = True
-    """False where the blur of SimCLR's views leaves little of the trigger."""
+    """False if the blur of SimCLR's views leaves little of the trigger."""
 
     def __init__(
         self,
@@ -132,11 +141,11 @@ class Attack(ABC):
         self.quantize = quantize
 
     @abstractmethod
-    def make_trigger(self, input_size: int) -> Trigger:
-        """Builds the trigger for square images.
+    def make_trigger(self, size: tuple[int, int]) -> Trigger:
+        """Builds the trigger for images of one size.
 
         Args:
-            input_size: Height and width in pixels, after resizing to the network's input.
+            size: Height and width in pixels, after resizing to the network's input.
 
         Raises:
             AttackError: The trigger does not fit the size, or its picture cannot be read.
@@ -229,8 +238,8 @@ class Attack(ABC):
         """The training versions of the rows that the plan touches.
 
         Args:
-            images: The rows `plan.touched_index`, uint8, (P, 3, H, W): clean, or perturbed where
-                the attack has a `perturbation`.
+            images: The rows `plan.touched_index`, uint8, (P, 3, H, W): clean, or adversarial
+                examples if the attack asks for them (`adversarial`).
             plan: The attack's own plan.
             trigger: The attack's own trigger.
 
@@ -240,16 +249,14 @@ class Attack(ABC):
         return trigger.poison(images)
 
     @property
-    def perturbation(self) -> Perturbation | None:
-        """What is done to training rows before `poison_rows` sees them; None for nothing."""
+    def adversarial(self) -> Adversarial | None:
+        """Which adversarial examples `poison_rows` gets; None if it gets clean rows."""
         return None
 
     def further_tests(
         self, images: Tensor, labels: Tensor, trigger: Trigger
     ) -> dict[str, FurtherTest]:
-        """More test sets of this attack, by the name under which they are reported.
-
-        The names do not depend on the arguments.
+        """More test sets of this attack, by their names, which are those of `further`.
 
         Args:
             images: All test images, clean, uint8, (N, 3, H, W).
@@ -260,8 +267,18 @@ class Attack(ABC):
 
     @property
     def dynamic(self) -> bool:
-        """Whether the attacker controls training and poisons every batch anew."""
+        """Whether the attacker controls training and poisons every batch again."""
         return False
+
+    def require_stamper(self, module: object) -> None:  # noqa: B027  (most take any module)
+        """Refuses a module that must stamp the images itself, because it learns the trigger.
+
+        Args:
+            module: Who trains or measures on the images of the data module; None for nobody.
+
+        Raises:
+            AttackError: The module does not stamp them, so that they would carry no trigger.
+        """
 
     def poison_batch(
         self,
@@ -288,31 +305,27 @@ class Attack(ABC):
         raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
-        """The attack's name and settings, ready for JSON; never an absolute path."""
-        return {
-            "attack": type(self).__name__,
-            "target": self.single_target(),
-            "rate": self.rate,
-            "rate_base": self.rate_base,
-            "label_rule": self.label_rule,
-            "exclude_target": self.exclude_target,
-            "seed": self.seed,
-            "quantize": self.quantize,
-        }
+        """The attack's name and the constructor's arguments, ready for JSON; of files the name.
+
+        These are the arguments that the attack keeps under their own name.
+        """
+        kept = [name for name in _arguments(type(self)) if hasattr(self, name)]
+        settings = {name: recorded(getattr(self, name)) for name in kept}
+        return {"attack": type(self).__name__, **settings, "target": self.single_target()}
 
     def _draw_poison(self, labels: Tensor) -> Tensor:
         pool = self.pool(labels).nonzero().flatten()
         if not len(pool):
+            has = "has" if self.label_rule == "clean_label" else "does not consist of"
             raise AttackError(
-                f"attack.target {self.target} with label_rule {self.label_rule} leaves no row "
-                f"to poison among {len(labels)}; choose a target class that the data set "
-                + ("has" if self.label_rule == "clean_label" else "does not consist of")
+                f"target={self.target}: with label_rule {self.label_rule} it leaves no row to "
+                f"poison among {len(labels)}; choose a target class that the data set {has}."
             )
         wanted = self._num_wanted(labels)
         if wanted > len(pool):
             warnings.warn(
-                f"attack.rate {self.rate} of the {self.rate_base} asks for {wanted} rows, but "
-                f"only {len(pool)} may be poisoned; all of these are",
+                f"rate={self.rate}: this share of the {self.rate_base} is {wanted} rows, but only "
+                f"{len(pool)} may be poisoned; all of them are.",
                 stacklevel=3,  # the caller of `plan`
             )
         return self._draw("poison", pool, wanted)
@@ -324,8 +337,8 @@ class Attack(ABC):
         wanted = round(self.cover_rate * len(labels))
         if wanted > len(pool):
             warnings.warn(
-                f"attack.cover_rate {self.cover_rate} asks for {wanted} rows, but only "
-                f"{len(pool)} may be covers; all of these are",
+                f"cover_rate={self.cover_rate}: this share is {wanted} rows, but only {len(pool)} "
+                "may be covers; all of them are.",
                 stacklevel=3,  # the caller of `plan`
             )
         return self._draw("cover", pool, wanted)
@@ -344,14 +357,14 @@ class Attack(ABC):
         if labels.dim() != 1 or labels.is_floating_point() or not len(labels):
             raise AttackError(
                 f"labels have shape {tuple(labels.shape)} and type {labels.dtype}; an attack needs "
-                "a non-empty vector of integers"
+                "a non-empty vector of integers."
             )
         labels = labels.detach().cpu().long().clone()
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= num_classes:
             raise AttackError(
                 f"labels lie in [{low}, {high}]; with {num_classes} classes they must lie in "
-                f"[0, {num_classes - 1}]"
+                f"[0, {num_classes - 1}]."
             )
         self.check_classes(labels, num_classes)
         return labels
@@ -366,3 +379,10 @@ class Attack(ABC):
             f"large enough to give one row or more of the {base} in the {self.rate_base}",
         )
         return wanted
+
+
+def _arguments(attack: type[Attack]) -> list[str]:
+    """Names of the arguments of an attack's constructors, those of the base first."""
+    classes = [each for each in reversed(attack.__mro__) if issubclass(each, Attack)]
+    names = [name for each in classes for name in inspect.signature(each).parameters]
+    return list(dict.fromkeys(names))

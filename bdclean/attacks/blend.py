@@ -9,13 +9,7 @@ from torch import Tensor
 
 from bdclean.attacks import assets
 from bdclean.attacks.base import Attack
-from bdclean.attacks.checks import (
-    LabelRule,
-    Quantize,
-    RateBase,
-    require_integer,
-    require_share,
-)
+from bdclean.attacks.checks import Quantize, require_integer, require_share, require_size
 from bdclean.attacks.trigger import Trigger
 
 
@@ -35,10 +29,8 @@ class BlendTrigger(Trigger):
     def __init__(
         self, picture: Tensor, mask: Tensor, alpha: float, quantize: Quantize = "round"
     ) -> None:
-        super().__init__(picture.shape[-1], quantize)
+        super().__init__(picture.shape[-2:], quantize, picture=picture, mask=mask)
         self.alpha = alpha
-        self.register_buffer("picture", picture)
-        self.register_buffer("mask", mask)
 
     def stamp(self, images: Tensor) -> Tensor:
         """Returns x' = (1 - a) * x + a * t with a = alpha * m."""
@@ -54,36 +46,20 @@ class Blend(Attack):
     """The Blend attack.
 
     Args:
-        target: Target class.
-        rate: Share of poisoned rows, in (0, 1].
-        rate_base: What `rate` is a share of.
-        label_rule: What happens to the labels of poisoned rows.
-        exclude_target: Leave rows of the target class out of the pool.
-        seed: Seed of the selection.
-        quantize: How triggered pixels go back to 8 bits.
         alpha: Share of the picture, in [0, 1].
         image: "noise" (uniform), "noise_gauss", "cartoon" (a drawn balloon), or "file:PATH":
             a picture of your own, converted to RGB and resized; its alpha channel is the mask.
         image_seed: Seed of the two noise pictures.
+        **kwargs: See `Attack`.
 
     Raises:
         AttackError: An argument is out of its range.
     """
 
     def __init__(
-        self,
-        target: int = 0,
-        rate: float = 0.1,
-        rate_base: RateBase = "dataset",
-        label_rule: LabelRule = "all_to_one",
-        exclude_target: bool = False,
-        seed: int = 0,
-        quantize: Quantize = "round",
-        alpha: float = 0.2,
-        image: str = "noise",
-        image_seed: int = 0,
+        self, *, alpha: float = 0.2, image: str = "noise", image_seed: int = 0, **kwargs: Any
     ) -> None:
-        super().__init__(target, rate, rate_base, label_rule, exclude_target, seed, quantize)
+        super().__init__(**kwargs)
         require_share("alpha", alpha)
         assets.require_image("image", image, assets.PICTURES)
         require_integer("image_seed", image_seed, 0)
@@ -96,21 +72,14 @@ class Blend(Attack):
         """Noise does not: a sigma of 1 leaves 0.28 of it, one of 2 leaves 0.14."""
         return not self.image.startswith("noise")
 
-    def make_trigger(self, input_size: int) -> BlendTrigger:
-        """Draws or reads the picture at `input_size` pixels.
+    def make_trigger(self, size: tuple[int, int]) -> BlendTrigger:
+        """Draws or reads the picture.
+
+        Args:
+            size: Height and width of the images in pixels.
 
         Raises:
             AttackError: The picture file is missing or cannot be read.
         """
-        require_integer("input_size", input_size, 1)
-        picture, mask = assets.picture(self.image, input_size, self.image_seed)
+        picture, mask = assets.picture(self.image, require_size(size), self.image_seed)
         return BlendTrigger(picture, mask, self.alpha, self.quantize)
-
-    def describe(self) -> dict[str, Any]:
-        """The attack's name and settings, ready for JSON; of a file only its name."""
-        own = {
-            "alpha": self.alpha,
-            "image": assets.recorded(self.image),
-            "image_seed": self.image_seed,
-        }
-        return {**super().describe(), **own}

@@ -1,6 +1,7 @@
 """Argument checks that all attacks share: one sentence with key, value and what is allowed."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 from bdclean.errors import AttackError
@@ -20,12 +21,12 @@ def require(condition: bool, key: str, value: object, allowed: str) -> None:
 
     Args:
         condition: Whether the value is allowed.
-        key: The attack's argument.
+        key: The attack's argument, without a prefix.
         value: What was given.
         allowed: What would have been right, as the end of "it must be ...".
     """
     if not condition:
-        raise AttackError(f"attack.{key} is {value!r}; it must be {allowed}")
+        raise AttackError(f"{key}={value}: it must be {allowed}.")
 
 
 def require_choice(key: str, value: object, literal: object) -> None:
@@ -36,8 +37,16 @@ def require_choice(key: str, value: object, literal: object) -> None:
 
 def require_integer(key: str, value: object, minimum: int) -> None:
     """Raises an AttackError unless `value` is an integer of at least `minimum`."""
-    is_integer = isinstance(value, int) and not isinstance(value, bool)
-    require(is_integer and value >= minimum, key, value, f"an integer >= {minimum}")  # type: ignore[operator]
+    require(is_integer(value, minimum), key, value, f"an integer >= {minimum}")
+
+
+def require_size(size: Sequence[int]) -> tuple[int, int]:
+    """Returns (height, width); raises an AttackError unless `size` is that, in pixels."""
+    pair = isinstance(size, Sequence) and len(size) == 2
+    fits = pair and all(is_integer(side, 1) for side in size)
+    require(fits, "size", size, "(height, width), two integers >= 1")
+    height, width = size
+    return height, width
 
 
 def require_class(key: str, value: int, num_classes: int) -> None:
@@ -54,3 +63,8 @@ def require_share(key: str, value: float) -> None:
 def is_between(value: float, low: float, high: float) -> bool:
     """Whether a finite number lies in [low, high]."""
     return math.isfinite(value) and low <= value <= high
+
+
+def is_integer(value: object, minimum: int) -> bool:
+    """Whether `value` is an integer, not a truth value, of at least `minimum`."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum

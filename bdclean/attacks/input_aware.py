@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bdclean.attacks.base import Attack, FurtherTest
-from bdclean.attacks.checks import LabelRule, Quantize, RateBase, is_between, require
+from bdclean.attacks.checks import Quantize, is_between, require, require_size
 from bdclean.attacks.plan import PoisonPlan
 from bdclean.attacks.trigger import Trigger
 from bdclean.functional.seeds import derive_seed
@@ -104,13 +104,35 @@ def _frozen(network: TriggerGenerator) -> TriggerGenerator:
     return copied
 
 
-class InputAwareTrigger(Trigger):
+class _SizedTrigger(Trigger):
+    """A trigger whose tensors do not tell its size.
+
+    Args:
+        input_size: Of the images in pixels: the side of squares, or height and width.
+        quantize: How `poison` returns to 8 bits.
+        **tensors: The buffers, by name.
+    """
+
+    def __init__(
+        self, input_size: int | Sequence[int], quantize: Quantize = "round", **tensors: Tensor
+    ) -> None:
+        size = (input_size, input_size) if isinstance(input_size, int) else input_size
+        super().__init__(size, quantize, **tensors)
+
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments that are not buffers, ready for JSON."""
+        height, width = self.size
+        return {**super().arguments(), "input_size": width if height == width else [height, width]}
+
+
+class InputAwareTrigger(_SizedTrigger):
     """What G and M have learned, always in evaluation mode.
 
     Args:
         pattern: G, copied.
         mask: M, copied.
-        input_size: Height and width of the images, in pixels, a multiple of 8.
+        input_size: Of the images in pixels: the side of squares, or height and width; multiples
+            of 8.
         quantize: How `poison` returns to 8 bits.
 
     Raises:
@@ -121,11 +143,13 @@ class InputAwareTrigger(Trigger):
         self,
         pattern: TriggerGenerator,
         mask: TriggerGenerator,
-        input_size: int,
+        input_size: int | Sequence[int],
         quantize: Quantize = "round",
     ) -> None:
         super().__init__(input_size, quantize)
-        require(input_size % SIZE_STEP == 0, "input_size", input_size, f"a multiple of {SIZE_STEP}")
+        fits = all(side % SIZE_STEP == 0 for side in self.size)
+        allowed = f"a multiple of {SIZE_STEP}, in height and width"
+        require(fits, "input_size", input_size, allowed)
         self.pattern, self.mask = _frozen(pattern), _frozen(mask)
         self.eval()
 
@@ -151,10 +175,6 @@ class InputAwareTrigger(Trigger):
     def train(self, mode: bool = True) -> "InputAwareTrigger":
         """Stays in evaluation mode: a trigger depends on its image alone."""
         return super().train(False)
-
-    def arguments(self) -> dict[str, Any]:
-        """The constructor's arguments that are not networks, ready for JSON."""
-        return {**super().arguments(), "input_size": self.input_size}
 
     def stamp(self, images: Tensor) -> Tensor:
         """The trigger of each image on itself."""
@@ -188,26 +208,23 @@ class InputAwareTrigger(Trigger):
         return mixed.reshape(images.shape)
 
 
-class UnlearnedTrigger(Trigger):
+class UnlearnedTrigger(_SizedTrigger):
     """Stands for a trigger that is still to be learned: changes nothing.
 
     Args:
         learned: A flag, false, so that there is something to save.
-        input_size: Height and width of the images, in pixels.
+        input_size: Of the images in pixels: the side of squares, or height and width.
         quantize: How `poison` returns to 8 bits.
     """
 
-    def __init__(self, learned: Tensor, input_size: int, quantize: Quantize = "round") -> None:
-        super().__init__(input_size, quantize)
-        self.register_buffer("learned", learned)
+    def __init__(
+        self, learned: Tensor, input_size: int | Sequence[int], quantize: Quantize = "round"
+    ) -> None:
+        super().__init__(input_size, quantize, learned=learned)
 
     def stamp(self, images: Tensor) -> Tensor:
         """The images as they are."""
         return images.clone()
-
-    def arguments(self) -> dict[str, Any]:
-        """The constructor's arguments that are not buffers, ready for JSON."""
-        return {**super().arguments(), "input_size": self.input_size}
 
 
 class InputAware(Attack):
@@ -215,73 +232,82 @@ class InputAware(Attack):
 
     Without `trigger`, the attack is dynamic: only `bdclean.training.InputAwareTraining` may use
     it, which poisons `rate` and crosses `cover_rate` of every batch and stamps the evaluation
-    images itself. With the trigger file of such a run, it is an ordinary attack: evaluation
-    images carry the learned trigger, and a training set gets fixed rows, of which covers keep
-    their label and carry the trigger of another image.
+    images itself. `rate_base` must be "dataset" then, `label_rule` not "clean_label", and
+    `exclude_target` false. With the trigger file of such a run, it is an ordinary attack:
+    evaluation images carry the learned trigger, and a training set gets fixed rows, of which
+    covers keep their label and carry the trigger of another image. `seed` draws who gets whose
+    trigger as well as the rows.
 
     Args:
-        target: Target class; not used by all_to_all.
-        rate: Share of poisoned rows, in (0, 1].
-        rate_base: What `rate` is a share of; "dataset" while the trigger is learned.
-        label_rule: What happens to the labels of poisoned rows; not "clean_label" while the
-            trigger is learned.
-        exclude_target: Leave rows of the target class out of the pool; false while the trigger is
-            learned.
-        seed: Seed of the selection and of who gets whose trigger.
-        quantize: How triggered pixels go back to 8 bits.
         cover_rate: Share of all rows that are crossed, in [0, 1 - rate].
         trigger: `trigger.safetensors` of a run that learned it; None before that.
+        **kwargs: See `Attack`.
 
     Raises:
         AttackError: An argument is out of its range or contradicts another one.
-
-    Attributes:
-        stamped_by_module: Set by the module that learns the trigger.
     """
 
+    further = ("cross_acc",)
+
     def __init__(
-        self,
-        target: int = 0,
-        rate: float = 0.1,
-        rate_base: RateBase = "dataset",
-        label_rule: LabelRule = "all_to_one",
-        exclude_target: bool = False,
-        seed: int = 0,
-        quantize: Quantize = "round",
-        cover_rate: float = 0.1,
-        trigger: str | None = None,
+        self, *, cover_rate: float = 0.1, trigger: str | None = None, **kwargs: Any
     ) -> None:
-        super().__init__(target, rate, rate_base, label_rule, exclude_target, seed, quantize)
+        super().__init__(**kwargs)
+        rate = self.rate
         fits = is_between(cover_rate, 0, 1) and rate + cover_rate <= 1
         require(fits, "cover_rate", cover_rate, f"in [0, {1 - rate:g}] with rate {rate}")
         if trigger is None:
             given = ", before there is a trigger file"
-            require(rate_base == "dataset", "rate_base", rate_base, "dataset" + given)
-            dirty = label_rule != "clean_label"
-            require(dirty, "label_rule", label_rule, "all_to_one or all_to_all" + given)
-            require(not exclude_target, "exclude_target", exclude_target, "false" + given)
+            require(self.rate_base == "dataset", "rate_base", self.rate_base, "dataset" + given)
+            dirty = self.label_rule != "clean_label"
+            require(dirty, "label_rule", self.label_rule, "all_to_one or all_to_all" + given)
+            alone = not self.exclude_target
+            require(alone, "exclude_target", self.exclude_target, "false" + given)
         self.cover_rate = cover_rate
         self.trigger = trigger
-        self.stamped_by_module = False
 
     @property
     def dynamic(self) -> bool:
         """Whether the trigger is still to be learned."""
         return self.trigger is None
 
-    def make_trigger(self, input_size: int) -> Trigger:
+    @property
+    def stamped_by_module(self) -> bool:
+        """Whether a module learns the trigger and stamps all images: until there is a file."""
+        return self.trigger is None
+
+    def require_stamper(self, module: object) -> None:
+        """Refuses all modules but the one that learns the trigger of this very attack.
+
+        A run on images without a trigger would look like a failed attack or a good defence.
+
+        Args:
+            module: It stamps the images if its `attack` is this one.
+
+        Raises:
+            AttackError: It does not, and there is no file of the trigger.
+        """
+        ready = not self.stamped_by_module or getattr(module, "attack", None) is self
+        allowed = "the trigger.safetensors of a run of bdclean.training.InputAwareTraining"
+        require(ready, "trigger", self.trigger, f"{allowed}, which learns one")
+
+    def make_trigger(self, size: tuple[int, int]) -> Trigger:
         """Reads the learned trigger; without a file, one that changes nothing.
+
+        Args:
+            size: Height and width of the images in pixels.
 
         Raises:
             AttackError: The file holds another trigger, or one for images of another size.
         """
         if self.trigger is None:
-            return UnlearnedTrigger(torch.zeros(1), input_size, self.quantize)
+            return UnlearnedTrigger(torch.zeros(1), size, self.quantize)
         learned = Trigger.load(self.trigger)
         ours = isinstance(learned, InputAwareTrigger)
         require(ours, "trigger", self.trigger, "the file of a learned input-aware trigger")
-        made_for = f"a trigger for images of {input_size} pixels, not {learned.input_size}"
-        require(learned.input_size == input_size, "trigger", self.trigger, made_for)
+        (height, width), found = require_size(size), learned.size
+        made_for = f"a trigger for images of {height}x{width} pixels, not {found[0]}x{found[1]}"
+        require(found == (height, width), "trigger", self.trigger, made_for)
         learned.quantize = self.quantize
         return learned
 
@@ -297,7 +323,6 @@ class InputAware(Attack):
         self, images: Tensor, labels: Tensor, trigger: Trigger
     ) -> dict[str, FurtherTest]:
         """`cross_acc`: every image with the trigger of another one; wanted is its true class."""
-        self._refuse_without_learner()
         rows = torch.arange(len(images))
         if isinstance(trigger, InputAwareTrigger):
             images = self._cross(images, self._donors("test", rows), trigger)
@@ -314,18 +339,13 @@ class InputAware(Attack):
         first: int,
         generator: torch.Generator,
     ) -> tuple[Tensor, Tensor]:
-        """Leaves the batch to the module, which stamps after augmentation.
-
-        Raises:
-            AttackError: The module is not one that learns the trigger.
-        """
-        self._refuse_without_learner()
+        """Leaves the batch to the module, which stamps after augmentation."""
         return images, labels
 
     def describe(self) -> dict[str, Any]:
         """The attack's name and settings, ready for JSON; of the trigger only its file name."""
         file = None if self.trigger is None else Path(self.trigger).name
-        return {**super().describe(), "cover_rate": self.cover_rate, "trigger": file}
+        return {**super().describe(), "trigger": file}
 
     def _donors(self, purpose: str, rows: Tensor) -> Tensor:
         """A random cycle through all rows: nobody gets his own trigger."""
@@ -344,9 +364,3 @@ class InputAware(Attack):
             images,
             lambda floats, part: trigger.cross(floats, images[donors[part]].float().div_(255)),
         )
-
-    def _refuse_without_learner(self) -> None:
-        """A run on images without a trigger would look like a failed attack or a good defence."""
-        allowed = "the trigger.safetensors of a run of bdclean.training.InputAwareTraining"
-        ready = self.trigger is not None or self.stamped_by_module
-        require(ready, "trigger", self.trigger, f"{allowed}, which learns one")

@@ -7,7 +7,7 @@ on top; no label changes. With a surrogate g, y the target class, a the step:
     x' = (1 - m) * x_adv + m * t
 
 Test images get the patch alone. The perturbation needs a network, which attacks know nothing
-about: this file names it (`perturbation`), and the data module computes it.
+about: this file names it (`adversarial`), and the data module computes it.
 """
 
 import math
@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 
 from bdclean.attacks.badnets import BadNets, PatchTrigger, Pattern, Position
-from bdclean.attacks.base import Attack, Perturbation
+from bdclean.attacks.base import Adversarial, Attack
 from bdclean.attacks.checks import (
     LabelRule,
-    Quantize,
     RateBase,
     is_between,
     require,
     require_choice,
     require_integer,
+    require_size,
 )
 from bdclean.attacks.plan import PoisonPlan
 from bdclean.attacks.trigger import Trigger
@@ -37,15 +37,10 @@ Patch = Literal["single", "corners4", "corners4_same"]
 class LabelConsistent(Attack):
     """The label-consistent attack.
 
+    `quantize` matters for an amplitude below 1; the adversarial examples are rounded in any case.
+    `exclude_target` must be false.
+
     Args:
-        target: Target class.
-        rate: Share of poisoned rows, in (0, 1].
-        rate_base: What `rate` is a share of.
-        label_rule: "clean_label" is the only one.
-        exclude_target: False, for the same reason.
-        seed: Seed of the selection.
-        quantize: How triggered pixels go back to 8 bits; matters for an amplitude below 1. The
-            perturbation is rounded in any case.
         surrogate: Weights file (`model.safetensors` of a run) of the network that is fooled.
             Needed once training rows are made; not for evaluation, nor with an epsilon of 0.
         epsilon: Radius of the L-infinity ball in 8-bit pixel values: 0 (then it is BadNets on
@@ -56,10 +51,14 @@ class LabelConsistent(Attack):
         patch: "single"; "corners4": all corners, the left ones mirrored, so that a flipped
             trigger is the same one; "corners4_same": four identical copies (BCU).
         pattern: See `BadNets`; that of the right-hand corners.
-        position: Of a single patch; no matter with four corners.
+        position: Of a single patch; does not matter with four corners.
         patch_size: See `BadNets`.
         amplitude: A in (0, 1], of training images: below 1, white pixels of the patch become
             x_adv + A and black ones x_adv - A, clipped (Turner et al.). Test images get 1.
+        rate: Share of poisoned rows, in (0, 1].
+        rate_base: What `rate` is a share of.
+        label_rule: "clean_label" is the only one.
+        **kwargs: See `Attack`.
 
     Raises:
         AttackError: An argument is out of its range or contradicts another one.
@@ -67,13 +66,7 @@ class LabelConsistent(Attack):
 
     def __init__(
         self,
-        target: int = 0,
-        rate: float = 0.6,
-        rate_base: RateBase = "target_class",
-        label_rule: LabelRule = "clean_label",
-        exclude_target: bool = False,
-        seed: int = 0,
-        quantize: Quantize = "round",
+        *,
         surrogate: str | None = None,
         epsilon: float = 16.0,
         pgd_steps: int = 7,
@@ -84,8 +77,12 @@ class LabelConsistent(Attack):
         position: Position = "top_left",
         patch_size: int = 3,
         amplitude: float = 1.0,
+        rate: float = 0.6,
+        rate_base: RateBase = "target_class",
+        label_rule: LabelRule = "clean_label",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(target, rate, rate_base, label_rule, exclude_target, seed, quantize)
+        super().__init__(rate=rate, rate_base=rate_base, label_rule=label_rule, **kwargs)
         require(label_rule == "clean_label", "label_rule", label_rule, "clean_label")
         fits = epsilon == 0 or is_between(epsilon, 1, 255)
         require(fits, "epsilon", epsilon, "0 or in [1, 255], in 8-bit pixel values")
@@ -97,6 +94,8 @@ class LabelConsistent(Attack):
         fits = is_between(amplitude, 0, 1) and amplitude > 0
         require(fits, "amplitude", amplitude, "in (0, 1]")
         self.surrogate = surrogate
+        self.epsilon, self.pgd_steps = epsilon, pgd_steps
+        self.step_size, self.step_unit = step_size, step_unit
         self.pgd = PGD(epsilon, pgd_steps, step_size, step_unit, "linf", random_start=False)
         self.patch: Patch = patch
         self.pattern, self.position, self.patch_size = pattern, position, patch_size
@@ -104,36 +103,39 @@ class LabelConsistent(Attack):
         self._patch_at(position)  # checks these three
 
     @property
-    def perturbation(self) -> Perturbation | None:
-        """What is done to training rows before the patch; None with an epsilon of 0."""
-        return Perturbation(self.surrogate, self.pgd) if self.pgd.epsilon else None
+    def adversarial(self) -> Adversarial | None:
+        """Which adversarial examples get the patch; None with an epsilon of 0."""
+        return Adversarial(self.surrogate, self.pgd) if self.epsilon else None
 
-    def make_trigger(self, input_size: int) -> PatchTrigger:
-        """The patch, or the four of them, on an image of `input_size` pixels.
+    def make_trigger(self, size: tuple[int, int]) -> PatchTrigger:
+        """The patch, or the four of them.
+
+        Args:
+            size: Height and width of the images in pixels.
 
         Raises:
             AttackError: The patches do not fit into the image.
         """
         if self.patch == "single":
-            return self._patch_at(self.position).make_trigger(input_size)
-        require_integer("input_size", input_size, 1)
-        half = input_size // 2
-        allowed = f"at most {half}, half of the image size {input_size}, for four corners"
+            return self._patch_at(self.position).make_trigger(size)
+        height, width = require_size(size)
+        half = min(height, width) // 2
+        allowed = f"at most {half} for four corners, half the side of an image of {height}x{width}"
         require(self.patch_size <= half, "patch_size", self.patch_size, allowed)
-        pattern = torch.zeros(3, input_size, input_size)
-        mask = torch.zeros(1, input_size, input_size, dtype=torch.bool)
+        pattern = torch.zeros(3, height, width)
+        mask = torch.zeros(1, height, width, dtype=torch.bool)
         corners: tuple[Position, ...] = ("top_right", "bottom_right")
         if self.patch == "corners4_same":
             corners += ("top_left", "bottom_left")
         for corner in corners:
-            part = self._patch_at(corner).make_trigger(input_size)
+            part = self._patch_at(corner).make_trigger(size)
             pattern, mask = pattern + part.pattern, mask | part.mask
         if self.patch == "corners4":
             pattern, mask = pattern + pattern.flip(-1), mask | mask.flip(-1)
         return PatchTrigger(pattern, mask, self.quantize)
 
     def poison_rows(self, images: Tensor, plan: PoisonPlan, trigger: Trigger) -> Tensor:
-        """Puts the patch on perturbed rows, faint where the amplitude is below 1."""
+        """Puts the patch on adversarial examples, faint if the amplitude is below 1."""
         stamped = trigger.poison(images)
         if self.amplitude == 1:
             return stamped
@@ -143,18 +145,9 @@ class LabelConsistent(Attack):
 
     def describe(self) -> dict[str, Any]:
         """The attack's name and settings, ready for JSON; the surrogate is no part of them."""
-        own = {
-            "epsilon": self.pgd.epsilon,
-            "pgd_steps": self.pgd.steps,
-            "step_size": self.pgd.step_size,
-            "step_unit": self.pgd.step_unit,
-            "patch": self.patch,
-            "pattern": self.pattern,
-            "position": self.position if self.patch == "single" else None,
-            "patch_size": self.patch_size,
-            "amplitude": self.amplitude,
-        }
-        return {**super().describe(), **own}
+        settings = super().describe()
+        del settings["surrogate"]
+        return settings | ({} if self.patch == "single" else {"position": None})
 
     def _patch_at(self, position: Position) -> BadNets:
         return BadNets(

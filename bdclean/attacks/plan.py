@@ -53,16 +53,16 @@ class PoisonPlan:
         """Checks shapes, types and the partition."""
         n = self.num_samples
         if any(getattr(self, name).dtype != torch.int64 for name in _TENSORS):
-            raise AttackError("poison plan: indices and labels must be int64")
+            raise AttackError("poison plan: indices and labels must be int64.")
         if self.labels_seen.shape != (n,) or self.labels_true.shape != (n,):
-            raise AttackError(f"poison plan: there must be {n} labels, one per row")
+            raise AttackError(f"poison plan: there must be {n} labels, one per row.")
         touched = torch.cat([self.poison_index, self.cover_index])
         if touched.numel() and (touched.min() < 0 or touched.max() >= n):
-            raise AttackError(f"poison plan: indices must lie in [0, {n})")
+            raise AttackError(f"poison plan: indices must lie in [0, {n}).")
         if (touched.bincount() > 1).any():
-            raise AttackError("poison plan: poison and cover rows must be distinct")
+            raise AttackError("poison plan: poison and cover rows must be distinct.")
         if any((index.diff() <= 0).any() for index in (self.poison_index, self.cover_index)):
-            raise AttackError("poison plan: indices must be sorted")
+            raise AttackError("poison plan: indices must be sorted.")
 
     @property
     def touched_index(self) -> Tensor:
@@ -139,9 +139,9 @@ class PoisonPlan:
             fields |= {name: tensors[name] for name in _TENSORS}
             plan = cls(**fields)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise AttackError(f"{path}: not a saved poison plan: {error!r}") from error
+            raise AttackError(f"{path}: not a saved poison plan: {error!r}.") from error
         if plan.hash != facts.get("hash"):
-            raise AttackError(f"{folder}: plan.json and plan.safetensors do not match")
+            raise AttackError(f"{folder}: plan.json and plan.safetensors do not match.")
         return plan
 
     def _settings(self) -> dict[str, Any]:

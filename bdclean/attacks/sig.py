@@ -17,7 +17,7 @@ from bdclean.attacks.checks import (
     is_between,
     require,
     require_choice,
-    require_integer,
+    require_size,
 )
 from bdclean.attacks.trigger import Trigger
 
@@ -32,6 +32,7 @@ class SIGTrigger(Trigger):
         variant: How the signal meets the image, see `SIG`.
         alpha: Mixing share in [0, 1]; None for "additive".
         quantize: How `poison` returns to 8 bits.
+        height: H; None for a square image.
     """
 
     signal: Tensor
@@ -42,8 +43,10 @@ class SIGTrigger(Trigger):
         variant: Variant = "additive",
         alpha: float | None = None,
         quantize: Quantize = "round",
+        height: int | None = None,
     ) -> None:
-        super().__init__(signal.shape[-1], quantize)
+        width = signal.shape[-1]
+        super().__init__((width if height is None else height, width), quantize, signal=signal)
         require_choice("variant", variant, Variant)
         self.variant = variant
         self.alpha = alpha
@@ -55,7 +58,6 @@ class SIGTrigger(Trigger):
             self.of_image, self.of_signal = share, 1 - share
         else:  # convex and mask_image differ in what the signal is
             self.of_image, self.of_signal = 1 - share, share
-        self.register_buffer("signal", signal)
 
     def stamp(self, images: Tensor) -> Tensor:
         """The variant's formula; `forward` clips."""
@@ -63,27 +65,26 @@ class SIGTrigger(Trigger):
 
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments that are not buffers, ready for JSON."""
-        return {**super().arguments(), "variant": self.variant, "alpha": self.alpha}
+        own = {"variant": self.variant, "alpha": self.alpha}
+        height, width = self.size
+        return {**super().arguments(), **own, **({} if height == width else {"height": height})}
 
 
 class SIG(Attack):
     """The SIG attack.
 
     Args:
-        target: Target class.
-        rate: Share of poisoned rows, in (0, 1].
-        rate_base: What `rate` is a share of.
-        label_rule: What happens to the labels of poisoned rows; the paper's is "clean_label".
-        exclude_target: Leave rows of the target class out of the pool.
-        seed: Seed of the selection.
-        quantize: How triggered pixels go back to 8 bits.
         delta: Amplitude of v, in 8-bit pixel units, in (0, 255].
         frequency: f, cycles per image width, above 0.
         variant: "additive": x + v (Barni et al.); "convex": (1 - alpha) x + alpha v;
             "bench_v1": alpha x + (1 - alpha) v (an early BackdoorBench); "mask_image":
             (1 - alpha) x + alpha t, where t is v cast to uint8 with wrap-around (NAD's loader).
             All are clipped to [0, 1].
-        alpha: In [0, 1], for every variant but "additive", which takes none.
+        alpha: In [0, 1], for every variant except "additive", which takes none.
+        rate: Share of poisoned rows, in (0, 1].
+        rate_base: What `rate` is a share of.
+        label_rule: What happens to the labels of poisoned rows; the paper's is "clean_label".
+        **kwargs: See `Attack`.
 
     Raises:
         AttackError: An argument is out of its range or contradicts another one.
@@ -91,19 +92,17 @@ class SIG(Attack):
 
     def __init__(
         self,
-        target: int = 0,
-        rate: float = 0.8,
-        rate_base: RateBase = "target_class",
-        label_rule: LabelRule = "clean_label",
-        exclude_target: bool = False,
-        seed: int = 0,
-        quantize: Quantize = "round",
+        *,
         delta: float = 20.0,
         frequency: float = 6.0,
         variant: Variant = "additive",
         alpha: float | None = None,
+        rate: float = 0.8,
+        rate_base: RateBase = "target_class",
+        label_rule: LabelRule = "clean_label",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(target, rate, rate_base, label_rule, exclude_target, seed, quantize)
+        super().__init__(rate=rate, rate_base=rate_base, label_rule=label_rule, **kwargs)
         require(is_between(delta, 0, 255) and delta > 0, "delta", delta, "in (0, 255]")
         finite = is_between(frequency, 0, math.inf) and frequency > 0
         require(finite, "frequency", frequency, "above 0")
@@ -118,22 +117,16 @@ class SIG(Attack):
         self.variant = variant
         self.alpha = alpha
 
-    def make_trigger(self, input_size: int) -> SIGTrigger:
-        """Samples the signal on `input_size` columns."""
-        require_integer("input_size", input_size, 1)
-        columns = torch.arange(input_size, dtype=torch.float64)
-        levels = self.delta * torch.sin(2 * math.pi * self.frequency * columns / input_size)
+    def make_trigger(self, size: tuple[int, int]) -> SIGTrigger:
+        """Samples the signal on the columns of the images.
+
+        Args:
+            size: Height and width of the images in pixels.
+        """
+        height, width = require_size(size)
+        columns = torch.arange(width, dtype=torch.float64)
+        levels = self.delta * torch.sin(2 * math.pi * self.frequency * columns / width)
         if self.variant == "mask_image":
             levels = levels.trunc().long().remainder(256).double()  # -1 becomes 255
         signal = (levels / 255).float().reshape(1, 1, -1)
-        return SIGTrigger(signal, self.variant, self.alpha, self.quantize)
-
-    def describe(self) -> dict[str, Any]:
-        """The attack's name and settings, ready for JSON."""
-        own = {
-            "delta": self.delta,
-            "frequency": self.frequency,
-            "variant": self.variant,
-            "alpha": self.alpha,
-        }
-        return {**super().describe(), **own}
+        return SIGTrigger(signal, self.variant, self.alpha, self.quantize, height)

@@ -14,8 +14,6 @@ from bdclean.attacks import assets, assets_patches
 from bdclean.attacks.base import Attack, FurtherTest
 from bdclean.attacks.blend import BlendTrigger
 from bdclean.attacks.checks import (
-    Quantize,
-    RateBase,
     require,
     require_class,
     require_integer,
@@ -29,40 +27,42 @@ _COVERS_OF_TEN = (5, 7)  # backdoor-toolbox, for data sets of ten classes
 class TaCT(Attack):
     """The TaCT attack. Poisoned rows get the target label.
 
+    `rate_base` may be "source_class" as well.
+
     Args:
-        target: Target class.
         source_class: The class whose images the trigger is to move to the target.
-        cover_classes: Whose triggered images keep their label. None takes 5 and 7 where the
-            labels are 0 to 9 and neither is source or target, otherwise all but source and target.
-        rate: Share of poisoned rows, in (0, 1].
-        rate_base: What `rate` is a share of; "source_class" is known here too.
+        cover_classes: Whose triggered images keep their label. None takes 5 and 7 if the labels
+            are 0 to 9 and neither is source or target, otherwise all but source and target.
         cover_rate: Covers as a share of all rows, in [0, 1].
-        seed: Seed of the selection.
-        quantize: How triggered pixels go back to 8 bits.
         image: The patch, one of `assets_patches.PATCHES`, or "file:PATH": an image-sized picture
             of your own, whose alpha channel is the mask.
+        target: Target class.
+        rate: Share of poisoned rows, in (0, 1].
+        **kwargs: See `Attack`; there is no choice of `label_rule` and `exclude_target`.
 
     Raises:
         AttackError: An argument is out of its range or contradicts another one.
     """
 
     rate_bases = ("dataset", "target_class", "source_class")
+    further = ("leak",)
 
     def __init__(
         self,
-        target: int = 1,
+        *,
         source_class: int = 0,
         cover_classes: Sequence[int] | None = None,
-        rate: float = 0.05,
-        rate_base: RateBase = "dataset",
         cover_rate: float = 0.01,
-        seed: int = 0,
-        quantize: Quantize = "round",
         image: str = "white_square",
+        target: int = 1,
+        rate: float = 0.05,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(target, rate, rate_base, "all_to_one", False, seed, quantize)
+        super().__init__(
+            target=target, rate=rate, label_rule="all_to_one", exclude_target=False, **kwargs
+        )
         require_integer("source_class", source_class, 0)
-        require(source_class != target, "source_class", source_class, "another than target")
+        require(source_class != target, "source_class", source_class, "another class than target")
         for covers in cover_classes or ():
             require_integer("cover_classes", covers, 0)
             apart = covers not in (source_class, target)
@@ -80,13 +80,16 @@ class TaCT(Attack):
         self.cover_rate = cover_rate
         self.image = image
 
-    def make_trigger(self, input_size: int) -> BlendTrigger:
+    def make_trigger(self, size: tuple[int, int]) -> BlendTrigger:
         """The opaque patch.
+
+        Args:
+            size: Height and width of the images in pixels.
 
         Raises:
             AttackError: The picture file is missing or cannot be used.
         """
-        picture, mask = assets_patches.patch(self.image, input_size)
+        picture, mask = assets_patches.patch(self.image, size)
         return BlendTrigger(picture, mask, 1.0, self.quantize)
 
     def check_classes(self, labels: Tensor, num_classes: int) -> None:
@@ -128,16 +131,6 @@ class TaCT(Attack):
         rows = self._outside(labels).nonzero().flatten()
         wanted = torch.full_like(rows, self.target)
         return {"leak": FurtherTest(rows, trigger.poison(images[rows]), wanted)}
-
-    def describe(self) -> dict[str, Any]:
-        """The attack's name and settings, ready for JSON; of a file only its name."""
-        own = {
-            "source_class": self.source_class,
-            "cover_classes": self.cover_classes,
-            "cover_rate": self.cover_rate,
-            "image": assets.recorded(self.image),
-        }
-        return {**super().describe(), **own}
 
     def _outside(self, labels: Tensor) -> Tensor:
         return (labels != self.source_class) & (labels != self.target)

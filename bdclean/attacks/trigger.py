@@ -3,14 +3,14 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from bdclean.attacks.checks import Quantize, require, require_choice, require_integer
+from bdclean.attacks.checks import Quantize, require, require_choice, require_size
 from bdclean.errors import AttackError
 from bdclean.weights import format as weights_format
 
@@ -21,21 +21,29 @@ _FLOOR_TOLERANCE = 1e-4  # in grey levels; float32 puts an exact 108 at 107.9999
 class Trigger(nn.Module, ABC):
     """Maps images in [0, 1] to triggered images in [0, 1].
 
-    A subclass keeps its tensors in buffers and its other settings in `arguments()`; its
-    constructor takes exactly these two sets by name (or it overrides `rebuild`), so that a saved
-    trigger can be rebuilt without the attack, its seed, or a user's picture.
+    A subclass gives its tensors to this constructor, which keeps them as buffers, and its other
+    settings to `arguments()`. Its own constructor takes exactly these two sets by name (or it
+    overrides `rebuild`), so that a saved trigger can be rebuilt without the attack, its seed, or
+    a user's picture.
 
     Args:
-        input_size: Height and width of the images, in pixels.
+        size: Height and width of the images, in pixels.
         quantize: How `poison` returns to 8 bits.
+        **tensors: The buffers, by name.
+
+    Raises:
+        AttackError: The size is not two integers of at least 1, or `quantize` is unknown.
     """
 
-    def __init__(self, input_size: int, quantize: Quantize = "round") -> None:
+    def __init__(
+        self, size: Sequence[int], quantize: Quantize = "round", **tensors: Tensor
+    ) -> None:
         super().__init__()
-        require_integer("input_size", input_size, 1)
         require_choice("quantize", quantize, Quantize)
-        self.input_size = input_size
+        self.size = require_size(size)
         self.quantize = quantize
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor.contiguous())
 
     @abstractmethod
     def stamp(self, images: Tensor) -> Tensor:
@@ -73,7 +81,7 @@ class Trigger(nn.Module, ABC):
         """
         self._check(images)
         if not images.is_floating_point():
-            raise AttackError(f"the trigger takes float images in [0, 1], not {images.dtype}")
+            raise AttackError(f"the trigger takes float images in [0, 1], not {images.dtype}.")
         return self.stamp(images).clamp(0, 1)
 
     @final
@@ -93,7 +101,7 @@ class Trigger(nn.Module, ABC):
         """
         self._check(images)
         if images.dtype != torch.uint8:
-            raise AttackError(f"stored images are uint8, not {images.dtype}")
+            raise AttackError(f"stored images are uint8, not {images.dtype}.")
         self.require_levels()
         rows = images.unsqueeze(0) if images.dim() == 3 else images
         return self.change(rows, lambda floats, _: self.forward(floats)).view_as(images)
@@ -126,7 +134,7 @@ class Trigger(nn.Module, ABC):
             A new uint8 tensor of the same shape.
         """
         changed = torch.empty_like(images)
-        step = max(1, _CHUNK_VALUES // (3 * self.input_size**2))
+        step = max(1, _CHUNK_VALUES // (3 * self.size[0] * self.size[1]))
         for start in range(0, len(images), step):
             part = slice(start, start + step)
             floats = transform(images[part].float().div_(255), part)
@@ -179,22 +187,22 @@ class Trigger(nn.Module, ABC):
         name = metadata.get("trigger", "")
         if name not in known:
             raise AttackError(
-                f"{path}: unknown trigger class {name!r}; known are {', '.join(sorted(known))}"
+                f"{path}: unknown trigger class {name!r}; known are {', '.join(sorted(known))}."
             )
         try:
             trigger = known[name].rebuild(tensors, json.loads(metadata["arguments"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise AttackError(f"{path}: not a saved {name}: {error}") from error
+            raise AttackError(f"{path}: not a saved {name}: {error}.") from error
         if trigger.fingerprint != metadata.get("fingerprint"):
-            raise AttackError(f"{path}: content and fingerprint differ; the file was changed")
+            raise AttackError(f"{path}: content and fingerprint differ; the file was changed.")
         return trigger
 
     def _check(self, images: Tensor) -> None:
-        size = self.input_size
-        if images.dim() not in (3, 4) or images.shape[-3:] != (3, size, size):
+        height, width = self.size
+        if images.dim() not in (3, 4) or images.shape[-3:] != (3, height, width):
             raise AttackError(
                 f"images have shape {tuple(images.shape)}; this trigger takes "
-                f"(B, 3, {size}, {size}) or (3, {size}, {size})"
+                f"(B, 3, {height}, {width}) or (3, {height}, {width})."
             )
 
 

@@ -1,8 +1,8 @@
 """WaNet (Nguyen and Tran, ICLR 2021, arXiv:2102.10369): a smooth warp that nobody sees.
 
-G = clamp((I + s * F / H) * g, -1, 1), x' = x read at G, bilinearly; F is a small random field,
-enlarged. Noise images are read at clamp(G + jitter / H, -1, 1) and keep their label, so that the
-net learns this one warp and not warps as such.
+G = clamp((I + s * F / S) * g, -1, 1), x' = x read at G, bilinearly; F is a small random field,
+enlarged, and S = (W, H), so that a move counts in pixels. Noise images are read at
+clamp(G + jitter / S, -1, 1) and keep their label, so that the network reacts to this warp only.
 """
 
 import math
@@ -14,13 +14,12 @@ from torch.nn import functional
 
 from bdclean.attacks.base import Attack, FurtherTest
 from bdclean.attacks.checks import (
-    LabelRule,
     Quantize,
-    RateBase,
     is_between,
     require,
     require_choice,
     require_integer,
+    require_size,
 )
 from bdclean.attacks.plan import PoisonPlan
 from bdclean.attacks.trigger import Trigger
@@ -30,16 +29,16 @@ Mode = Literal["dynamic", "static"]
 _TOLERANCE = 1e-6  # 0.29 * 100 is 28.999999999999996 in floating point
 
 
-def draw_field(size: int, points: int, generator: torch.Generator) -> Tensor:
+def draw_field(size: tuple[int, int], points: int, generator: torch.Generator) -> Tensor:
     """Draws F: P ~ U(-1, 1) on a grid of control points, over mean(|P|), bicubically enlarged.
 
     Args:
-        size: H, in pixels.
+        size: H and W, in pixels.
         points: k, control points per side; the outer ones lie on the centres of corner pixels.
         generator: On the CPU.
 
     Returns:
-        (1, H, H, 2): (x, y) at row and column; with s = 1, half of it is the shift in pixels.
+        (1, H, W, 2): (x, y) at row and column; with s = 1, half of it is the shift in pixels.
     """
     control = torch.rand(1, 2, points, points, generator=generator) * 2 - 1
     control = control / control.abs().mean()
@@ -47,16 +46,23 @@ def draw_field(size: int, points: int, generator: torch.Generator) -> Tensor:
     return field.permute(0, 2, 3, 1)
 
 
-def draw_jitter(count: int, size: int, generator: torch.Generator) -> Tensor:
-    """Draws the jitter of noise images, U(-1, 1), (count, H, H, 2), on the generator's device."""
-    shape = (count, size, size, 2)
+def draw_jitter(count: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Draws the jitter of noise images, U(-1, 1), (count, H, W, 2), on the generator's device."""
+    shape = (count, *size, 2)
     return torch.rand(shape, generator=generator, device=generator.device) * 2 - 1
 
 
-def _identity(size: int) -> Tensor:
-    """I, (1, H, H, 2): the place (x, y) of every pixel, in [-1, 1]."""
-    axis = torch.linspace(-1, 1, size)
-    return torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)[None]
+def _identity(size: tuple[int, int]) -> Tensor:
+    """I, (1, H, W, 2): the place (x, y) of every pixel, in [-1, 1]."""
+    height, width = size
+    axes = torch.linspace(-1, 1, width), torch.linspace(-1, 1, height)
+    return torch.stack(torch.meshgrid(*axes, indexing="xy"), -1)[None]
+
+
+def _over_size(moves: Tensor, size: tuple[int, int]) -> Tensor:
+    """Moves (x, y) over S, (..., H, W, 2): x over W and y over H."""
+    height, width = size
+    return torch.stack([moves[..., 0] / width, moves[..., 1] / height], -1)
 
 
 def _warp(images: Tensor, grid: Tensor) -> Tensor:
@@ -79,8 +85,7 @@ class WaNetTrigger(Trigger):
     grid: Tensor
 
     def __init__(self, grid: Tensor, quantize: Quantize = "round") -> None:
-        super().__init__(grid.shape[1], quantize)
-        self.register_buffer("grid", grid)
+        super().__init__(grid.shape[1:3], quantize, grid=grid)
 
     def stamp(self, images: Tensor) -> Tensor:
         """Returns x read at G."""
@@ -88,28 +93,25 @@ class WaNetTrigger(Trigger):
         return _warp(rows, self.grid).reshape(images.shape)
 
     def noise(self, images: Tensor, jitter: Tensor) -> Tensor:
-        """Returns x read at clamp(G + jitter / H, -1, 1), in [0, 1].
+        """Returns x read at clamp(G + jitter / S, -1, 1), in [0, 1].
 
         Args:
             images: Float images in [0, 1], (B, 3, H, W); not changed in place.
-            jitter: In [-1, 1], (B, H, W, 2); where it is 0, the trigger.
+            jitter: In [-1, 1], (B, H, W, 2); 0 gives the trigger.
         """
-        grid = (self.grid + jitter / self.input_size).clamp(-1, 1)
+        grid = (self.grid + _over_size(jitter, self.size)).clamp(-1, 1)
         return _warp(images, grid).clamp(0, 1)
 
 
 class WaNet(Attack):
     """The WaNet attack.
 
+    `rate_base` must be "dataset", `label_rule` "all_to_one" or "all_to_all". `exclude_target` is
+    for the static mode only. `seed` draws the jitter of static covers and of test images as well
+    as the rows.
+
     Args:
-        target: Target class.
-        rate: Share of poisoned images, in (0, 1].
-        rate_base: "dataset", the only one here.
-        label_rule: "all_to_one" or "all_to_all".
-        exclude_target: Leave rows of the target class out of the pool (static mode only).
-        seed: Seed of the selection, and of the jitter of static covers and of test images.
-        quantize: How warped pixels go back to 8 bits.
-        mode: "dynamic": every training batch is poisoned anew, at its front. "static": fixed
+        mode: "dynamic": every training batch is poisoned again, at its front. "static": fixed
             poisoned rows and covers, each cover with one jitter of its own.
         strength: s, 0 or above; 0.5 shifts pixels by about 0.3.
         grid_size: k, control points per side of the warp, 2 or more.
@@ -118,20 +120,17 @@ class WaNet(Attack):
         cross_ratio: p_n, noise images (covers) per poisoned image.
         exact: Dynamic mode: carry fractions from batch to batch, so that `rate` holds over the
             epoch; else int(B * rate) of every batch of B, as the public code.
+        **kwargs: See `Attack`.
 
     Raises:
         AttackError: An argument is out of its range or contradicts another one.
     """
 
+    further = ("noise_acc",)
+
     def __init__(
         self,
-        target: int = 0,
-        rate: float = 0.1,
-        rate_base: RateBase = "dataset",
-        label_rule: LabelRule = "all_to_one",
-        exclude_target: bool = False,
-        seed: int = 0,
-        quantize: Quantize = "round",
+        *,
         mode: Mode = "dynamic",
         strength: float = 0.5,
         grid_size: int = 4,
@@ -139,22 +138,23 @@ class WaNet(Attack):
         grid_seed: int = 0,
         cross_ratio: float = 2.0,
         exact: bool = True,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(target, rate, rate_base, label_rule, exclude_target, seed, quantize)
-        require(rate_base == "dataset", "rate_base", rate_base, "dataset")
-        fits = label_rule != "clean_label"
-        require(fits, "label_rule", label_rule, "all_to_one or all_to_all")
+        super().__init__(**kwargs)
+        require(self.rate_base == "dataset", "rate_base", self.rate_base, "dataset")
+        fits = self.label_rule != "clean_label"
+        require(fits, "label_rule", self.label_rule, "all_to_one or all_to_all")
         require_choice("mode", mode, Mode)
-        alone = mode == "static" or not exclude_target
-        require(alone, "exclude_target", exclude_target, "false with mode dynamic")
+        alone = mode == "static" or not self.exclude_target
+        require(alone, "exclude_target", self.exclude_target, "false with mode dynamic")
         require(is_between(strength, 0, math.inf), "strength", strength, "0 or above")
         require_integer("grid_size", grid_size, 2)
         fits = is_between(grid_rescale, 0, math.inf) and grid_rescale > 0
         require(fits, "grid_rescale", grid_rescale, "above 0")
         require_integer("grid_seed", grid_seed, 0)
-        most = 1 / rate - 1
+        most = 1 / self.rate - 1
         fits = is_between(cross_ratio, 0, most + _TOLERANCE)
-        require(fits, "cross_ratio", cross_ratio, f"in [0, {most:.4g}] with rate {rate}")
+        require(fits, "cross_ratio", cross_ratio, f"in [0, {most:.4g}] with rate {self.rate}")
         self.mode = mode
         self.strength = strength
         self.grid_size = grid_size
@@ -162,20 +162,24 @@ class WaNet(Attack):
         self.grid_seed = grid_seed
         self.cross_ratio = cross_ratio
         self.exact = exact
-        self.cover_rate = cross_ratio * rate
+        self.cover_rate = cross_ratio * self.rate
 
     @property
     def dynamic(self) -> bool:
-        """Whether the attacker controls training and poisons every batch anew."""
+        """Whether the attacker controls training and poisons every batch again."""
         return self.mode == "dynamic"
 
-    def make_trigger(self, input_size: int) -> WaNetTrigger:
-        """Draws the warp and lays it over `input_size` pixels."""
-        require_integer("input_size", input_size, 1)
+    def make_trigger(self, size: tuple[int, int]) -> WaNetTrigger:
+        """Draws the warp and lays it over the image.
+
+        Args:
+            size: Height and width of the images in pixels.
+        """
+        size = require_size(size)
         generator = torch.Generator().manual_seed(derive_seed("wanet", self.grid_seed))
-        field = draw_field(input_size, self.grid_size, generator)
-        grid = (_identity(input_size) + self.strength * field / input_size) * self.grid_rescale
-        return WaNetTrigger(grid.clamp(-1, 1), self.quantize)
+        field = draw_field(size, self.grid_size, generator)
+        grid = _identity(size) + _over_size(self.strength * field, size)
+        return WaNetTrigger((grid * self.grid_rescale).clamp(-1, 1), self.quantize)
 
     def poison_rows(self, images: Tensor, plan: PoisonPlan, trigger: Trigger) -> Tensor:
         """Poisoned rows at the trigger grid, covers each at a jittered one."""
@@ -206,7 +210,7 @@ class WaNet(Attack):
         poison, cover = self.batch_counts(len(images), first)
         own, both = cast(WaNetTrigger, trigger), slice(poison + cover)
         jitter = torch.zeros(poison + cover, *own.grid.shape[1:], device=images.device)
-        jitter[poison:] = draw_jitter(cover, own.input_size, generator)
+        jitter[poison:] = draw_jitter(cover, own.size, generator)
         images, labels = images.clone(), labels.clone()
         images[both] = own.as_stored(own.noise(images[both], jitter))
         labels[:poison] = self.wanted_label(labels[:poison], num_classes)
@@ -242,20 +246,7 @@ class WaNet(Attack):
         def transform(floats: Tensor, part: slice) -> Tensor:
             marked = noisy[part]
             jitter = torch.zeros(len(floats), *own.grid.shape[1:])
-            jitter[marked] = draw_jitter(int(marked.sum()), own.input_size, generator)
+            jitter[marked] = draw_jitter(int(marked.sum()), own.size, generator)
             return own.noise(floats, jitter)
 
         return own.change(images, transform)
-
-    def describe(self) -> dict[str, Any]:
-        """The attack's name and settings, ready for JSON."""
-        own = {
-            "mode": self.mode,
-            "strength": self.strength,
-            "grid_size": self.grid_size,
-            "grid_rescale": self.grid_rescale,
-            "grid_seed": self.grid_seed,
-            "cross_ratio": self.cross_ratio,
-            "exact": self.exact,
-        }
-        return {**super().describe(), **own}

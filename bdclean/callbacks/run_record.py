@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from bdclean.backbones import save_model
 from bdclean.metrics.identification import identification
 from bdclean.modules import BackdoorModule
-from bdclean.types import RecordedData, ReportableData
+from bdclean.types import DescribesItself, KnowsTruth
 
 METRIC_DEFINITIONS = {
     "acc": "percent of clean test images classified as their true class, micro-averaged",
@@ -72,13 +72,13 @@ class RunRecord(Callback):
             digest = save_model(pl_module.product(), folder / "model.safetensors", done)
             self.record["hashes"]["weights"] = digest
         data = getattr(trainer, "datamodule", None)
-        if isinstance(data, RecordedData):
+        if isinstance(data, DescribesItself):
             data.save_artifacts(folder)
         if isinstance(pl_module, BackdoorModule):
             pl_module.save_artifacts(folder)
             findings = pl_module.findings()
             if findings is not None:
-                truth = data.training_set() if isinstance(data, ReportableData) else None
+                truth = data.training_set() if isinstance(data, KnowsTruth) else None
                 self.record["identification"] = identification(findings, truth)
         self._write(folder / "result.json")
 
@@ -118,7 +118,7 @@ class RunRecord(Callback):
             "metrics": {},
             "definitions": METRIC_DEFINITIONS,
             "protocol": module.protocol() if isinstance(module, BackdoorModule) else {},
-            "data": data.describe() if isinstance(data, RecordedData) else {},
+            "data": data.describe() if isinstance(data, DescribesItself) else {},
             "cost": {
                 "train_seconds": round(self._seconds["train"], 2),
                 "steps": trainer.global_step,

@@ -15,7 +15,7 @@ from bdclean.callbacks.suspect_figures import draw_courses, draw_scores, draw_sh
 from bdclean.errors import BdcleanError
 from bdclean.metrics.identification import false_positive_rate, true_positive_rate
 from bdclean.modules import BackdoorModule
-from bdclean.types import Findings, ReportableData, TrainingSet
+from bdclean.types import Findings, KnowsTruth, TrainingSet
 
 COLUMNS = ("index", "file", "label", "score", "flagged", "proposed")
 NAMES = ("label_name", "proposed_name")
@@ -30,7 +30,7 @@ class Suspects(Callback):
     Also where the method gives up after its findings, because all samples are flagged.
 
     It does nothing if the module has no findings, or the data module is no
-    `bdclean.types.ReportableData`. Only the first process writes. The truth, where it is known,
+    `bdclean.types.KnowsTruth`. Only the first process writes. The truth, where it is known,
     shows in `scores.png` and `rounds.png` alone.
 
     Args:
@@ -54,7 +54,7 @@ class Suspects(Callback):
         folder = self.folder or trainer.log_dir  # all processes ask: Lightning broadcasts it
         findings = pl_module.findings() if isinstance(pl_module, BackdoorModule) else None
         data = getattr(trainer, "datamodule", None)
-        if findings is None or folder is None or not isinstance(data, ReportableData):
+        if findings is None or folder is None or not isinstance(data, KnowsTruth):
             return
         if not trainer.is_global_zero or is_trial(trainer):
             return
@@ -123,7 +123,7 @@ def evaluations(folder: Path) -> _Courses:
     return courses
 
 
-def _write_files(folder: Path, findings: Findings, data: ReportableData) -> None:
+def _write_files(folder: Path, findings: Findings, data: KnowsTruth) -> None:
     known = data.training_set()
     folder.mkdir(parents=True, exist_ok=True)
     # File names need not be UTF-8; they are written as they are.

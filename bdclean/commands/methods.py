@@ -12,7 +12,7 @@ import bdclean.sifting
 import bdclean.training
 from bdclean.errors import ConfigError
 from bdclean.modules import BackdoorModule
-from bdclean.plugins import load_plugins
+from bdclean.plugins import METHODS, load_plugins
 
 ROOMS: tuple[tuple[str, ModuleType], ...] = (
     ("purify", bdclean.purification),
@@ -28,7 +28,7 @@ def methods() -> Iterator[tuple[str, type[BackdoorModule]]]:
             found = getattr(room, name)
             if is_method(found):
                 yield kind, found
-    for found in load_plugins("bdclean.methods").values():
+    for found in load_plugins(METHODS).values():
         if is_method(found):
             yield "plugin", found
 

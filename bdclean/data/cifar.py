@@ -1,17 +1,15 @@
 """CIFAR-10 and CIFAR-100 from their own archives, through torchvision."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torchvision import datasets
 
-from bdclean.attacks import Attack
-from bdclean.data.datamodule import ImageDataModule, Labels
+from bdclean.data.datamodule import ImageDataModule
 from bdclean.data.images import ImageSet
 from bdclean.data.sources import downloading
-from bdclean.data.splits import Splits
 from bdclean.errors import DataError
-from bdclean.types import View
 
 
 class CIFAR10(ImageDataModule):
@@ -20,14 +18,7 @@ class CIFAR10(ImageDataModule):
     Args:
         root: Folder that holds, or will hold, `cifar-10-batches-py`.
         download: Fetch the archive (170 MB) when it is not there.
-        attack: See `ImageDataModule`, as for the arguments that follow.
-        splits: Sizes of the roles.
-        defense_root: Folder of other images for the defender.
-        defense_labels: Whether a labelled baseline may see the labels of the defence role.
-        view: What training reads by default.
-        validate_in_fit: Evaluate on the `val` role after each epoch of a fit as well.
-        eval_batch_size: Images per evaluation step.
-        shuffle_seed: Seed of order and augmentation.
+        **kwargs: Those of `ImageDataModule`.
     """
 
     name = "cifar10"
@@ -42,25 +33,9 @@ class CIFAR10(ImageDataModule):
         self,
         root: str = "data",
         download: bool = False,
-        attack: Attack | None = None,
-        splits: Splits = Splits(),  # noqa: B008  (frozen)
-        defense_root: str | None = None,
-        defense_labels: Labels = "hidden",
-        view: View = View("train", augmentation="weak", labels=True),  # noqa: B008  (frozen)
-        validate_in_fit: bool = False,
-        eval_batch_size: int = 500,
-        shuffle_seed: int | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            attack,
-            splits,
-            defense_root,
-            defense_labels,
-            view,
-            validate_in_fit,
-            eval_batch_size,
-            shuffle_seed,
-        )
+        super().__init__(**kwargs)
         self.root, self.download = str(Path(root).expanduser()), download
 
     def prepare_data(self) -> None:
@@ -83,9 +58,9 @@ class CIFAR10(ImageDataModule):
             stored = self._loader(self.root, train=train)
         except RuntimeError as error:
             raise DataError(
-                f"No intact {self._title} below {self.root}: expected "
-                f"{self.root}/{self._loader.base_folder}. Set data.init_args.root to its folder, "
-                "or data.init_args.download to true."
+                f"root={self.root}: no intact {self._title} below; expected "
+                f"{self.root}/{self._loader.base_folder}. Give the folder above it, or set "
+                "download to true."
             ) from error
         images = torch.from_numpy(stored.data).permute(0, 3, 1, 2).contiguous()
         return ImageSet(images, torch.tensor(stored.targets), classes=tuple(stored.classes))

@@ -1,7 +1,7 @@
-"""The data module: roles, hidden labels, poisoned rows and evaluation sets.
+"""The data module: it serves images by role, and labels only where a role may show them.
 
-Labels leave this room only where a role may show them, and nothing above it can reach
-back in; that is how the threat model of a label-free method is kept.
+Nothing above this room can reach back into it; that is how the threat model of a label-free
+method is kept.
 """
 
 import os
@@ -18,32 +18,32 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from bdclean.attacks import Attack, PoisonPlan, Trigger
-from bdclean.data.images import ChosenRows, ImageSet, Overlay, RoleImages, labels_of
-from bdclean.data.loading import TrainLoader, evaluation_loader, scan_loader, to_float
+from bdclean.data.images import ChosenRows, ImageSet, RoleImages, Rows, labels_of
+from bdclean.data.loading import TrainLoader, evaluation_loader, reading_loader, to_float
+from bdclean.data.poisoned_set import PoisonedSet
 from bdclean.data.poisoning import (
     BatchPoisoner,
     PoisonAugmenter,
+    attack_facts,
     evaluation_sets,
-    make_batch_poisoner,
-    poisoned_rows,
     require_fixed_rows,
 )
-from bdclean.data.record import attack_facts, training_set
 from bdclean.data.sources import read_flat_folder
-from bdclean.data.splits import RoleRows, Splits, draw_roles
+from bdclean.data.splits import RoleRows, Splits, draw_from_folder
 from bdclean.data.views import ViewMaker
 from bdclean.errors import ConfigError, DataError
-from bdclean.functional.seeds import derive_seed
 from bdclean.types import Batch, Role, TrainingSet, View
 
 Labels = Literal["hidden", "visible"]
+Loader = DataLoader[dict[str, Any]]
 
 
 class ImageDataModule(LightningDataModule, ABC):
     """Images in memory, served by role.
 
     Subclasses set the class attributes (or set them before calling `super().__init__`) and
-    implement the two readers.
+    implement the two readers. A constructor takes its own arguments and forwards `**kwargs: Any`
+    to this one, whose arguments the command line then knows as well.
 
     Args:
         attack: Poisons the `train` role and makes the triggered test set; None for clean data.
@@ -92,7 +92,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.defense_labels, self.validate_in_fit = defense_labels, validate_in_fit
         self.eval_batch_size, self.shuffle_seed = eval_batch_size, shuffle_seed
         if eval_batch_size < 1:
-            raise ConfigError(f"data.init_args.eval_batch_size={eval_batch_size}: give 1 or more.")
+            raise ConfigError(f"eval_batch_size={eval_batch_size}: it must be 1 or above.")
 
     @abstractmethod
     def read_train(self) -> ImageSet:
@@ -103,162 +103,65 @@ class ImageDataModule(LightningDataModule, ABC):
         """Reads the test images with their labels."""
 
     @property
-    def has_base(self) -> bool:
+    def has_training_images(self) -> bool:
         """Whether there are training images at all, and not only the defender's folder."""
         return True
 
     def prepare_data(self) -> None:
         """Decodes the defender's folder once; on one process of a node."""
-        with suppress(DataError):  # told where the images are needed, which may be nowhere
+        with suppress(DataError):  # reported where the images are needed, which may be nowhere
             _ = self.defense_set if self.defense_root is not None and self.cache else None
 
     # ------------------------------------------------------------------ sets, read once
 
     @cached_property
-    def base(self) -> ImageSet:
-        """All training images, as stored: clean."""
+    def stored(self) -> ImageSet:
+        """All training images, clean."""
         return self.read_train()
 
     @cached_property
     def test_set(self) -> ImageSet:
-        """All test images, as stored: clean."""
+        """All test images, clean."""
         return self.read_test()
-
-    @cached_property
-    def base_labels(self) -> Tensor:
-        """(N,) true labels of `base`."""
-        return labels_of(self.base)
-
-    @cached_property
-    def rows(self) -> RoleRows:
-        """Which rows of `base` each role reads."""
-        return draw_roles(self.base_labels, self.num_classes, self.splits)
-
-    @cached_property
-    def plan(self) -> PoisonPlan | None:
-        """What the attack does to the `train` role; None without attack, or where it is empty."""
-        if self.attack is None or not self.has_base or not len(self.rows.train):
-            return None
-        return self.attack.plan(self.base_labels[self.rows.train], self.num_classes)
-
-    @cached_property
-    def trigger(self) -> Trigger | None:
-        """The trigger at the size of the images."""
-        return None if self.attack is None else self.attack.make_trigger(self.input_size)
-
-    @cached_property
-    def batch_poisoner(self) -> BatchPoisoner | PoisonAugmenter | None:
-        """Changes training batches, when the attack asks for it."""
-        if self.attack is None or self.plan is None or self.trigger is None:
-            return None
-        return make_batch_poisoner(
-            self.attack, self.plan, self.trigger, self.num_classes, flip=self.allow_flip
-        )
 
     @cached_property
     def defense_set(self) -> ImageSet:
         """The images behind the defence role."""
         if self.defense_root is None:
-            return self.base
+            return self.stored
         return read_flat_folder(Path(self.defense_root), self.input_size, cache=self.cache)
 
-    def role_images(self, role: Role, *, labels: bool) -> RoleImages:
-        """The rows of a role.
-
-        Raises:
-            ConfigError: If the role is empty, or may not show its labels.
-        """
-        if labels and role == "defense" and not self._defense_labels_shown:
-            raise ConfigError(
-                "This method asks for labels of the defence images, which are hidden. Use a "
-                "label-free method, or set data.init_args.defense_labels to visible (a folder "
-                "given as data.init_args.defense_root has none)."
-            )
-        if role == "train":
-            images = self._train_images(labels)
-        elif role == "defense" and self.defense_root is not None:
-            everything = torch.arange(len(self.defense_set))
-            chosen = everything if not self.splits.defense else self._sample_defense(everything)
-            images = RoleImages(self.defense_set.images, chosen)
-        else:
-            rows = getattr(self.rows, role)
-            columns = {"label": self.base_labels[rows]} if labels else None
-            images = RoleImages(self.base.images, rows, columns=columns)
-        if not len(images):
-            way_out = f"set data.init_args.splits.{role} to the number it should hold."
-            if role == "train":
-                way_out = "lower the numbers in data.init_args.splits, which hold all of them out."
-            raise ConfigError(f"The role {role} has no images; {way_out}")
-        return images
-
-    @property
-    def _defense_labels_shown(self) -> bool:
-        return self.defense_labels == "visible" and self.defense_root is None
-
-    def _sample_defense(self, rows: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(derive_seed("defense", self.splits.seed))
-        order = torch.randperm(len(rows), generator=generator)[: self.splits.defense]
-        return rows[order.sort().values]
+    @cached_property
+    def _folder_rows(self) -> Tensor:
+        return draw_from_folder(len(self.defense_set), self.splits)
 
     @cached_property
-    def train_overlay(self) -> Overlay | None:
-        """The poisoned rows of the train role, made once, on their stored uint8 values."""
-        plan, trigger = self.plan, self.trigger
-        if self.attack is None or plan is None or trigger is None:
-            return None
-        stored = self.base.images[self.rows.train[plan.touched_index]]
-        return poisoned_rows(self.attack, plan, trigger, stored, self.num_classes)
+    def trigger(self) -> Trigger | None:
+        """The trigger at the size of the images."""
+        size = (self.input_size, self.input_size)
+        return None if self.attack is None else self.attack.make_trigger(size)
 
-    def _train_images(self, labels: bool) -> RoleImages:
-        rows, plan = self.rows.train, self.plan
-        seen = self.base_labels[rows] if plan is None else plan.labels_seen
-        columns = {"label": seen} if labels else None
-        return RoleImages(self.base.images, rows, self.train_overlay, columns)
-
-    def _viewed(self, view: View) -> RoleImages | ChosenRows:
-        images = self.role_images(view.role, labels=view.labels)
-        if view.subset is None:
-            return images
-        if view.role == "train":
-            require_fixed_rows(self.attack)
-        return ChosenRows(images, view.subset)
-
-    # ------------------------------------------------------------------ Lightning's hooks
-
-    def setup(self, stage: str) -> None:
-        """Reads what the stage needs, so that a missing data set is found out at once."""
-        if stage == "fit":
-            _ = self.rows if self.defense_root is None else self.defense_set
-            _ = self.plan, self.trigger  # wrong settings are told before files are written
-        else:
-            _ = (self.rows if stage == "validate" else self.test_set), self.trigger
-        if self.trigger is not None:
-            self.trigger.require_levels()
-
-    def set_view(self, view: View) -> None:
-        """Makes `train_dataloader` serve `view`, whose images are made at once, from now on."""
-        self.view = view
-        _ = self._viewed(view)  # a surrogate that is missing is told before files are written
-
-    def train_dataloader(self) -> TrainLoader:
-        """Shuffled batches of the present view."""
-        view = self.view
-        images = self._viewed(view)
-        if view.drop_last and len(images) < view.batch_size * self._world_size:
-            raise ConfigError(
-                f"The role {view.role} has {len(images)} images, fewer than one batch of "
-                f"{view.batch_size} on each of {self._world_size} devices; lower "
-                "model.init_args.batch_size or give more images."
-            )
-        self.view_maker.tell(view)
-        return TrainLoader(
-            images,
-            batch_size=view.batch_size,
-            drop_last=view.drop_last,
-            seed=self._seed,
-            world_size=self._world_size,
-            rank=self._rank,
+    @cached_property
+    def poisoned_set(self) -> PoisonedSet:
+        """The training images by role, and what the attack does to them."""
+        return PoisonedSet.draw(
+            self.stored, self.num_classes, self.splits, self.attack, self.trigger
         )
+
+    @property
+    def rows(self) -> RoleRows:
+        """Which rows of `stored` each role reads."""
+        return self.poisoned_set.rows
+
+    @property
+    def plan(self) -> PoisonPlan | None:
+        """What the attack does to the `train` role; None without attack, or where it is empty."""
+        return self.poisoned_set.plan if self.has_training_images else None
+
+    @cached_property
+    def batch_poisoner(self) -> BatchPoisoner | PoisonAugmenter | None:
+        """Changes training batches, when the attack asks for it."""
+        return self.poisoned_set.batch_poisoner(flip=self.allow_flip)
 
     @cached_property
     def view_maker(self) -> ViewMaker:
@@ -266,15 +169,115 @@ class ImageDataModule(LightningDataModule, ABC):
         blur = self.attack is None or self.attack.survives_blur
         return ViewMaker(self.name, flip=self.allow_flip, blur=blur)
 
-    def scan_dataloader(self, view: View, *, shared: bool = False) -> DataLoader[dict[str, Any]]:
+    # ------------------------------------------------------------------ roles and views
+
+    def role_images(self, role: Role, *, labels: bool) -> RoleImages:
+        """The rows of a role.
+
+        Raises:
+            ConfigError: If the role is empty, or may not show its labels.
+        """
+        if labels and role == "defense":
+            self._require_defense_labels()
+        if role == "defense" and self.defense_root is not None:
+            return RoleImages(self.defense_set.images, self._folder_rows)
+        return self.poisoned_set.role(role, labels=labels)
+
+    def _require_defense_labels(self) -> None:
+        if self.defense_root is not None:
+            raise ConfigError(
+                f"defense_root={self.defense_root}: images of a folder have no labels, and this "
+                "method asks for those of the defence images; use a label-free method, or leave "
+                "defense_root out and set defense_labels to visible."
+            )
+        if self.defense_labels == "hidden":
+            raise ConfigError(
+                "defense_labels=hidden: this method asks for labels of the defence images; use a "
+                "label-free method, or set defense_labels to visible."
+            )
+
+    def _viewed(self, view: View) -> Rows:
+        """What `view` reads. The data's labels stay where they are if the method brings its own."""
+        subset = view.subset
+        own = subset is not None and subset.labels is not None
+        images = self.role_images(view.role, labels=view.labels and not own)
+        if subset is None:
+            return images
+        if view.role == "train":
+            require_fixed_rows(self.attack)
+        return ChosenRows(images, subset)
+
+    def set_view(self, view: View) -> None:
+        """Makes `train_dataloader` serve `view`, whose images are made at once, from now on."""
+        self.view = view
+        _ = self._viewed(view)  # fail here, before files are written, if a surrogate is missing
+
+    def num_batches(self, view: View) -> int:
+        """Batches per epoch and device of `train_dataloader` under `view`, whose images are made.
+
+        Raises:
+            ConfigError: As `set_view` and `train_dataloader`.
+        """
+        return len(self._train_loader(view))
+
+    def num_rows(self, view: View) -> int:
+        """Rows of `view`, whose images are made, on all devices together.
+
+        Raises:
+            ConfigError: As `set_view`.
+        """
+        return len(self._viewed(view))
+
+    # ------------------------------------------------------------------ Lightning's hooks
+
+    def setup(self, stage: str) -> None:
+        """Reads what the stage needs, so that wrong settings and missing data fail at once."""
+        if stage == "fit" and self.defense_root is not None:
+            _ = self.defense_set
+        if stage == "validate" or (stage == "fit" and self.has_training_images):
+            _ = self.poisoned_set
+        if stage in ("test", "predict"):
+            _ = self.test_set
+        self._require_stamper()
+        if self.trigger is not None:
+            self.trigger.require_levels()
+
+    def _require_stamper(self) -> None:
+        if self.attack is not None:
+            self.attack.require_stamper(self.trainer and self.trainer.lightning_module)
+
+    def train_dataloader(self) -> TrainLoader:
+        """Shuffled batches of the present view."""
+        loader = self._train_loader(self.view)
+        self.view_maker.warn_once(self.view)
+        return loader
+
+    def _train_loader(self, view: View) -> TrainLoader:
+        rows, world_size = self._viewed(view), self._world_size
+        if view.drop_last and len(rows) < view.batch_size * world_size:
+            raise ConfigError(
+                f"The role {view.role} has {len(rows)} images, fewer than one batch of "
+                f"{view.batch_size} on each of {world_size} devices; lower the method's batch "
+                "size, or give more images."
+            )
+        return TrainLoader(
+            rows,
+            batch_size=view.batch_size,
+            drop_last=view.drop_last,
+            seed=self._seed,
+            world_size=world_size,
+            rank=self._rank,
+        )
+
+    def reading_dataloader(self, view: View, *, shared: bool = False) -> Loader:
         """All rows of `view` in stored order, un-augmented.
 
         The whole of them on every rank or, `shared`, whole batches by turns among the ranks.
         """
         share = {"world_size": self._world_size, "rank": self._rank} if shared else {}
-        return scan_loader(self._viewed(view), batch_size=view.batch_size, **share)
+        return reading_loader(self._viewed(view), batch_size=view.batch_size, **share)
 
-    def val_dataloader(self) -> list[DataLoader[dict[str, Any]]]:
+    def val_dataloader(self) -> list[Loader]:
         """Held-out training images, `clean` and `triggered`.
 
         Raises:
@@ -285,38 +288,31 @@ class ImageDataModule(LightningDataModule, ABC):
             return []
         if not self.splits.val:
             raise ConfigError(
-                "There are no validation images; set data.init_args.splits.val to the number to "
-                "hold out of the training set. Test images are never used instead."
+                "splits.val=0: there are no validation images; give the number to hold out of the "
+                "training set. Test images are never used instead."
             )
-        rows = self.rows.val
-        return self._evaluation_loaders(self.base.images[rows], self.base_labels[rows])
+        held_out = self.poisoned_set.role("val", labels=True).everything()
+        return self._evaluation_loaders(held_out["image"], held_out["label"])
 
-    def test_dataloader(self) -> list[DataLoader[dict[str, Any]]]:
-        """Test images: `clean` and, when there is an attack, `triggered` and its `further_tests`.
+    def test_dataloader(self) -> list[Loader]:
+        """Test images: `clean` and, when there is an attack, `triggered` and its `further`.
 
         The triggered loader holds the images whose true class may count (`Attack.eligible`).
         """
         return self._evaluation_loaders(self.test_set.images, labels_of(self.test_set))
 
-    def predict_dataloader(self) -> list[DataLoader[dict[str, Any]]]:
+    def predict_dataloader(self) -> list[Loader]:
         """The same sets as `test_dataloader`."""
         return self.test_dataloader()
 
     @property
     def further_tests(self) -> tuple[str, ...]:
         """Names of the evaluation sets after `clean` and `triggered`."""
-        if self.attack is None or self.trigger is None:
-            return ()
-        none = torch.empty(0, 3, self.input_size, self.input_size, dtype=torch.uint8)
-        labels = torch.empty(0, dtype=torch.int64)
-        return tuple(self.attack.further_tests(none, labels, self.trigger))
+        return () if self.attack is None else self.attack.further
 
-    def _evaluation_loaders(
-        self, images: Tensor, labels: Tensor
-    ) -> list[DataLoader[dict[str, Any]]]:
-        sets = [RoleImages(images, torch.arange(len(images)), columns={"label": labels})]
-        if self.attack is not None and self.trigger is not None:
-            sets += evaluation_sets(self.attack, self.trigger, images, labels, self.num_classes)
+    def _evaluation_loaders(self, images: Tensor, labels: Tensor) -> list[Loader]:
+        self._require_stamper()
+        sets = evaluation_sets(self.attack, self.trigger, images, labels, self.num_classes)
         size, world_size, rank = self.eval_batch_size, self._world_size, self._rank
         return [
             evaluation_loader(s, batch_size=size, world_size=world_size, rank=rank) for s in sets
@@ -329,7 +325,7 @@ class ImageDataModule(LightningDataModule, ABC):
         if draw is None:
             return ready
         generator = torch.Generator(ready["image"].device).manual_seed(draw)
-        if self.batch_poisoner is not None and self.view.role == "train":
+        if self.view.role == "train" and self.batch_poisoner is not None:
             self.batch_poisoner(ready, first, generator)
         made = self.view_maker(self.view, ready["image"], generator)
         if self.view.views:
@@ -339,7 +335,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return ready
 
     def device_batch(self, batch: dict[str, Any], device: torch.device) -> Batch:
-        """A batch of `scan_dataloader` on `device`, as floats."""
+        """A batch of `reading_dataloader` on `device`, as floats."""
         moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         return to_float(moved)
 
@@ -369,31 +365,25 @@ class ImageDataModule(LightningDataModule, ABC):
             "sizes": {},
             "split_seed": self.splits.seed,
             "defense_source": self.splits.defense_source,
-            "attack": None,
         }
-        if self.has_base:
-            roles = ("train", "defense", "probe", "val")
-            facts["sizes"] = {role: len(getattr(self.rows, role)) for role in roles}
-            facts["split_hash"] = self.rows.hash
+        if self.has_training_images:
+            facts |= self.poisoned_set.describe()
+        else:
+            facts |= attack_facts(self.attack, None)
         if self.defense_root is not None:
             facts["defense_source"] = "folder"
-            facts["sizes"]["defense"] = len(self.role_images("defense", labels=False))
-        if self.attack is not None:
-            facts |= attack_facts(self.attack, self.plan)
+            facts["sizes"]["defense"] = len(self._folder_rows)
         return facts
 
     def training_set(self) -> TrainingSet:
         """The samples of the train role; an attack of ours knows which of them it poisoned."""
-        fixed = self.attack is not None and not self.attack.dynamic
-        plan = self.plan if fixed else None
-        return training_set(self.base, self.base_labels, self.rows.train, plan)
+        return self.poisoned_set.truth()
 
     def training_images(self, rows: Tensor) -> Tensor:
         """The samples `rows` (M,) as they are trained on, (M, 3, H, W), uint8."""
-        return self.role_images("train", labels=False).__getitems__(rows)["image"]
+        return self.role_images("train", labels=False).shown(rows)
 
     def save_artifacts(self, folder: Path) -> None:
         """Writes the poison plan and the trigger, where there are any."""
-        if self.plan is not None and self.trigger is not None:
-            self.plan.save(folder)
-            self.trigger.save(folder / "trigger.safetensors")
+        if self.has_training_images:
+            self.poisoned_set.save(folder)

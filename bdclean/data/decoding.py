@@ -108,8 +108,7 @@ def _write(store: Path, shape: tuple[int, ...], files: Sequence[Path], resizing:
         raise DataError(
             f"{len(files):,} decoded images take {needed / 1e9:.1f} GB and {store.parent} has "
             f"{free / 1e9:.1f} GB free; make room, set the environment variable XDG_CACHE_HOME to "
-            "a folder on a larger disk, or set data.init_args.cache to false to hold them in "
-            "memory."
+            "a folder on a larger disk, or set cache to false to hold them in memory."
         )
     # The cache may be shared by nodes, on which numbers of processes repeat.
     temporary = store.with_suffix(f".{platform.node()}.{os.getpid()}")

@@ -1,14 +1,12 @@
 """Any folder of images."""
 
 from pathlib import Path
+from typing import Any
 
-from bdclean.attacks import Attack
-from bdclean.data.datamodule import ImageDataModule, Labels
+from bdclean.data.datamodule import ImageDataModule
 from bdclean.data.images import ImageSet
 from bdclean.data.sources import class_folders, read_class_folder
-from bdclean.data.splits import Splits
 from bdclean.errors import ConfigError, DataError
-from bdclean.types import View
 
 
 class ImageFolder(ImageDataModule):
@@ -30,14 +28,7 @@ class ImageFolder(ImageDataModule):
         cache: Keep the decoded images.
         allow_flip: False where a mirrored image may belong to another class (traffic signs);
             augmentations then run without horizontal flips.
-        attack: See `ImageDataModule`, as for the arguments that follow.
-        splits: Sizes of the roles.
-        defense_root: Folder of other images for the defender, flat or not.
-        defense_labels: Whether a labelled baseline may see the labels of the defence role.
-        view: What training reads by default.
-        validate_in_fit: Evaluate on the `val` role after each epoch of a fit as well.
-        eval_batch_size: Images per evaluation step.
-        shuffle_seed: Seed of order and augmentation.
+        **kwargs: Those of `ImageDataModule`.
     """
 
     name = "folder"
@@ -51,25 +42,9 @@ class ImageFolder(ImageDataModule):
         std: tuple[float, float, float] = (0.229, 0.224, 0.225),
         cache: bool = True,
         allow_flip: bool = True,
-        attack: Attack | None = None,
-        splits: Splits = Splits(),  # noqa: B008  (frozen)
-        defense_root: str | None = None,
-        defense_labels: Labels = "hidden",
-        view: View = View("train", augmentation="weak", labels=True),  # noqa: B008  (frozen)
-        validate_in_fit: bool = False,
-        eval_batch_size: int = 500,
-        shuffle_seed: int | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            attack,
-            splits,
-            defense_root,
-            defense_labels,
-            view,
-            validate_in_fit,
-            eval_batch_size,
-            shuffle_seed,
-        )
+        super().__init__(**kwargs)
         self.root = None if root is None else str(Path(root).expanduser())
         self.input_size, self.mean, self.std = input_size, mean, std
         self.cache, self.allow_flip = cache, allow_flip
@@ -79,20 +54,20 @@ class ImageFolder(ImageDataModule):
         if self.root is None:
             if self.defense_root is None:
                 raise ConfigError(
-                    "Set data.init_args.root to a folder with train/ and test/, or "
-                    "data.init_args.defense_root to a folder of photos without labels."
+                    "root=null: it must be a folder with train/ and test/, unless defense_root is "
+                    "a folder of photos without labels."
                 )
             return 1 if given is None else given
         found = len(class_folders(self._folder("train")))
         if given is not None and given != found:
             raise ConfigError(
-                f"data.init_args.num_classes is {given}, but {self._folder('train')} has {found} "
-                "class folders; leave num_classes out or correct root."
+                f"num_classes={given}: {self._folder('train')} has {found} class folders; leave "
+                "num_classes out, or correct root."
             )
         return found
 
     @property
-    def has_base(self) -> bool:
+    def has_training_images(self) -> bool:
         """Whether `root` is given."""
         return self.root is not None
 
@@ -100,7 +75,7 @@ class ImageFolder(ImageDataModule):
         """Decodes the training images once; on one process of a node."""
         super().prepare_data()
         if self.root is not None and self.cache:
-            _ = self.base
+            _ = self.stored
 
     def read_train(self) -> ImageSet:
         """The images below `root/train`."""
@@ -138,7 +113,7 @@ class ImageFolder(ImageDataModule):
     def _read(self, part: str) -> ImageSet:
         if self.root is None:
             raise DataError(
-                f"There are no {part} images, because data.init_args.root is not set; set it, "
-                "or turn off what needs them (--test_after_fit false, --model.probe none)."
+                f"root=null: without it there are no {part} images; give it, or turn off what "
+                "needs them (--test_after_fit false, --model.probe none)."
             )
         return read_class_folder(self._folder(part), self.input_size, cache=self.cache)

@@ -2,15 +2,14 @@
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import torch
 from torchvision import datasets
 
-from bdclean.attacks import Attack
-from bdclean.data.datamodule import ImageDataModule, Labels
+from bdclean.data.datamodule import ImageDataModule
 from bdclean.data.images import ImageSet
 from bdclean.data.sources import downloading, read_class_folder, read_files, require_layout
-from bdclean.data.splits import Splits
 from bdclean.errors import DataError
 from bdclean.types import View
 
@@ -37,14 +36,8 @@ class GTSRB(ImageDataModule):
         root: Folder that holds, or will hold, `gtsrb`.
         download: Fetch torchvision's archives when they are not there (190 MB and 90 MB).
         cache: Keep the decoded images in the user's cache folder.
-        attack: See `ImageDataModule`, as for the arguments that follow.
-        splits: Sizes of the roles.
-        defense_root: Folder of other images for the defender.
-        defense_labels: Whether a labelled baseline may see the labels of the defence role.
-        view: What training reads by default.
-        validate_in_fit: Evaluate on the `val` role after each epoch of a fit as well.
-        eval_batch_size: Images per evaluation step.
-        shuffle_seed: Seed of order and augmentation.
+        view: What training reads when the module asks for nothing else.
+        **kwargs: Those of `ImageDataModule`.
     """
 
     name = "gtsrb"
@@ -59,25 +52,10 @@ class GTSRB(ImageDataModule):
         root: str = "data",
         download: bool = False,
         cache: bool = True,
-        attack: Attack | None = None,
-        splits: Splits = Splits(),  # noqa: B008  (frozen)
-        defense_root: str | None = None,
-        defense_labels: Labels = "hidden",
         view: View = View("train", augmentation="crop", labels=True),  # noqa: B008  (frozen)
-        validate_in_fit: bool = False,
-        eval_batch_size: int = 500,
-        shuffle_seed: int | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            attack,
-            splits,
-            defense_root,
-            defense_labels,
-            view,
-            validate_in_fit,
-            eval_batch_size,
-            shuffle_seed,
-        )
+        super().__init__(view=view, **kwargs)
         self.root, self.download, self.cache = str(Path(root).expanduser()), download, cache
 
     @property
@@ -98,7 +76,7 @@ class GTSRB(ImageDataModule):
                     datasets.GTSRB(self.root, "train", download=True)
                 datasets.GTSRB(self.root, "test", download=True)
         if self.cache:
-            _ = self.base, self.test_set
+            _ = self.stored, self.test_set
 
     def read_train(self) -> ImageSet:
         """The training images by class."""

@@ -3,15 +3,13 @@
 import re
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torchvision import datasets
 
-from bdclean.attacks import Attack
-from bdclean.data.datamodule import ImageDataModule, Labels
+from bdclean.data.datamodule import ImageDataModule
 from bdclean.data.images import ImageSet
 from bdclean.data.sources import downloading, read_class_folder, require_layout
-from bdclean.data.splits import Splits
 from bdclean.errors import ConfigError
 from bdclean.types import View
 
@@ -52,14 +50,8 @@ class Imagenette(ImageDataModule):
         input_size: Side of the images for the network, in pixels.
         download: Fetch the archive (1.5 GB, 340 MB or 100 MB) when it is not there.
         cache: Keep the decoded images in the user's cache folder.
-        attack: See `ImageDataModule`, as for the arguments that follow.
-        splits: Sizes of the roles.
-        defense_root: Folder of other images for the defender.
-        defense_labels: Whether a labelled baseline may see the labels of the defence role.
-        view: What training reads by default.
-        validate_in_fit: Evaluate on the `val` role after each epoch of a fit as well.
-        eval_batch_size: Images per evaluation step.
-        shuffle_seed: Seed of order and augmentation.
+        eval_batch_size: Images per step and device in evaluation.
+        **kwargs: Those of `ImageDataModule`.
     """
 
     name = "imagenette"
@@ -74,25 +66,10 @@ class Imagenette(ImageDataModule):
         input_size: int = 224,
         download: bool = False,
         cache: bool = True,
-        attack: Attack | None = None,
-        splits: Splits = Splits(),  # noqa: B008  (frozen)
-        defense_root: str | None = None,
-        defense_labels: Labels = "hidden",
-        view: View = View("train", augmentation="weak", labels=True),  # noqa: B008  (frozen)
-        validate_in_fit: bool = False,
         eval_batch_size: int = 100,
-        shuffle_seed: int | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            attack,
-            splits,
-            defense_root,
-            defense_labels,
-            view,
-            validate_in_fit,
-            eval_batch_size,
-            shuffle_seed,
-        )
+        super().__init__(eval_batch_size=eval_batch_size, **kwargs)
         self.root, self.size, self.input_size = str(Path(root).expanduser()), size, input_size
         self.download, self.cache = download, cache
         self._tree = _IMAGENETTE_TREE.format(folder=_IMAGENETTE_FOLDERS[size])
@@ -108,7 +85,7 @@ class Imagenette(ImageDataModule):
             with downloading("Imagenette", self.root, self._tree):
                 datasets.Imagenette(self.root, "train", self.size, download=True)
         if self.cache:
-            _ = self.base, self.test_set
+            _ = self.stored, self.test_set
 
     def read_train(self) -> ImageSet:
         """The training images by class."""
@@ -146,14 +123,9 @@ class ImageNet100(ImageDataModule):
             al. (CMC, ECCV 2020), which are also those of Saha et al. and of CBD.
         input_size: Side of the images in pixels.
         cache: Keep the decoded images in the user's cache folder; false needs the memory.
-        attack: See `ImageDataModule`, as for the arguments that follow.
-        splits: Sizes of the roles.
-        defense_root: Folder of other images for the defender.
-        defense_labels: Whether a labelled baseline may see the labels of the defence role.
-        view: What training reads by default.
-        validate_in_fit: Evaluate on the `val` role after each epoch of a fit as well.
-        eval_batch_size: Images per evaluation step.
-        shuffle_seed: Seed of order and augmentation.
+        view: What training reads when the module asks for nothing else.
+        eval_batch_size: Images per step and device in evaluation.
+        **kwargs: Those of `ImageDataModule`.
     """
 
     name = "imagenet100"
@@ -166,25 +138,11 @@ class ImageNet100(ImageDataModule):
         class_list: str | None = None,
         input_size: int = 224,
         cache: bool = True,
-        attack: Attack | None = None,
-        splits: Splits = Splits(),  # noqa: B008  (frozen)
-        defense_root: str | None = None,
-        defense_labels: Labels = "hidden",
         view: View = View("train", augmentation="imagenet", labels=True),  # noqa: B008  (frozen)
-        validate_in_fit: bool = False,
         eval_batch_size: int = 100,
-        shuffle_seed: int | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            attack,
-            splits,
-            defense_root,
-            defense_labels,
-            view,
-            validate_in_fit,
-            eval_batch_size,
-            shuffle_seed,
-        )
+        super().__init__(view=view, eval_batch_size=eval_batch_size, **kwargs)
         self.root, self.input_size, self.cache = str(Path(root).expanduser()), input_size, cache
         self.classes = _read_list(class_list)
         self.num_classes = len(self.classes)
@@ -193,7 +151,7 @@ class ImageNet100(ImageDataModule):
         """Decodes once; on one process of a node."""
         super().prepare_data()
         if self.cache:
-            _ = self.base, self.test_set
+            _ = self.stored, self.test_set
 
     def read_train(self) -> ImageSet:
         """The training images by class."""
@@ -226,14 +184,13 @@ def _read_list(file: str | None) -> tuple[str, ...]:
             text = Path(file).read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(
-                f"data.init_args.class_list = {file} cannot be read ({error}); give a text file "
-                "of WordNet ids."
+                f"class_list={file}: it cannot be read ({error}); give a text file of WordNet ids."
             ) from error
     words = text.split()
     odd = [word for word in words if not re.fullmatch(r"n\d{8}", word)]
     if odd or len(set(words)) != len(words) or len(words) < 2:
         raise ConfigError(
-            f"data.init_args.class_list = {file} must hold two or more WordNet ids such as "
-            f"n01820546, one a line and each once{f', not {odd[0]!r}' if odd else ''}."
+            f"class_list={file}: it must hold two or more WordNet ids such as n01820546, one a "
+            f"line and each once{f', not {odd[0]!r}' if odd else ''}."
         )
     return tuple(sorted(words))

@@ -92,31 +92,39 @@ class RoleImages(Dataset[TensorDict]):
     def __getitems__(self, rows: Sequence[int] | Tensor) -> TensorDict:
         """A whole batch: `image` (B, 3, H, W) uint8, `index` (B,), and the columns."""
         index = torch.as_tensor(rows)
-        image = self.images[self.rows[index]]
-        if self.overlay is not None:
-            slot = self._slot[index]
-            poisoned = slot >= 0
-            image[poisoned] = self.overlay.images[slot[poisoned]]
-        batch = {"image": image, "index": index}
+        batch = {"image": self.shown(index), "index": index}
         batch |= {name: column[index] for name, column in self.columns.items()}
         return batch
+
+    def everything(self) -> TensorDict:
+        """The whole role as one batch."""
+        return self.__getitems__(torch.arange(len(self)))
+
+    def clean(self, rows: Sequence[int] | Tensor) -> Tensor:
+        """The images of some rows beneath the overlay, a new uint8 (B, 3, H, W)."""
+        return self.images[self.rows[torch.as_tensor(rows)]]
+
+    def shown(self, rows: Sequence[int] | Tensor) -> Tensor:
+        """The images of some rows as batches have them, a new uint8 (B, 3, H, W)."""
+        images = self.clean(rows)
+        if self.overlay is not None:
+            slot = self._slot[torch.as_tensor(rows)]
+            poisoned = slot >= 0
+            images[poisoned] = self.overlay.images[slot[poisoned]]
+        return images
 
 
 class ChosenRows(Dataset[TensorDict]):
     """Some rows of a role, perhaps with labels of a method's own; whole batches at a time.
 
     Args:
-        images: The role.
-        subset: The choice; its rows are positions in the role.
-
-    Raises:
-        ConfigError: If it gives labels and the role's batches carry none.
+        role: All rows of the role.
+        subset: The choice; its rows are positions in the role, and its labels, where it has any,
+            stand in a batch in place of the data's.
     """
 
-    def __init__(self, images: RoleImages, subset: Subset) -> None:
-        self.images, self.subset = images, subset
-        if subset.labels is not None and "label" not in images.columns:
-            raise ConfigError("A subset with labels belongs to a view with labels.")
+    def __init__(self, role: RoleImages, subset: Subset) -> None:
+        self.role, self.subset = role, subset
 
     def __len__(self) -> int:
         """Number of rows chosen."""
@@ -129,7 +137,11 @@ class ChosenRows(Dataset[TensorDict]):
     def __getitems__(self, rows: Sequence[int]) -> TensorDict:
         """A whole batch, as of the role; `index` counts the rows of the role."""
         chosen = torch.as_tensor(rows)
-        batch = self.images.__getitems__(self.subset.rows[chosen])
+        batch = self.role.__getitems__(self.subset.rows[chosen])
         if self.subset.labels is not None:
             batch["label"] = self.subset.labels[chosen]
         return batch
+
+
+Rows = RoleImages | ChosenRows
+"""What a loader reads."""

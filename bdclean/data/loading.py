@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader, DistributedSampler
 
-from bdclean.data.images import ChosenRows, RoleImages
+from bdclean.data.images import Rows
 from bdclean.errors import ConfigError
 from bdclean.functional.seeds import derive_seed
 from bdclean.types import Batch
@@ -28,7 +28,7 @@ class TrainLoader(DataLoader[dict[str, Any]]):
     stores `state_dict` in its checkpoints, so a resumed epoch starts at the right batch.
 
     Args:
-        images: The rows to read.
+        dataset: The rows to read.
         batch_size: Images per step on this device.
         drop_last: Leave out an incomplete last batch. One of a single image is always left out.
         seed: Seed of order and augmentation.
@@ -38,7 +38,7 @@ class TrainLoader(DataLoader[dict[str, Any]]):
 
     def __init__(
         self,
-        images: RoleImages | ChosenRows,
+        dataset: Rows,
         *,
         batch_size: int,
         drop_last: bool = False,
@@ -49,7 +49,7 @@ class TrainLoader(DataLoader[dict[str, Any]]):
         # A seed of its own: the same number as an attack's or a split's would draw the same
         # permutation, and the first epoch would begin with all the poison.
         sampler: DistributedSampler[Any] = DistributedSampler(
-            images,
+            dataset,
             num_replicas=world_size,
             rank=rank,
             shuffle=True,
@@ -58,7 +58,7 @@ class TrainLoader(DataLoader[dict[str, Any]]):
         # Batch norm cannot train on a single image; the next epoch's order leaves out another one.
         one_is_left = len(sampler) > batch_size and len(sampler) % batch_size == 1
         super().__init__(
-            images,
+            dataset,
             batch_size=batch_size,
             sampler=sampler,
             drop_last=drop_last or one_is_left,
@@ -91,25 +91,25 @@ class TrainLoader(DataLoader[dict[str, Any]]):
 
 
 def evaluation_loader(
-    images: RoleImages | ChosenRows, *, batch_size: int, world_size: int = 1, rank: int = 0
+    dataset: Rows, *, batch_size: int, world_size: int = 1, rank: int = 0
 ) -> DataLoader[dict[str, Any]]:
     """A loader in stored order that shows every row exactly once over all devices.
 
     Raises:
         ConfigError: If there are images, but fewer than devices.
     """
-    if 0 < len(images) < world_size:
+    if 0 < len(dataset) < world_size:
         raise ConfigError(
-            f"A set of {len(images)} images cannot be evaluated on {world_size} devices; evaluate "
+            f"A set of {len(dataset)} images cannot be evaluated on {world_size} devices; evaluate "
             "on one (--trainer.devices 1)."
         )
     sampler: UnrepeatedDistributedSampler | None = None
     if world_size > 1:
         sampler = UnrepeatedDistributedSampler(
-            images, num_replicas=world_size, rank=rank, shuffle=False
+            dataset, num_replicas=world_size, rank=rank, shuffle=False
         )
     return DataLoader(
-        images,
+        dataset,
         batch_size=batch_size,
         sampler=sampler,
         shuffle=False,
@@ -118,8 +118,8 @@ def evaluation_loader(
     )
 
 
-def scan_loader(
-    images: RoleImages | ChosenRows, *, batch_size: int, world_size: int = 1, rank: int = 0
+def reading_loader(
+    dataset: Rows, *, batch_size: int, world_size: int = 1, rank: int = 0
 ) -> DataLoader[dict[str, Any]]:
     """A loader in stored order whose batches do not depend on the number of devices.
 
@@ -127,11 +127,11 @@ def scan_loader(
     all devices.
     """
     batches = [
-        list(range(start, min(start + batch_size, len(images))))
-        for start in range(0, len(images), batch_size)
+        list(range(start, min(start + batch_size, len(dataset))))
+        for start in range(0, len(dataset), batch_size)
     ]
     return DataLoader(
-        images,
+        dataset,
         batch_sampler=batches[rank::world_size],
         collate_fn=_whole_batch,
         pin_memory=torch.cuda.is_available(),

@@ -1,15 +1,16 @@
 """What an attack makes of images: training rows, evaluation sets, and batches."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bdclean.attacks import Attack, PoisonPlan, Trigger
-from bdclean.data.augmentation import augment
+from bdclean.data.adversarial_rows import adversarial_rows, surrogate_hash
+from bdclean.data.augment import augment
 from bdclean.data.images import Overlay, RoleImages
-from bdclean.data.perturbed import perturbed_rows
-from bdclean.errors import ConfigError
+from bdclean.errors import AttackError, ConfigError
 from bdclean.types import AugmentationName, Batch
 
 
@@ -25,30 +26,65 @@ def poisoned_rows(
         images: The clean rows `plan.touched_index`, uint8, (P, 3, H, W).
         num_classes: K.
     """
-    if attack.perturbation is not None:
+    if attack.adversarial is not None:
         labels = plan.labels_true[plan.touched_index]
-        images = perturbed_rows(attack.perturbation, images, labels, num_classes)
+        images = adversarial_rows(attack.adversarial, images, labels, num_classes)
     return Overlay(plan.touched_index, attack.poison_rows(images, plan, trigger))
 
 
+def attack_facts(attack: Attack | None, plan: PoisonPlan | None) -> dict[str, Any]:
+    """The attack with its settings, what it did to the training set, and hashes; for JSON.
+
+    `plan` is None where no image is left to train on.
+    """
+    if attack is None:
+        return {"attack": None}
+    facts: dict[str, Any] = {"attack": attack.describe(), "dynamic": attack.dynamic}
+    if plan is not None:
+        facts |= {
+            "plan_hash": plan.hash,
+            "num_poisoned": len(plan.poison_index),
+            "num_covers": len(plan.cover_index),
+            "num_label_changed": plan.num_label_changed,
+        }
+    if attack.adversarial is not None:
+        facts["surrogate_hash"] = surrogate_hash(attack.adversarial)
+    return facts
+
+
 def evaluation_sets(
-    attack: Attack, trigger: Trigger, images: Tensor, labels: Tensor, num_classes: int
+    attack: Attack | None,
+    trigger: Trigger | None,
+    images: Tensor,
+    labels: Tensor,
+    num_classes: int,
 ) -> list[RoleImages]:
-    """The triggered images that count for the attack, then its further tests.
+    """The clean images; with an attack those that count with its trigger, and its further tests.
 
     Args:
         attack: Whose rules apply.
-        trigger: At the size of the images.
+        trigger: The attack's, at the size of the images.
         images: Clean images, uint8, (N, 3, H, W).
         labels: True labels, (N,).
         num_classes: K.
+
+    Raises:
+        AttackError: If the attack's further tests are not those that its class names.
     """
+    clean = RoleImages(images, torch.arange(len(images)), columns={"label": labels})
+    if attack is None or trigger is None:
+        return [clean]
     rows = attack.eligible(labels).nonzero().flatten()
     wanted = attack.wanted_label(labels, num_classes)[rows]
     sets = [(rows, trigger.poison(images[rows]), wanted)]
-    further = attack.further_tests(images, labels, trigger).values()
-    sets += [(test.rows, test.images, test.wanted) for test in further]
-    return [
+    further = attack.further_tests(images, labels, trigger)
+    if tuple(further) != attack.further:
+        raise AttackError(
+            f"{type(attack).__name__}.further={attack.further}: further_tests gives "
+            f"{tuple(further)}; both must have the same names in the same order."
+        )
+    sets += [(test.rows, test.images, test.wanted) for test in further.values()]
+    return [clean] + [
         RoleImages(
             images,
             rows,
@@ -67,9 +103,9 @@ def require_fixed_rows(attack: Attack | None) -> None:
     """
     if attack is not None and attack.dynamic:
         raise ConfigError(
-            f"attack={type(attack).__name__}: it poisons batches, so no sample is the poisoned "
-            "one, and there is nothing to find; take its static form (WaNet: mode static; "
-            "InputAware: trigger, the file of a learned one)."
+            f"attack={type(attack).__name__}: it poisons batches, so that no sample is the "
+            "poisoned one and there is nothing to find; take its static form (WaNet: mode "
+            "static; InputAware: trigger, the file of a learned one)."
         )
 
 

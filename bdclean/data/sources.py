@@ -35,7 +35,7 @@ def class_folders(root: Path) -> list[str]:
     if not names:
         raise DataError(
             f"{root} holds no class folders. Expected {root}/CLASS/IMAGE.jpg; images without "
-            "classes can only serve as data.init_args.defense_root."
+            "classes can only serve as defense_root."
         )
     return names
 
@@ -165,7 +165,7 @@ def require_layout(
     Args:
         paths: Files and folders that must exist.
         name: The data set's usual name.
-        root: Its `data.init_args.root`.
+        root: Its argument `root`.
         tree: What is expected, `{root}` standing for `root`.
         downloads: Whether the data module can fetch it.
 
@@ -174,10 +174,10 @@ def require_layout(
     """
     for path in paths:
         if not path.exists():
-            way = "or data.init_args.download to true" if downloads else "and bring the data there"
+            way = "or set download to true" if downloads else "and bring the data there"
             raise DataError(
-                f"{name} is not complete: {path} is missing. Set data.init_args.root (now {root}) "
-                f"to the folder that holds this tree, {way}:\n{tree.format(root=root)}"
+                f"root={root}: {name} is not complete, {path} is missing. Give the folder that "
+                f"holds this tree, {way}:\n{tree.format(root=root)}"
             )
 
 
@@ -192,6 +192,6 @@ def downloading(name: str, root: str, tree: str) -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:
         raise DataError(
-            f"{name} could not be downloaded into data.init_args.root = {root} ({error}); try "
-            f"again, or bring it by hand as\n{tree.format(root=root)}"
+            f"download=true: {name} could not be fetched into {root} ({error}); try again, or "
+            f"bring it by hand as\n{tree.format(root=root)}"
         ) from error

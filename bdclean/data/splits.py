@@ -1,14 +1,20 @@
 """Disjoint roles of a data set, drawn from a seed of their own."""
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from bdclean.checks import check_not_negative
 from bdclean.errors import ConfigError
 from bdclean.functional.seeds import derive_seed
+from bdclean.types import Role
+
+AnyRole = Role | Literal["val"]
+"""The roles that a method may ask for, and that of validation."""
 
 
 @dataclass(frozen=True)
@@ -32,28 +38,34 @@ class Splits:
 
     def __post_init__(self) -> None:
         """Checks the counts."""
-        for name in ("defense", "probe", "val"):
-            if getattr(self, name) < 0:
-                raise ConfigError(
-                    f"data.init_args.splits.{name} is {getattr(self, name)}; give a number of "
-                    "images, 0 or more."
-                )
+        check_not_negative("splits.defense", self.defense)
+        check_not_negative("splits.probe", self.probe)
+        check_not_negative("splits.val", self.val)
 
 
 @dataclass(frozen=True)
 class RoleRows:
-    """Rows of the base set by role, each ascending."""
+    """Rows of the stored training images by role, each ascending, int64."""
 
     train: Tensor
     defense: Tensor
     probe: Tensor
     val: Tensor
 
+    def of(self, role: AnyRole) -> Tensor:
+        """The rows of a role."""
+        return dict(self.items())[role]
+
+    def items(self) -> Iterator[tuple[AnyRole, Tensor]]:
+        """Yields each role with its rows."""
+        yield from (("train", self.train), ("defense", self.defense))
+        yield from (("probe", self.probe), ("val", self.val))
+
     @property
     def hash(self) -> str:
         """SHA-256 over all four index sets."""
         digest = hashlib.sha256()
-        for rows in (self.train, self.defense, self.probe, self.val):
+        for _, rows in self.items():
             digest.update(len(rows).to_bytes(8, "little") + rows.numpy().tobytes())
         return digest.hexdigest()
 
@@ -82,8 +94,8 @@ def draw_roles(labels: Tensor, num_classes: int, splits: Splits) -> RoleRows:
     all_labelled = splits.probe == asked == len(labels)
     if asked >= len(labels) and not all_labelled:
         raise ConfigError(
-            f"data.init_args.splits asks for {asked} images (defense + probe + val) of "
-            f"{len(labels)}, which leaves none to train on; ask for fewer."
+            f"splits: it asks for {asked} images (defense + probe + val) of {len(labels)}, which "
+            "leaves none to train on; ask for fewer."
         )
     generator = torch.Generator().manual_seed(derive_seed("roles", splits.seed))
     order = torch.randperm(len(labels), generator=generator)
@@ -95,12 +107,24 @@ def draw_roles(labels: Tensor, num_classes: int, splits: Splits) -> RoleRows:
     return RoleRows(*(rows.sort().values for rows in (train, defense, probe, val)))
 
 
+def draw_from_folder(count: int, splits: Splits) -> Tensor:
+    """Which of the `count` images of a defender's folder he holds: a sample, or all of them.
+
+    Returns:
+        Ascending rows: min(`count`, `splits.defense`) of them, all where that is 0.
+    """
+    if not splits.defense:
+        return torch.arange(count)
+    generator = torch.Generator().manual_seed(derive_seed("defense", splits.seed))
+    return torch.randperm(count, generator=generator)[: splits.defense].sort().values
+
+
 def _balanced(order: Tensor, labels: Tensor, num_classes: int, count: int) -> Tensor:
     """The first rows of `order` such that every class has count / K of them."""
     if count % num_classes:
         raise ConfigError(
-            f"data.init_args.splits.probe is {count}; it must be a multiple of the "
-            f"{num_classes} classes, because the probe set is balanced."
+            f"splits.probe={count}: it must be a multiple of the {num_classes} classes, because "
+            "the probe set is balanced."
         )
     per_class = count // num_classes
     picks = []
@@ -108,8 +132,8 @@ def _balanced(order: Tensor, labels: Tensor, num_classes: int, count: int) -> Te
         rows = order[labels[order] == k][:per_class]
         if len(rows) < per_class:
             raise ConfigError(
-                f"data.init_args.splits.probe is {count}, but class {k} has only {len(rows)} "
-                f"images left for its {per_class}; ask for fewer."
+                f"splits.probe={count}: class {k} has only {len(rows)} images left for its "
+                f"{per_class}; ask for fewer."
             )
         picks.append(rows)
     return torch.cat(picks)

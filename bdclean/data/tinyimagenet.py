@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torchvision.datasets.utils import download_and_extract_archive
 
-from bdclean.attacks import Attack
-from bdclean.data.datamodule import ImageDataModule, Labels
+from bdclean.data.datamodule import ImageDataModule
 from bdclean.data.images import ImageSet
 from bdclean.data.sources import (
     class_folders,
@@ -16,9 +16,7 @@ from bdclean.data.sources import (
     read_files,
     require_layout,
 )
-from bdclean.data.splits import Splits
 from bdclean.errors import DataError
-from bdclean.types import View
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
@@ -39,14 +37,7 @@ class TinyImageNet(ImageDataModule):
         root: Folder that holds, or will hold, `tiny-imagenet-200`.
         download: Fetch the archive (248 MB) when it is not there.
         cache: Keep the decoded images in the user's cache folder.
-        attack: See `ImageDataModule`, as for the arguments that follow.
-        splits: Sizes of the roles.
-        defense_root: Folder of other images for the defender.
-        defense_labels: Whether a labelled baseline may see the labels of the defence role.
-        view: What training reads by default.
-        validate_in_fit: Evaluate on the `val` role after each epoch of a fit as well.
-        eval_batch_size: Images per evaluation step.
-        shuffle_seed: Seed of order and augmentation.
+        **kwargs: Those of `ImageDataModule`.
     """
 
     name = "tinyimagenet"
@@ -60,25 +51,9 @@ class TinyImageNet(ImageDataModule):
         root: str = "data",
         download: bool = False,
         cache: bool = True,
-        attack: Attack | None = None,
-        splits: Splits = Splits(),  # noqa: B008  (frozen)
-        defense_root: str | None = None,
-        defense_labels: Labels = "hidden",
-        view: View = View("train", augmentation="weak", labels=True),  # noqa: B008  (frozen)
-        validate_in_fit: bool = False,
-        eval_batch_size: int = 500,
-        shuffle_seed: int | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            attack,
-            splits,
-            defense_root,
-            defense_labels,
-            view,
-            validate_in_fit,
-            eval_batch_size,
-            shuffle_seed,
-        )
+        super().__init__(**kwargs)
         self.root, self.download, self.cache = str(Path(root).expanduser()), download, cache
 
     @property
@@ -92,7 +67,7 @@ class TinyImageNet(ImageDataModule):
             with downloading("Tiny-ImageNet", self.root, _TREE):
                 download_and_extract_archive(URL, self.root, md5=MD5)
         if self.cache:
-            _ = self.base, self.test_set
+            _ = self.stored, self.test_set
 
     def read_train(self) -> ImageSet:
         """The training images by class."""

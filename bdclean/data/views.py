@@ -4,7 +4,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from bdclean.data.augmentation import BLURRING, FLIPPING, augment
+from bdclean.data.augment import augment, named
 from bdclean.types import View
 
 
@@ -12,27 +12,27 @@ class ViewMaker:
     """Augments batches of a view, without flips or blur where these would do harm.
 
     Args:
-        name: Of the data set, for the warnings.
+        name: Of the data set, for the warning.
         flip: False where a mirrored image may belong to another class.
         blur: False where blur destroys the trigger that training is meant to see.
     """
 
     def __init__(self, name: str, *, flip: bool, blur: bool) -> None:
         self._name, self._flip, self._blur = name, flip, blur
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
-    def tell(self, view: View) -> None:
-        """Warns, once of each, of what the augmentation of `view` runs without."""
+    def warn_once(self, view: View) -> None:
+        """Warns of what the augmentation of `view` runs without; once about flips and blur each."""
         wanted = view.augmentation
-        if wanted in FLIPPING and not self._flip:
-            self._warn(f"{self._name} allows no horizontal flips", wanted)
-        if wanted in BLURRING and not self._blur:
-            self._warn("Blur destroys the trigger of the attack", wanted)
+        if named(wanted).flips and not self._flip:
+            self._warn("flips", wanted, f": images of {self._name} must not be mirrored.")
+        if named(wanted).blurs and not self._blur:
+            self._warn("blur", wanted, ", which would destroy this attack's trigger.")
 
-    def _warn(self, reason: str, wanted: str) -> None:
-        if reason not in self._told:
-            self._told.add(reason)
-            rank_zero_warn(f"{reason}: the augmentation {wanted} runs without.")
+    def _warn(self, without: str, wanted: str, reason: str) -> None:
+        if without not in self._warned:
+            self._warned.add(without)
+            rank_zero_warn(f"Augmentation {wanted} runs without {without}{reason}")
 
     def __call__(
         self, view: View, images: Tensor, generator: torch.Generator

@@ -14,6 +14,7 @@ from bdclean.data import ImageDataModule
 from bdclean.errors import ConfigError
 from bdclean.experiments.export import export
 from bdclean.experiments.preview import write_preview
+from bdclean.shipped import path_of
 
 
 def run_attack(args: Sequence[str]) -> None:
@@ -53,12 +54,20 @@ def _modules(
             "would mix with; leave it out of the files given with -c."
         )
     if files:
-        configs = [(Path(file).stem, parser.parse_args([*words, "-c", file])) for file in files]
+        configs = [
+            (_title(file), parser.parse_args([*words, "-c", path_of(file, "--attacks")]))
+            for file in files
+        ]
     else:
         name = "no attack" if attack is None else attack.class_path.rpartition(".")[2]
         configs = [(name, config)]
     for name, each in configs:
         yield name, parser.instantiate(each).preview.data
+
+
+def _title(file: str) -> str:
+    """`badnets/cbd` for attack/badnets/cbd, by name or by path."""
+    return "/".join(Path(file).with_suffix("").parts[-2:])
 
 
 def make_parser() -> ArgumentParser:
@@ -70,15 +79,15 @@ def make_parser() -> ArgumentParser:
         "Draws one row per attack: a test image, the same with the trigger, the difference, and "
         "the PSNR of the image and in the mean. A further column shows training images if they "
         "carry another version of the trigger. "
-        "Example: bdclean attack preview -c configs/data/digits.yaml "
-        "--attacks configs/attack/badnets.yaml configs/attack/blend.yaml"
+        "Example: bdclean attack preview -c data/digits "
+        "--attacks attack/badnets/cbd attack/blend/cbd"
     )
     preview.add_argument(
         "--attacks",
         nargs="+",
         type=str,
         default=[],
-        help="Config files of attacks, each on top of the data. Without: the attack given with -c.",
+        help="Configs of attacks, each on top of the data. Without: the attack given with -c.",
     )
     preview.add_argument("--out", type=str, default="preview.png", help="PNG file to write.")
     preview.add_argument("--images", type=PositiveInt, default=1, help="Test images per attack.")
@@ -92,8 +101,8 @@ def make_parser() -> ArgumentParser:
         "Writes the poisoned training set as OUT/train/CLASS/NUMBER.png, where CLASS is the label "
         "seen, the test set as OUT/test and, with the trigger, OUT/test_triggered; beside them "
         "the ground truth: rows.csv, the plan and the trigger. "
-        "Example: bdclean attack export -c configs/data/digits.yaml "
-        "-c configs/attack/badnets.yaml --out exported"
+        "Example: bdclean attack export -c data/digits "
+        "-c attack/badnets/cbd --out exported"
     )
     writer.add_argument("--out", type=str, required=True, help="Folder to make; must be new.")
     writer.add_argument("--test", type=bool, default=True, help="Write the test sets as well.")
@@ -104,7 +113,7 @@ def make_parser() -> ArgumentParser:
 def _data_parser(description: str) -> ArgumentParser:
     parser = ArgumentParser(description=description)
     parser.add_argument(
-        "-c", "--config", action="config", help="YAML file; several stack in the order given."
+        "-c", "--config", action="config", help="Config, a name or a file; several stack in order."
     )
     parser.add_argument(
         "--data", type=ImageDataModule, required=True, help="The data set and its attack."

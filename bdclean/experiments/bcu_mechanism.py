@@ -118,9 +118,10 @@ def make_probes(data: ImageDataModule) -> Probes:
     attack, trigger = data.attack, data.trigger
     if attack is None or trigger is None:
         raise ConfigError("data.init_args.attack is not set; there is no backdoor to measure.")
-    val, labels = data.base.images[data.rows.val], data.base_labels[data.rows.val]
+    held_out = data.poisoned_set.role("val", labels=True).everything()
+    val, labels = held_out["image"], held_out["label"]
     counted = attack.eligible(labels)
-    defense = data.base.images[data.rows.defense]
+    defense = data.poisoned_set.role("defense").everything()["image"]
     images = (val, trigger.poison(val[counted]), defense, trigger.poison(defense))
     clean, triggered, own, own_triggered = (part.float() / 255 for part in images)
     return Probes(

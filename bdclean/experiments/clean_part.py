@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from bdclean.errors import ConfigError
 from bdclean.training.supervised import Supervised
-from bdclean.types import ReportableData, Subset, ViewableData
+from bdclean.types import KnowsTruth, Subset, ViewableData
 
 
 class CleanPart(Supervised):
@@ -26,7 +26,7 @@ class CleanPart(Supervised):
         data = getattr(self.trainer, "datamodule", None)
         if stage != "fit" or not isinstance(data, ViewableData):
             return
-        truth = data.training_set() if isinstance(data, ReportableData) else None
+        truth = data.training_set() if isinstance(data, KnowsTruth) else None
         if truth is None or truth.poisoned is None or truth.covers is None:
             raise ConfigError(
                 "data.attack: training on the clean part needs an attack that poisons fixed "

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from bdclean.attacks import PoisonPlan
 from bdclean.data import ImageDataModule, RoleImages
+from bdclean.data.images import labels_of
 from bdclean.errors import ConfigError
 from bdclean.experiments.progress import follow
 from bdclean.functional.seeds import derive_seed
@@ -89,7 +90,7 @@ def class_names(data: ImageDataModule) -> list[str]:
     These are the names of the class folders that the images came from, else the zero-padded
     numbers of the classes.
     """
-    labels, files = data.base_labels.tolist(), map(PurePosixPath, data.base.files)
+    labels, files = labels_of(data.stored).tolist(), map(PurePosixPath, data.stored.files)
     pairs = zip(labels, files, strict=False)  # no files where the images are from an archive
     found = sorted({(label, file.parts[0]) for label, file in pairs if len(file.parts) > 1})
     names = [name for _, name in found]
@@ -112,8 +113,8 @@ def _plan(data: ImageDataModule) -> PoisonPlan:
     """The plan, which reads the training set."""
     if data.attack is None:
         raise ConfigError(
-            "data.init_args.attack is null, so that there is nothing to export; give a file of "
-            "configs/attack/ with -c after that of the data."
+            "data.init_args.attack is null, so that there is nothing to export; give an attack "
+            "with -c after the data (`bdclean config ls attack` lists them)."
         )
     if data.attack.dynamic:
         raise ConfigError(
@@ -171,7 +172,7 @@ def _rows(
     data: ImageDataModule, plan: PoisonPlan, files: Sequence[str]
 ) -> list[tuple[str | int, ...]]:
     """One line of rows.csv per row of the training role, in the role's order."""
-    sources = data.base.files or ("",) * len(data.base)
+    sources = data.stored.files or ("",) * len(data.stored)
     poison, cover = set(plan.poison_index.tolist()), set(plan.cover_index.tolist())
     true, seen = plan.labels_true.tolist(), plan.labels_seen.tolist()
     return [
@@ -191,7 +192,7 @@ def _write_images(out: Path, part: Part, classes: Sequence[str]) -> None:
     chunks = [order[start : start + _CHUNK] for start in range(0, len(order), _CHUNK)]
 
     def write(rows: list[int]) -> int:
-        pixels = part.images.__getitems__(rows)["image"].permute(0, 2, 3, 1).contiguous().numpy()
+        pixels = part.images.shown(rows).permute(0, 2, 3, 1).contiguous().numpy()
         for row, image in zip(rows, pixels, strict=True):
             buffer = BytesIO()  # one write per file
             Image.fromarray(image).save(buffer, "PNG", compress_level=1)

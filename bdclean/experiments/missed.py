@@ -99,8 +99,8 @@ def missed(run: Path, bounds: Sequence[float] = BOUNDS) -> dict[str, Any]:
 
 
 def _changes(data: ImageDataModule, rows: Tensor) -> Tensor:
-    clean = data.base.images[data.rows.train[rows]]
-    return trigger_change(clean, data.training_images(rows))
+    images = data.poisoned_set.role("train")
+    return trigger_change(images.clean(rows), images.shown(rows))
 
 
 def _flagged(suspects: Path, count: int) -> Tensor:

@@ -91,9 +91,7 @@ def preview(name: str, data: ImageDataModule, images: int = 1, seed: int = 0) ->
         ConfigError: There is no attack, or fewer images than asked for.
     """
     if data.attack is None:
-        raise ConfigError(
-            f"{name}: data.init_args.attack is null; give files of configs/attack/ with --attacks."
-        )
+        raise ConfigError(f"{name}: data.init_args.attack is null; give attacks with --attacks.")
     data.prepare_data()
     _ = data.plan  # tells of settings that do not fit the data
     triggered = cast(RoleImages, data.test_dataloader()[1].dataset)
@@ -120,7 +118,7 @@ def preview(name: str, data: ImageDataModule, images: int = 1, seed: int = 0) ->
 
 def _pairs(images: RoleImages, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
     """The images under the overlay, and as they are handed out."""
-    return images.images[images.rows[list(rows)]], images.__getitems__(rows)["image"]
+    return images.clean(rows), images.shown(rows)
 
 
 def _as_trained(data: ImageDataModule, images: int, generator: torch.Generator) -> Tensor | None:

@@ -23,6 +23,7 @@ from bdclean.data.decoding import UNREADABLE
 from bdclean.data.sources import class_folders, image_files, require_images
 from bdclean.errors import ConfigError, DataError
 from bdclean.functional.precision import cpu_has_bfloat16
+from bdclean.shipped import find
 from bdclean.sifting import AdvrBD
 from bdclean.types import Findings, TrainingSet
 
@@ -32,14 +33,7 @@ Fit = Callable[[list[str]], tuple[AdvrBD, ImageFolder]]
 _SIZES = (32, 64, 128, 224)
 _LOOK_AT = 50  # files whose size is looked at
 _PARTS = ("train", "test", "val")  # of no class folder; and test_*, from `attack export`
-_SHORT = {
-    "recipe.epochs": "8",
-    "recipe.nesterov": "true",
-    "recipe.schedule": "onecycle",
-    "pgd_steps": "2",
-    "step_size": "0.75",
-    "finetune.epochs": "5",
-}  # configs/purify/advrbd_fast.yaml; a test compares them
+_FAST = "sift/advrbd/fast"
 _CONTINUE = "--ckpt_path=last"
 _TAKEN = {
     "--run": "give the run folder as --out",
@@ -129,7 +123,7 @@ def run_sift(args: Sequence[str], fit: Fit) -> None:
             )
         flagged = found.flagged
         print(_worst(found, samples, out) if flagged is None else _summary(found, samples, out))
-        if held_out := len(data.base_labels) - len(samples.labels):
+        if held_out := len(data.stored) - len(samples.labels):
             print(f"{held_out} images held out by data.splits are neither judged nor copied.")
         if target is not None and copy is not None and flagged is not None:
             kept = (~flagged).nonzero().flatten().tolist()
@@ -200,15 +194,14 @@ def _words(options: argparse.Namespace, size: int, others: Sequence[str], out: P
         "data.splits.probe": "0",
         "model": "bdclean.sifting.AdvrBD",
     }
-    if options.fast:
-        settings |= {f"model.{key}": value for key, value in _SHORT.items()}
+    fast = ["-c", str(find(_FAST, "--fast"))] if options.fast else []
     # At the end: a file given with -c does not move the folders that were looked at.
     last = {
         "model.until": "score" if options.dry_run else "relabel",
         "run": str(out),
         "data.root": str(options.folder),
     }
-    words = [*_as_words(settings), *others, *_as_words(last)]
+    words = [*_as_words(settings), *fast, *others, *_as_words(last)]
     asked = any(word.partition("=")[0] == "--ckpt_path" for word in others)
     if (out / "checkpoints" / "last.ckpt").is_file() and not asked:
         words.append(_CONTINUE)

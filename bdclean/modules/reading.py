@@ -26,7 +26,7 @@ def viewable_data(trainer: Trainer) -> ViewableData:
     if not isinstance(data, ViewableData):
         raise ConfigError(
             f"data={type(data).__name__}: the method chooses what it reads, so it needs a data "
-            "module with set_view and scan_dataloader (see bdclean.types.ViewableData)."
+            "module with set_view and reading_dataloader (see bdclean.types.ViewableData)."
         )
     return data
 
@@ -44,20 +44,18 @@ def read(
     Where they are `shared`, a rank gets its part of the batches only; see `gather_rows`.
     """
     data = viewable_data(trainer)
-    for batch in data.scan_dataloader(view, shared=shared):
+    for batch in data.reading_dataloader(view, shared=shared):
         yield data.device_batch(batch, device)
 
 
 def num_rows(trainer: Trainer, view: View) -> int:
     """How many rows the view has, on all ranks together."""
-    return len(viewable_data(trainer).scan_dataloader(view).dataset)  # type: ignore[arg-type]
+    return viewable_data(trainer).num_rows(view)
 
 
 def steps_per_epoch(trainer: Trainer, view: View) -> int:
     """Optimizer steps in one epoch of the view."""
-    data = viewable_data(trainer)
-    data.set_view(view)
-    return steps_of(trainer, len(data.train_dataloader()))
+    return steps_of(trainer, viewable_data(trainer).num_batches(view))
 
 
 def gather_rows(values: Tensor, index: Tensor, size: int) -> Tensor:

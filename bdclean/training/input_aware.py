@@ -167,7 +167,7 @@ class InputAwareTraining(StagedModule):
         if not isinstance(attack, InputAware) or attack.trigger is not None:
             raise ConfigError(
                 "--data.attack: InputAwareTraining learns the trigger of bdclean.attacks."
-                "InputAware with trigger null (`-c attack/input_aware/cbd`); train on another "
+                "InputAware with trigger null (`-c attack/input_aware/official`); train on another "
                 "attack, or with a learned trigger, with bdclean.training.Supervised."
             )
         return attack
@@ -184,8 +184,8 @@ class InputAwareTraining(StagedModule):
     # ------------------------------------------------------------------ Lightning's hooks
 
     def setup(self, stage: str) -> None:
-        """Takes over the stamping of all images."""
-        self.attack.stamped_by_module = True
+        """Refuses another attack, or one that has been learned; this module stamps all images."""
+        _ = self.attack
         super().setup(stage)
 
     def on_train_start(self) -> None:

@@ -7,7 +7,7 @@ projection head g,
 
 over the images of all devices. The product is f alone, a model without a head: the projection is
 thrown away. Labels are never read. A poisoned backbone is trained by the same module on a data
-module with an attack that relabels nothing (configs/attack/*_ssl.yaml).
+module with an attack that relabels nothing (`attack/badnets/cbd_ssl` and the like).
 """
 
 from typing import Any

@@ -1,9 +1,12 @@
-"""The attacks that every shared test of attacks runs on: a new attack is added here."""
+"""The attacks that every shared test of attacks runs on: all of the room, found by themselves."""
+
+import inspect
 
 import pytest
 import torch
 from torch import nn
 
+import bdclean.attacks
 from bdclean.attacks import (
     SIG,
     AdaptiveBlend,
@@ -19,8 +22,13 @@ from bdclean.attacks import (
 )
 from bdclean.attacks.input_aware import InputAwareTrigger, TriggerGenerator
 
+TYPES = {
+    found
+    for _, found in inspect.getmembers(bdclean.attacks, inspect.isclass)
+    if issubclass(found, Attack) and found is not Attack
+}
 # No two of them have the same trigger.
-ATTACKS: dict[str, Attack] = {
+CHOSEN: dict[str, Attack] = {
     "badnets": BadNets(),
     "badnets_white_center": BadNets(
         pattern="white", position="center", patch_size=6, exclude_target=True
@@ -51,6 +59,8 @@ ATTACKS: dict[str, Attack] = {
         patches=["emblem", "logo"], alphas=[0.5, 0.2], test_patches=["emblem_pair", "corners4"]
     ),
 }
+MORE = TYPES - {type(attack) for attack in CHOSEN.values()} - {InputAware}
+ATTACKS = CHOSEN | {cls.__name__: cls() for cls in sorted(MORE, key=str)}
 LEARNED_SIZE = 16  # the only image size of the input-aware trigger made here
 INPUT_AWARE = ["input_aware", "input_aware_learned"]
 STATIC = [name for name, attack in ATTACKS.items() if not attack.dynamic]
@@ -108,7 +118,7 @@ def static_attack(request):
     return _named(request)
 
 
-@pytest.fixture
-def tested_types():
-    """The classes among which the three fixtures above choose."""
-    return {type(attack) for attack in ATTACKS.values()} | {InputAware}
+@pytest.fixture(params=sorted(TYPES, key=str), ids=lambda cls: cls.__name__)
+def attack_type(request):
+    """Each class of attacks."""
+    return request.param

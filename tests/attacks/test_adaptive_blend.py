@@ -14,7 +14,7 @@ def small(**arguments):
     """An attack with its plan, trigger, clean rows and training rows."""
     attack = AdaptiveBlend(rate=0.3, cover_rate=0.2, **arguments)
     plan = attack.plan(LABELS[:100], 10)
-    trigger = attack.make_trigger(32)
+    trigger = attack.make_trigger((32, 32))
     generator = torch.Generator().manual_seed(0)
     clean = torch.randint(0, 256, (50, 3, 32, 32), generator=generator).to(torch.uint8)
     return attack, plan, trigger, clean, attack.poison_rows(clean, plan, trigger)
@@ -91,7 +91,7 @@ def test_alpha_zero_is_the_image():
 
 def test_the_test_trigger_is_the_whole_picture_whatever_the_seed():
     _, _, trigger, clean, _ = small(alpha_test=0.2, seed=3)
-    whole = Blend(alpha=0.2, image="cartoon").make_trigger(32)
+    whole = Blend(alpha=0.2, image="cartoon").make_trigger((32, 32))
     assert torch.equal(trigger.poison(clean), whole.poison(clean))
 
 
@@ -125,7 +125,7 @@ def test_a_picture_of_the_user_keeps_its_transparency(tmp_path):
 
 def test_other_grids_and_sizes():
     attack = AdaptiveBlend(grid=7, image="noise")
-    trigger = attack.make_trigger(224)
+    trigger = attack.make_trigger((224, 224))
     plan = attack.plan(LABELS[:60], 10)
     clean = torch.zeros(len(plan.touched_index), 3, 224, 224, dtype=torch.uint8)
     changed = (attack.poison_rows(clean, plan, trigger) != 0).any(1)

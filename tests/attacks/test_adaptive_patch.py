@@ -26,8 +26,8 @@ def test_training_rows_are_their_formula_with_one_patch_each(arguments):
     attack = AdaptivePatch(rate=0.5, cover_rate=0.3, **arguments)
     plan = attack.plan(LABELS[::500], 10)
     clean = stored(len(plan.touched_index))
-    seen = attack.poison_rows(clean, plan, attack.make_trigger(32))
-    drawn = [patch(name, 32) for name in attack.patches]
+    seen = attack.poison_rows(clean, plan, attack.make_trigger((32, 32)))
+    drawn = [patch(name, (32, 32)) for name in attack.patches]
     for x, out, j in zip(clean, seen, attack.assignment(plan).tolist(), strict=True):
         t, m = drawn[j]
         a, x = attack.alphas[j], x.double()
@@ -41,7 +41,7 @@ def test_training_rows_are_their_formula_with_one_patch_each(arguments):
 def test_rows_keep_their_patch_when_they_are_worked_on_in_parts(monkeypatch):
     attack = AdaptivePatch(rate=0.5, cover_rate=0.3)
     plan = attack.plan(LABELS[::500], 10)
-    clean, trigger = stored(len(plan.touched_index)), attack.make_trigger(32)
+    clean, trigger = stored(len(plan.touched_index)), attack.make_trigger((32, 32))
     whole = attack.poison_rows(clean, plan, trigger)
     monkeypatch.setattr("bdclean.attacks.trigger._CHUNK_VALUES", 7 * 3 * 32 * 32)
     assert torch.equal(attack.poison_rows(clean, plan, trigger), whole)
@@ -83,29 +83,31 @@ def test_the_assignment_depends_on_the_attacks_seed_alone():
 
 def test_the_quarters_together_are_the_logo_in_any_order_and_twice_is_once():
     images = stored(4)
-    once = AdaptivePatch().make_trigger(32).poison(images)
-    picture, mask = patch("logo", 32)
+    once = AdaptivePatch().make_trigger((32, 32)).poison(images)
+    picture, mask = patch("logo", (32, 32))
     expected = torch.where(mask.bool(), (picture * 255).round(), images.float())
     assert torch.equal(once.float(), expected)
     for order in permutations(LOGO_QUARTERS):
-        trigger = AdaptivePatch(test_patches=order).make_trigger(32)
+        trigger = AdaptivePatch(test_patches=order).make_trigger((32, 32))
         assert torch.equal(trigger.poison(images), once)
-    assert torch.equal(AdaptivePatch().make_trigger(32).poison(once), once)
+    assert torch.equal(AdaptivePatch().make_trigger((32, 32)).poison(once), once)
 
 
 def test_the_toolbox_tests_with_opaque_patches_one_after_another():
     images = stored(4)
-    out = AdaptivePatch(**TOOLBOX).make_trigger(32).poison(images).float()
+    out = AdaptivePatch(**TOOLBOX).make_trigger((32, 32)).poison(images).float()
     expected = images.float()
     for name in ("emblem_pair", "corners4"):
-        picture, mask = patch(name, 32)
+        picture, mask = patch(name, (32, 32))
         expected = torch.where(mask.bool(), (picture * 255).round(), expected)
     assert torch.equal(out, expected)
     # the corners lie on the emblems, and the later one wins
     assert out[:, 0, 31, 31].tolist() == [255.0] * 4
     assert out[:, 0, 29, 29].tolist() == [0.0] * 4
     swapped = {**TOOLBOX, "test_patches": ["corners4", "emblem_pair"]}
-    assert not torch.equal(AdaptivePatch(**swapped).make_trigger(32).poison(images).float(), out)
+    assert not torch.equal(
+        AdaptivePatch(**swapped).make_trigger((32, 32)).poison(images).float(), out
+    )
 
 
 def test_counts_and_labels():

@@ -34,7 +34,7 @@ def test_exactly_the_nine_pixels_change(pattern, values, position, row, column):
     images = stored()
     expected = images.clone()
     expected[:, :, row : row + 3, column : column + 3] = torch.tensor(values, dtype=torch.uint8)
-    trigger = BadNets(pattern=pattern, position=position).make_trigger(32)
+    trigger = BadNets(pattern=pattern, position=position).make_trigger((32, 32))
     out = trigger.poison(images)
     assert torch.equal(out, expected)
     # stored() has neither 0 nor 255, so each of the 9 pixels changes in all channels
@@ -44,7 +44,7 @@ def test_exactly_the_nine_pixels_change(pattern, values, position, row, column):
 
 
 def test_applying_twice_is_applying_once():
-    trigger = BadNets().make_trigger(32)
+    trigger = BadNets().make_trigger((32, 32))
     once = trigger.poison(stored())
     assert torch.equal(trigger.poison(once), once)
 
@@ -52,12 +52,12 @@ def test_applying_twice_is_applying_once():
 def test_psnr_is_at_least_that_of_nine_inverted_pixels():
     bound = 10 * math.log10(1024 / 9)
     assert bound == pytest.approx(20.56, abs=0.005)
-    trigger = BadNets(pattern="white").make_trigger(32)
+    trigger = BadNets(pattern="white").make_trigger((32, 32))
     worst = torch.zeros(3, 32, 32)
     mse = (trigger(worst) - worst).pow(2).mean().item()
     assert 10 * math.log10(1 / mse) == pytest.approx(bound, abs=1e-4)
     images = stored().float() / 255
-    errors = (BadNets().make_trigger(32)(images) - images).pow(2).mean(dim=(1, 2, 3))
+    errors = (BadNets().make_trigger((32, 32))(images) - images).pow(2).mean(dim=(1, 2, 3))
     assert (10 * torch.log10(1 / errors) >= bound).all()
 
 
@@ -65,35 +65,35 @@ def test_psnr_is_at_least_that_of_nine_inverted_pixels():
 def test_larger_patches_repeat_whole_pixels(size):
     k = size // 3
     expected = torch.tensor(BW_ANP).repeat_interleave(k, 0).repeat_interleave(k, 1)
-    trigger = BadNets(patch_size=size, position="top_left").make_trigger(64)
+    trigger = BadNets(patch_size=size, position="top_left").make_trigger((64, 64))
     out = trigger.poison(torch.full((3, 64, 64), 7, dtype=torch.uint8))
     assert torch.equal(out[:, :size, :size].long(), expected.expand(3, -1, -1))
     assert (out == 7).sum() == 3 * (64 * 64 - size * size)
 
 
 def test_a_patch_that_is_no_multiple_of_three_is_still_black_and_white():
-    trigger = BadNets(patch_size=5, position="top_left").make_trigger(8)
+    trigger = BadNets(patch_size=5, position="top_left").make_trigger((8, 8))
     out = trigger.poison(torch.full((3, 8, 8), 7, dtype=torch.uint8))[0, :5, :5].long()
     rows = [0, 0, 1, 1, 2]
     assert torch.equal(out, torch.tensor(BW_ANP)[rows][:, rows])
 
 
 def test_a_patch_as_large_as_the_image_covers_it():
-    out = BadNets(pattern="white", patch_size=8).make_trigger(8).poison(stored(2, 8))
+    out = BadNets(pattern="white", patch_size=8).make_trigger((8, 8)).poison(stored(2, 8))
     assert (out == 255).all()
 
 
 def test_the_colour_patch_lies_in_the_centre_of_a_large_image():
     attack = BadNets(pattern="htba", position="center", patch_size=32)
-    trigger = attack.make_trigger(224)
+    trigger = attack.make_trigger((224, 224))
     rows, columns = trigger.mask[0].nonzero(as_tuple=True)
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (96, 127, 96, 127)
     assert trigger.mask.sum() == 32 * 32
     other = BadNets(pattern="htba", position="center", patch_size=32, seed=1)
-    assert torch.equal(other.make_trigger(224).pattern, trigger.pattern)
+    assert torch.equal(other.make_trigger((224, 224)).pattern, trigger.pattern)
     recoloured = BadNets(pattern="htba", position="center", patch_size=32, pattern_seed=1)
-    assert not torch.equal(recoloured.make_trigger(224).pattern, trigger.pattern)
-    assert torch.equal(recoloured.make_trigger(224).mask, trigger.mask)
+    assert not torch.equal(recoloured.make_trigger((224, 224)).pattern, trigger.pattern)
+    assert torch.equal(recoloured.make_trigger((224, 224)).mask, trigger.mask)
 
 
 def test_describe_names_what_defines_the_attack():

@@ -4,6 +4,8 @@ The contract of all triggers is tested here and not in test_trigger.py: this tri
 one image size and two networks.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -218,7 +220,7 @@ def test_a_changed_file_is_refused(file, tmp_path):
 
 
 def test_sizes_are_refused():
-    with pytest.raises(AttackError, match=r"input_size is 20; it must be a multiple of 8"):
+    with pytest.raises(AttackError, match=r"input_size=20: it must be a multiple of 8"):
         InputAwareTrigger(network(3, 1), network(1, 2), 20)
 
 
@@ -228,20 +230,20 @@ def test_sizes_are_refused():
 def test_learned_trigger_is_an_ordinary_attack(file, trigger):
     attack = InputAware(trigger=file, quantize="floor")
     assert not attack.dynamic
-    made = attack.make_trigger(SIZE)
+    made = attack.make_trigger((SIZE, SIZE))
     assert made.quantize == "floor"
     assert torch.equal(made(floats()), trigger(floats()))
     assert attack.describe()["trigger"] == "trigger.safetensors"
     assert attack.describe()["cover_rate"] == 0.1
-    with pytest.raises(AttackError, match=r"trigger is '.*for images of 32 pixels, not 16"):
-        attack.make_trigger(32)
+    with pytest.raises(AttackError, match=r"^trigger=.*for images of 32x32 pixels, not 16x16"):
+        attack.make_trigger((32, 32))
 
 
 def test_another_trigger_is_refused(tmp_path):
-    BadNets().make_trigger(SIZE).save(tmp_path / "t.safetensors")
+    BadNets().make_trigger((SIZE, SIZE)).save(tmp_path / "t.safetensors")
     attack = InputAware(trigger=str(tmp_path / "t.safetensors"))
     with pytest.raises(AttackError, match="the file of a learned input-aware trigger"):
-        attack.make_trigger(SIZE)
+        attack.make_trigger((SIZE, SIZE))
 
 
 def test_frozen_set_crosses_covers_and_keeps_their_labels(file, trigger):
@@ -252,7 +254,7 @@ def test_frozen_set_crosses_covers_and_keeps_their_labels(file, trigger):
     assert torch.equal(plan.labels_seen[plan.cover_index], labels[plan.cover_index])
     rows = images[plan.touched_index]
     before = rows.clone()
-    out = attack.poison_rows(rows, plan, attack.make_trigger(SIZE))
+    out = attack.poison_rows(rows, plan, attack.make_trigger((SIZE, SIZE)))
     assert torch.equal(rows, before)
     cover = torch.isin(plan.touched_index, plan.cover_index)
     own = trigger.poison(rows)
@@ -274,7 +276,7 @@ def test_frozen_set_crosses_covers_and_keeps_their_labels(file, trigger):
 def test_cross_test_gives_every_image_the_trigger_of_another(file, trigger):
     images, labels = stored(9), torch.arange(9) % 10
     attack = InputAware(trigger=file)
-    tests = attack.further_tests(images, labels, attack.make_trigger(SIZE))
+    tests = attack.further_tests(images, labels, attack.make_trigger((SIZE, SIZE)))
     assert list(tests) == ["cross_acc"]
     test = tests["cross_acc"]
     assert torch.equal(test.rows, torch.arange(9))
@@ -301,7 +303,7 @@ def test_donors_have_no_fixed_point(count):
 def test_unlearned_trigger_changes_nothing_and_can_be_saved(tmp_path):
     attack = InputAware()
     assert attack.dynamic
-    made = attack.make_trigger(33)
+    made = attack.make_trigger((33, 33))
     assert isinstance(made, UnlearnedTrigger)
     images = floats(size=33)
     assert torch.equal(made(images), images)
@@ -313,18 +315,23 @@ def test_unlearned_trigger_changes_nothing_and_can_be_saved(tmp_path):
     assert attack.describe()["trigger"] is None
 
 
-def test_nothing_but_its_own_module_may_use_it():
-    attack, images = InputAware(), floats()
-    made, labels = attack.make_trigger(SIZE), torch.arange(6)
-    for use in (
-        lambda: attack.further_tests(stored(), labels, made),
-        lambda: attack.poison_batch(images, labels, made, 10, 0, torch.Generator()),
-    ):
+def test_nothing_but_the_module_that_holds_it_may_use_it(file):
+    attack = InputAware()
+    assert attack.stamped_by_module
+    attack.require_stamper(SimpleNamespace(attack=attack))
+    for module in (None, object(), SimpleNamespace(attack=InputAware())):
+        with pytest.raises(AttackError, match=r"^trigger=None: .*InputAwareTraining"):
+            attack.require_stamper(module)
+    learned = InputAware(trigger=file)
+    assert not learned.stamped_by_module
+    learned.require_stamper(None)
+    with pytest.raises(AttributeError):
         attack.stamped_by_module = False
-        with pytest.raises(AttackError, match=r"trigger is None.*InputAwareTraining"):
-            use()
-        attack.stamped_by_module = True
-        use()
+
+
+def test_it_leaves_all_images_to_that_module():
+    attack, images = InputAware(), floats()
+    made, labels = attack.make_trigger((SIZE, SIZE)), torch.arange(6)
     same = attack.poison_batch(images, labels, made, 10, 0, torch.Generator())
     assert torch.equal(same[0], images)
     assert torch.equal(same[1], labels)
@@ -338,11 +345,11 @@ def test_nothing_but_its_own_module_may_use_it():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"cover_rate": -0.1}, r"cover_rate is -0\.1; it must be in \[0, 0\.9\] with rate 0\.1"),
+        ({"cover_rate": -0.1}, r"cover_rate=-0\.1: it must be in \[0, 0\.9\] with rate 0\.1"),
         ({"cover_rate": 0.6, "rate": 0.5}, r"in \[0, 0\.5\]"),
-        ({"rate_base": "target_class"}, "rate_base .*dataset, before there is a trigger file"),
-        ({"label_rule": "clean_label"}, "label_rule .*all_to_one or all_to_all, before"),
-        ({"exclude_target": True}, "exclude_target .*false, before"),
+        ({"rate_base": "target_class"}, "^rate_base=.*dataset, before there is a trigger file"),
+        ({"label_rule": "clean_label"}, "^label_rule=.*all_to_one or all_to_all, before"),
+        ({"exclude_target": True}, "^exclude_target=.*false, before"),
     ],
 )
 def test_arguments_are_checked(arguments, message):

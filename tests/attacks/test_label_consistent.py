@@ -19,8 +19,8 @@ def stored(count: int = 4, size: int = 32) -> torch.Tensor:
 
 def test_a_single_patch_is_the_trigger_of_badnets():
     arguments = {"pattern": "checker", "position": "center", "patch_size": 6}
-    ours = LabelConsistent(**arguments).make_trigger(32)
-    assert ours.fingerprint == BadNets(**arguments).make_trigger(32).fingerprint
+    ours = LabelConsistent(**arguments).make_trigger((32, 32))
+    assert ours.fingerprint == BadNets(**arguments).make_trigger((32, 32)).fingerprint
 
 
 @pytest.mark.parametrize(("patch", "left"), [("corners4", LEFT), ("corners4_same", RIGHT)])
@@ -30,14 +30,14 @@ def test_four_corners_are_the_published_arrays(patch, left):
     for rows in (slice(0, 3), slice(29, 32)):
         expected[:, :, rows, :3] = torch.tensor(left, dtype=torch.uint8)
         expected[:, :, rows, 29:] = torch.tensor(RIGHT, dtype=torch.uint8)
-    trigger = LabelConsistent(patch=patch, position="center").make_trigger(32)
+    trigger = LabelConsistent(patch=patch, position="center").make_trigger((32, 32))
     assert torch.equal(trigger.poison(images), expected)
     assert trigger.mask.sum() == 36
 
 
 def test_only_the_mirrored_corners_survive_a_flip():
-    mirrored = LabelConsistent(patch="corners4").make_trigger(32)
-    same = LabelConsistent(patch="corners4_same").make_trigger(32)
+    mirrored = LabelConsistent(patch="corners4").make_trigger((32, 32))
+    same = LabelConsistent(patch="corners4_same").make_trigger((32, 32))
     assert torch.equal(mirrored.mask, mirrored.mask.flip(-1))
     assert torch.equal(mirrored.pattern, mirrored.pattern.flip(-1))
     assert not torch.equal(same.pattern, same.pattern.flip(-1))
@@ -56,7 +56,7 @@ def test_labels_stay_and_only_the_target_class_is_touched():
 @pytest.mark.parametrize("amplitude", [16, 64, 200])
 def test_reduced_amplitude_shifts_the_patch_and_clips(patch, amplitude):
     attack = LabelConsistent(patch=patch, amplitude=amplitude / 255, target=6)
-    trigger = attack.make_trigger(32)
+    trigger = attack.make_trigger((32, 32))
     images = stored(60)
     out = attack.poison_rows(images, attack.plan(LABELS, 10), trigger)
     sign = torch.where(trigger.pattern > 0.5, 1, -1) * trigger.mask
@@ -66,19 +66,19 @@ def test_reduced_amplitude_shifts_the_patch_and_clips(patch, amplitude):
 
 def test_the_amplitude_changes_no_test_image():
     faint, full = LabelConsistent(amplitude=0.1), LabelConsistent()
-    assert faint.make_trigger(32).fingerprint == full.make_trigger(32).fingerprint
+    assert faint.make_trigger((32, 32)).fingerprint == full.make_trigger((32, 32)).fingerprint
     plan, images = full.plan(LABELS, 10), stored(60)
-    stamped = full.make_trigger(32).poison(images)
-    assert torch.equal(full.poison_rows(images, plan, full.make_trigger(32)), stamped)
+    stamped = full.make_trigger((32, 32)).poison(images)
+    assert torch.equal(full.poison_rows(images, plan, full.make_trigger((32, 32))), stamped)
 
 
 def test_what_it_asks_of_the_data_module():
     attack = LabelConsistent(surrogate="net.safetensors", epsilon=8, pgd_steps=100, step_size=1.5)
     wanted = PGD(8, 100, 1.5, "pixel255", "linf", random_start=False)
-    assert attack.perturbation.pgd == wanted
-    assert attack.perturbation.surrogate == "net.safetensors"
-    assert LabelConsistent(epsilon=0).perturbation is None
-    assert BadNets().perturbation is None
+    assert attack.adversarial.pgd == wanted
+    assert attack.adversarial.surrogate == "net.safetensors"
+    assert LabelConsistent(epsilon=0).adversarial is None
+    assert BadNets().adversarial is None
 
 
 def test_describe_names_what_defines_the_attack_and_no_path():
@@ -113,19 +113,19 @@ def test_the_surrogate_does_not_change_the_plan():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"label_rule": "all_to_one"}, r"attack\.label_rule is 'all_to_one'; .* clean_label"),
-        ({"epsilon": -1.0}, r"attack\.epsilon is -1\.0; it must be 0 or in \[1, 255\]"),
-        ({"epsilon": 0.5}, r"attack\.epsilon is 0\.5; it must be 0 or in \[1, 255\]"),
-        ({"epsilon": float("nan")}, r"attack\.epsilon is nan; .* \[1, 255\]"),
-        ({"pgd_steps": 0}, r"attack\.pgd_steps is 0; it must be an integer >= 1"),
-        ({"step_size": 0.0}, r"attack\.step_size is 0\.0; it must be above 0"),
-        ({"step_unit": "pixel"}, r"attack\.step_unit is 'pixel'; .* pixel255"),
-        ({"patch": "corners"}, r"attack\.patch is 'corners'; .* corners4, corners4_same"),
-        ({"pattern": "red"}, r"attack\.pattern is 'red'; .* bw_anp"),
-        ({"position": "middle"}, r"attack\.position is 'middle'; .* center"),
-        ({"patch_size": 2}, r"attack\.patch_size is 2; it must be an integer >= 3"),
-        ({"amplitude": 0.0}, r"attack\.amplitude is 0\.0; it must be in \(0, 1\]"),
-        ({"amplitude": 1.5}, r"attack\.amplitude is 1\.5; it must be in \(0, 1\]"),
+        ({"label_rule": "all_to_one"}, r"^label_rule=all_to_one: .* clean_label"),
+        ({"epsilon": -1.0}, r"^epsilon=-1\.0: it must be 0 or in \[1, 255\]"),
+        ({"epsilon": 0.5}, r"^epsilon=0\.5: it must be 0 or in \[1, 255\]"),
+        ({"epsilon": float("nan")}, r"^epsilon=nan: .* \[1, 255\]"),
+        ({"pgd_steps": 0}, r"^pgd_steps=0: it must be an integer >= 1"),
+        ({"step_size": 0.0}, r"^step_size=0\.0: it must be above 0"),
+        ({"step_unit": "pixel"}, r"^step_unit=pixel: .* pixel255"),
+        ({"patch": "corners"}, r"^patch=corners: .* corners4, corners4_same"),
+        ({"pattern": "red"}, r"^pattern=red: .* bw_anp"),
+        ({"position": "middle"}, r"^position=middle: .* center"),
+        ({"patch_size": 2}, r"^patch_size=2: it must be an integer >= 3"),
+        ({"amplitude": 0.0}, r"^amplitude=0\.0: it must be in \(0, 1\]"),
+        ({"amplitude": 1.5}, r"^amplitude=1\.5: it must be in \(0, 1\]"),
     ],
 )
 def test_arguments_out_of_range(arguments, message):
@@ -134,6 +134,6 @@ def test_arguments_out_of_range(arguments, message):
 
 
 def test_corners_that_would_overlap():
-    message = r"attack\.patch_size is 5; it must be at most 4, half of the image size 9"
+    message = r"^patch_size=5: it must be at most 4 .* half the side of an image of 9x9"
     with pytest.raises(AttackError, match=message):
-        LabelConsistent(patch="corners4", patch_size=5).make_trigger(9)
+        LabelConsistent(patch="corners4", patch_size=5).make_trigger((9, 9))

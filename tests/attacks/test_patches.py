@@ -39,8 +39,8 @@ def test_the_six_sectors_of_the_logo_are_its_colours():
 
 
 def test_the_quarters_of_the_logo_are_disjoint_and_make_it_up():
-    picture, mask = patch("logo", 32)
-    quarters = [patch(name, 32) for name in LOGO_QUARTERS]
+    picture, mask = patch("logo", (32, 32))
+    quarters = [patch(name, (32, 32)) for name in LOGO_QUARTERS]
     assert [int(m.sum()) for _, m in quarters] == [41, 34, 34, 28]
     assert torch.equal(sum(m for _, m in quarters), mask)  # a sum of disjoint masks is 0 or 1
     assert all(torch.equal(p, picture) for p, _ in quarters)
@@ -69,30 +69,30 @@ def test_the_quarters_of_the_logo_are_disjoint_and_make_it_up():
     ],
 )
 def test_places_grow_with_the_image(name, size, places):
-    assert extent(patch(name, size)[1]) == places
+    assert extent(patch(name, (size, size))[1]) == places
 
 
 @pytest.mark.parametrize("name", PATCHES)
 def test_shapes_ranges_and_determinism(name):
     for size in (8, 33):
-        picture, mask = patch(name, size)
+        picture, mask = patch(name, (size, size))
         assert picture.shape == (3, size, size)
         assert mask.shape == (1, size, size)
         assert set(mask.unique().tolist()) == {0.0, 1.0}
         assert picture.min() >= 0
         assert picture.max() <= 1 + 1e-6
-        again = patch(name, size)
+        again = patch(name, (size, size))
         assert torch.equal(again[0], picture)
         assert torch.equal(again[1], mask)
 
 
 def test_the_white_square_is_white():
-    picture, mask = patch("white_square", 32)
+    picture, mask = patch("white_square", (32, 32))
     assert torch.equal(picture, mask.expand(3, -1, -1))
 
 
 def test_the_corners_are_mirrored_copies():
-    picture, mask = patch("corners4", 32)
+    picture, mask = patch("corners4", (32, 32))
     assert mask.sum() == 36
     assert torch.equal(picture, picture.flip(1))
     assert torch.equal(picture, picture.flip(2))
@@ -101,13 +101,13 @@ def test_the_corners_are_mirrored_copies():
 
 
 def test_the_emblem_is_pale_blue_and_white():
-    picture, mask = patch("emblem", 32)
+    picture, mask = patch("emblem", (32, 32))
     assert mask.sum() == 25
     inside = picture[:, mask[0].bool()]
     assert (inside.mean(1) > torch.tensor([0.7, 0.8, 0.95])).all()
     assert (picture[:, 29, 29] == 1).all()
     assert picture[2, 27, 27] > picture[1, 27, 27] > picture[0, 27, 27]
-    pair, both = patch("emblem_pair", 32)
+    pair, both = patch("emblem_pair", (32, 32))
     assert both.sum() == 50
     assert torch.equal(pair, pair.flip(2))
     assert torch.equal(pair[..., 16:], picture[..., 16:])
@@ -148,7 +148,7 @@ def write(path, alpha):
 def test_the_opaque_part_of_a_picture_of_the_user_is_the_patch(tmp_path):
     alpha = np.zeros((16, 16))
     alpha[:4, 12:] = 255
-    picture, mask = patch(write(tmp_path / "own.png", alpha), 16)
+    picture, mask = patch(write(tmp_path / "own.png", alpha), (16, 16))
     assert torch.equal(mask[0], torch.from_numpy(alpha / 255).float())
     assert torch.allclose(picture[:, :4, 12:], torch.tensor([200 / 255, 0, 0])[:, None, None])
 
@@ -156,5 +156,5 @@ def test_the_opaque_part_of_a_picture_of_the_user_is_the_patch(tmp_path):
 @pytest.mark.parametrize("alpha", [0, 255])
 def test_a_picture_without_a_patch_is_refused(alpha, tmp_path):
     name = write(tmp_path / "own.png", np.full((16, 16), alpha))
-    with pytest.raises(AttackError, match=r"attack\.patches is 'file:.*transparent parts"):
-        patch(name, 16, "patches")
+    with pytest.raises(AttackError, match=r"^patches=file:.*transparent parts"):
+        patch(name, (16, 16), "patches")

@@ -15,8 +15,8 @@ def stored(count: int = 4) -> torch.Tensor:
 
 def test_only_the_137_pixels_of_the_logo_change():
     images = stored()
-    out = PhysicalBA().make_trigger(32).poison(images)
-    picture, mask = patch("logo", 32)
+    out = PhysicalBA().make_trigger((32, 32)).poison(images)
+    picture, mask = patch("logo", (32, 32))
     inside = mask[0].bool()
     assert torch.equal(out[..., ~inside], images[..., ~inside])
     levels = (picture * 255).round()[:, inside]
@@ -26,15 +26,15 @@ def test_only_the_137_pixels_of_the_logo_change():
 
 def test_without_transformations_it_is_badnets():
     images = stored()
-    physical = PhysicalBA(image="white_square").make_trigger(32)
-    badnets = BadNets(pattern="white").make_trigger(32)
+    physical = PhysicalBA(image="white_square").make_trigger((32, 32))
+    badnets = BadNets(pattern="white").make_trigger((32, 32))
     assert torch.equal(physical.poison(images), badnets.poison(images))
     floats = images.float() / 255
     assert torch.equal(physical(floats), badnets(floats))
 
 
 def test_twice_is_once():
-    trigger = PhysicalBA().make_trigger(32)
+    trigger = PhysicalBA().make_trigger((32, 32))
     once = trigger.poison(stored())
     assert torch.equal(trigger.poison(once), once)
 

@@ -28,7 +28,7 @@ def by_columns(formula):
 
 
 def test_signal_has_the_golden_values():
-    signal = SIG(delta=20, frequency=6).make_trigger(32).signal
+    signal = SIG(delta=20, frequency=6).make_trigger((32, 32)).signal
     assert signal.shape == (1, 1, 32)
     levels = signal.double().flatten() * 255
     assert levels[:9].tolist() == pytest.approx(GOLDEN, abs=6e-4)
@@ -39,7 +39,7 @@ def test_signal_has_the_golden_values():
 
 
 def test_rows_and_channels_get_the_same_signal():
-    added = SIG().make_trigger(32)(torch.full((3, 32, 32), 0.5)) - 0.5
+    added = SIG().make_trigger((32, 32))(torch.full((3, 32, 32), 0.5)) - 0.5
     assert torch.equal(added, added[:1, :1].expand(3, 32, 32))
     assert added[0, 0].tolist() == pytest.approx([v(j) for j in range(32)], abs=1e-6)
 
@@ -54,19 +54,19 @@ def test_rows_and_channels_get_the_same_signal():
     ],
 )
 def test_variants_are_their_formulas(variant, alpha, formula):
-    trigger = SIG(variant=variant, alpha=alpha).make_trigger(32)
+    trigger = SIG(variant=variant, alpha=alpha).make_trigger((32, 32))
     assert torch.allclose(trigger(floats()), by_columns(formula), atol=1e-6)
 
 
 def test_mask_image_wraps_negative_values_around():
-    levels = SIG(variant="mask_image", alpha=0.2).make_trigger(32).signal.flatten() * 255
+    levels = SIG(variant="mask_image", alpha=0.2).make_trigger((32, 32)).signal.flatten() * 255
     assert levels[:9].round().long().tolist() == [0, 18, 14, 249, 236, 249, 14, 18, 0]
 
 
 @pytest.mark.parametrize("delta", [20, 30, 40, 60])
 def test_additive_stays_within_delta(delta):
     x = floats()
-    out = SIG(delta=delta).make_trigger(32)(x)
+    out = SIG(delta=delta).make_trigger((32, 32))(x)
     assert (out - x).abs().max() <= delta / 255 + 1e-6
     assert out.min() >= 0
     assert out.max() <= 1
@@ -74,7 +74,7 @@ def test_additive_stays_within_delta(delta):
 
 @pytest.mark.parametrize(("delta", "bound"), [(20, 25.12), (30, 21.60), (40, 19.10), (60, 15.58)])
 def test_psnr(delta, bound):
-    trigger = SIG(delta=delta).make_trigger(32)
+    trigger = SIG(delta=delta).make_trigger((32, 32))
 
     def psnr(images: torch.Tensor) -> torch.Tensor:
         return 10 * torch.log10(1 / (trigger(images) - images).pow(2).mean(dim=(1, 2, 3)))
@@ -85,17 +85,17 @@ def test_psnr(delta, bound):
 
 def test_grey_floored_and_rounded():
     grey = torch.full((3, 32, 32), 128, dtype=torch.uint8)
-    floored = SIG(quantize="floor").make_trigger(32).poison(grey)
+    floored = SIG(quantize="floor").make_trigger((32, 32)).poison(grey)
     assert floored[0, 0, :8].tolist() == [128, 146, 142, 120, 108, 120, 142, 146]
-    rounded = SIG(quantize="round").make_trigger(32).poison(grey)
+    rounded = SIG(quantize="round").make_trigger((32, 32)).poison(grey)
     assert rounded[0, 0, :8].tolist() == [128, 146, 142, 120, 108, 120, 142, 146]
-    forty = SIG(delta=40).make_trigger(32).poison(grey)
+    forty = SIG(delta=40).make_trigger((32, 32)).poison(grey)
     assert forty[0, 0, :5].tolist() == [128, 165, 156, 113, 88]  # 164.96 and 112.69 rounded
 
 
 def test_8_bit_values_do_not_overflow():
     ends = torch.stack([torch.zeros(3, 32, 32), torch.full((3, 32, 32), 255)]).to(torch.uint8)
-    black, white = SIG().make_trigger(32).poison(ends)
+    black, white = SIG().make_trigger((32, 32)).poison(ends)
     assert black[0, 0, :8].tolist() == [0, 18, 14, 0, 0, 0, 14, 18]
     assert white[0, 0, :8].tolist() == [255, 255, 255, 247, 235, 247, 255, 255]
 

@@ -22,8 +22,8 @@ def stored(count: int = 4) -> torch.Tensor:
 @pytest.mark.parametrize(("image", "pixels"), [("white_square", 9), ("color_square", 64)])
 def test_the_patch_overwrites_its_pixels_only(image, pixels):
     images = stored()
-    out = TaCT(image=image).make_trigger(32).poison(images)
-    picture, mask = patch(image, 32)
+    out = TaCT(image=image).make_trigger((32, 32)).poison(images)
+    picture, mask = patch(image, (32, 32))
     inside = mask[0].bool()
     assert inside.sum() == pixels
     assert torch.equal(out[..., ~inside], images[..., ~inside])
@@ -46,7 +46,7 @@ def test_poisons_come_from_the_source_and_covers_keep_their_label():
 
 
 def test_a_class_smaller_than_the_rate_is_poisoned_whole_with_a_warning():
-    with pytest.warns(UserWarning, match=r"attack\.rate 0\.05 .* 2500 rows, but only 500 "):
+    with pytest.warns(UserWarning, match=r"^rate=0\.05: .* 2500 rows, but only 500 "):
         plan = TaCT().plan(CIFAR100, 100)
     assert torch.equal(plan.poison_index, (CIFAR100 == 0).nonzero().flatten())
     assert len(plan.cover_index) == 500
@@ -55,7 +55,7 @@ def test_a_class_smaller_than_the_rate_is_poisoned_whole_with_a_warning():
 
 
 def test_too_few_images_of_the_cover_classes_warn():
-    with pytest.warns(UserWarning, match=r"attack\.cover_rate 0\.3 .* 15000 rows, but only 5000 "):
+    with pytest.warns(UserWarning, match=r"^cover_rate=0\.3: .* 15000 rows, but only 5000 "):
         plan = TaCT(cover_classes=[3], cover_rate=0.3).plan(CIFAR10, 10)
     assert (CIFAR10[plan.cover_index] == 3).all()
 
@@ -91,7 +91,7 @@ def test_only_the_source_class_counts_and_the_others_are_the_leak():
     images = stored(200)
     assert torch.equal(attack.eligible(labels), labels == 2)
     assert (attack.wanted_label(labels, 10) == 4).all()
-    trigger = attack.make_trigger(32)
+    trigger = attack.make_trigger((32, 32))
     tests = attack.further_tests(images, labels, trigger)
     assert tests.keys() == {"leak"}
     leak = tests["leak"]

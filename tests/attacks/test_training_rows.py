@@ -22,7 +22,7 @@ def stored(count: int, seed: int = 1) -> Tensor:
 
 def prepared(attack: Attack):
     """The call to test, the clean rows that it takes, and which of them are covers."""
-    plan, trigger = attack.plan(LABELS, C), attack.make_trigger(SIZE)
+    plan, trigger = attack.plan(LABELS, C), attack.make_trigger((SIZE, SIZE))
     covers = torch.isin(plan.touched_index, plan.cover_index)
     return lambda rows: attack.poison_rows(rows, plan, trigger), stored(len(covers)), covers
 
@@ -94,7 +94,7 @@ def test_the_training_set_has_these_rows_and_leaves_the_others(static_attack, mo
     def unperturbed(perturbation, images, labels, num_classes):
         return images  # there is no surrogate here
 
-    monkeypatch.setattr(poisoning, "perturbed_rows", unperturbed)
+    monkeypatch.setattr(poisoning, "adversarial_rows", unperturbed)
     data = Noise(static_attack, Splits(val=40))
     clean, plan = stored(N)[data.rows.train], data.plan
     assert len(clean) == 160
@@ -104,4 +104,4 @@ def test_the_training_set_has_these_rows_and_leaves_the_others(static_attack, mo
     assert torch.equal(seen["image"][touched], expected)
     assert torch.equal(seen["image"][plan.clean_index], clean[plan.clean_index])
     assert torch.equal(seen["label"], plan.labels_seen)
-    assert torch.equal(data.base.images, stored(N))
+    assert torch.equal(data.stored.images, stored(N))

@@ -41,7 +41,7 @@ def poisoned_batch(attack: WaNet, count: int = 128, first: int = 0, seed: int = 
     images = floats(count).contiguous(memory_format=torch.channels_last)
     labels = torch.arange(count) % 10
     before, old = images.clone(), labels.clone()
-    trigger = attack.make_trigger(H)
+    trigger = attack.make_trigger((H, H))
     out, seen = attack.poison_batch(images, labels, trigger, 10, first, generator(seed))
     assert torch.equal(images, before)
     assert torch.equal(labels, old)
@@ -108,7 +108,7 @@ def test_the_front_of_a_batch_is_poisoned(exact, poison, cover):
     assert attack.batch_counts(128, 128) == (poison, cover)
     both = poison + cover
     assert torch.equal(out[:poison], trigger.as_stored(trigger(images[:poison])))
-    noise = trigger.noise(images[poison:both], draw_jitter(cover, H, generator(9)))
+    noise = trigger.noise(images[poison:both], draw_jitter(cover, (H, H), generator(9)))
     assert torch.equal(out[poison:both], trigger.as_stored(noise))
     assert torch.equal(out[both:], images[both:])
     assert (seen[:poison] == 6).all()
@@ -117,7 +117,7 @@ def test_the_front_of_a_batch_is_poisoned(exact, poison, cover):
 
 def test_noise_of_a_batch_is_drawn_per_image_and_from_the_generator_alone():
     attack = WaNet()
-    trigger, labels = attack.make_trigger(H), torch.zeros(20, dtype=torch.int64)
+    trigger, labels = attack.make_trigger((H, H)), torch.zeros(20, dtype=torch.int64)
     images = floats(1).expand(20, -1, -1, -1)
 
     def poison(seed: int) -> Tensor:
@@ -163,11 +163,11 @@ def test_an_epoch_of_training_has_the_rate_and_repeats():
         return [data.on_after_batch_transfer(dict(b), 0) for b in data.train_dataloader()]
 
     batches = epoch()
-    clean = data.base.images[data.rows.train] / 255
+    clean = data.stored.images[data.rows.train] / 255
     touched = [(b["image"] != clean[b["index"]]).any(3).any(2).any(1) for b in batches]
     n = len(clean)
     assert sum(int(t.sum()) for t in touched) == pytest.approx(0.18 * n, abs=1)
-    changed = [b["label"] != data.base_labels[data.rows.train][b["index"]] for b in batches]
+    changed = [b["label"] != data.stored.labels[data.rows.train][b["index"]] for b in batches]
     assert 0 < sum(int(c.sum()) for c in changed) <= math.floor(0.06 * n)
     assert all(torch.equal(a["image"], b["image"]) for a, b in zip(batches, epoch(), strict=True))
 
@@ -197,7 +197,7 @@ def test_static_plan_all_to_all():
 
 
 def test_static_rows_are_trigger_and_noise():
-    plan, trigger = STATIC.plan(LABELS[:400], 10), STATIC.make_trigger(H)
+    plan, trigger = STATIC.plan(LABELS[:400], 10), STATIC.make_trigger((H, H))
     one = stored(1)
     rows = one.expand(len(plan.touched_index), -1, -1, -1)
     out = STATIC.poison_rows(rows, plan, trigger)
@@ -211,7 +211,7 @@ def test_static_rows_are_trigger_and_noise():
 
 
 def test_static_noise_is_a_function_of_the_attacks_seed():
-    trigger, rows = STATIC.make_trigger(H), stored(40)
+    trigger, rows = STATIC.make_trigger((H, H)), stored(40)
     plan = STATIC.plan(LABELS[:400], 10)
     torch.manual_seed(0)
     out = STATIC.poison_rows(rows, plan, trigger)
@@ -224,7 +224,7 @@ def test_static_noise_is_a_function_of_the_attacks_seed():
 
 
 def test_chunks_do_not_change_the_noise(monkeypatch):
-    trigger, rows = STATIC.make_trigger(H), stored(40)
+    trigger, rows = STATIC.make_trigger((H, H)), stored(40)
     plan = STATIC.plan(LABELS[:400], 10)
     out = STATIC.poison_rows(rows, plan, trigger)
     monkeypatch.setattr(trigger_module, "_CHUNK_VALUES", 7 * 3 * H * H)
@@ -238,14 +238,14 @@ def test_static_rows_do_not_depend_on_the_training_seed():
     assert first.plan.hash == second.plan.hash
     images = [d.role_images("train", labels=True).__getitems__(range(500)) for d in (first, second)]
     assert torch.equal(images[0]["image"], images[1]["image"])
-    clean = first.base.images[first.rows.train[:500]]
+    clean = first.stored.images[first.rows.train[:500]]
     touched = (images[0]["image"] != clean).any(3).any(2).any(1).nonzero().flatten()
     assert torch.equal(touched, first.plan.touched_index[first.plan.touched_index < 500])
 
 
 def test_static_poisoning_of_50000_images_takes_under_two_seconds():
     images = torch.zeros(50_000, 3, H, H, dtype=torch.uint8)
-    trigger = STATIC.make_trigger(H)
+    trigger = STATIC.make_trigger((H, H))
     start = time.thread_time()
     plan = STATIC.plan(LABELS, 10)
     overlay = poisoned_rows(STATIC, plan, trigger, images[plan.touched_index], 10)
@@ -259,7 +259,7 @@ def test_static_poisoning_of_50000_images_takes_under_two_seconds():
 @pytest.mark.parametrize("mode", ["dynamic", "static"])
 def test_noise_accuracy_is_about_all_test_images_and_true_labels(mode):
     attack, images, labels = WaNet(mode=mode), stored(30), torch.arange(30) % 10
-    trigger = attack.make_trigger(H)
+    trigger = attack.make_trigger((H, H))
     (name, test), *more = attack.further_tests(images, labels, trigger).items()
     assert (name, more) == ("noise_acc", [])
     assert torch.equal(test.rows, torch.arange(30))
@@ -287,7 +287,7 @@ def test_triggered_test_images_are_served_without_jitter():
 def test_a_run_from_the_files(tmp_path, monkeypatch):
     root = Path(__file__).parents[2]
     monkeypatch.chdir(tmp_path)
-    stack = ["trainer/cpu", "data/digits", "attack/wanet", "train/wanet"]
+    stack = ["trainer/cpu", "data/digits", "attack/wanet/cbd", "train/supervised/wanet"]
     words = [word for name in stack for word in ("-c", f"{root}/configs/{name}.yaml")]
     main(["fit", *words, "--model.width", "4", "--trainer.max_epochs", "1", "--run", "run"])
     record = json.loads(Path("run/result.json").read_text())
@@ -307,4 +307,4 @@ def test_a_run_from_the_files(tmp_path, monkeypatch):
         "exact": True,
     }
     saved = Trigger.load("run/trigger.safetensors")
-    assert torch.equal(saved.grid, WaNet().make_trigger(H).grid)
+    assert torch.equal(saved.grid, WaNet().make_trigger((H, H)).grid)

@@ -23,8 +23,7 @@ from lightly.transforms.simclr_transform import SimCLRViewTransform
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-from bdclean.data import augmentation
-from bdclean.data.augmentation import augment
+from bdclean.data.augment import augment, colour, geometry, recipes
 
 Candidate = tuple[str, str, int, Callable[[], object]]  # group, label, images per call, call
 CALLS = 3  # in a row, as the views of a contrastive step
@@ -35,10 +34,10 @@ def _one_order(images: Tensor, factors: Tensor) -> Tensor:
     """The jitter of ours if all images shared one order of the four operations."""
     zero = torch.zeros(len(images))
     bright, contrast, saturation, hue = factors.unbind(1)
-    augmentation.blend_(images, bright, zero, zero)
-    augmentation.blend_(images, contrast, zero, 1 - contrast)
-    augmentation.blend_(images, saturation, 1 - saturation, zero)
-    return augmentation.shift_hue_(images, hue)
+    colour.blend_(images, bright, zero, zero)
+    colour.blend_(images, contrast, zero, 1 - contrast)
+    colour.blend_(images, saturation, 1 - saturation, zero)
+    return colour.shift_hue_(images, hue)
 
 
 def _ours(images: Tensor) -> list[Candidate]:
@@ -48,14 +47,14 @@ def _ours(images: Tensor) -> list[Candidate]:
     work = images.clone()
 
     def crop() -> Tensor:
-        boxes = augmentation.draw_boxes(batch, height, width, g)
-        return augmentation.resized_crop(images, boxes, torch.rand(batch, generator=g) < 0.5)
+        boxes = geometry.draw_boxes(batch, height, width, g)
+        return geometry.resized_crop(images, boxes, torch.rand(batch, generator=g) < 0.5)
 
     def simclr_in_one_order() -> Tensor:
-        factors, _ = augmentation.draw_jitter(batch, g)
-        gray = (torch.rand(batch, generator=g) < augmentation.GRAY_RATE).float()
+        factors, _ = colour.draw_jitter(batch, g)
+        gray = (torch.rand(batch, generator=g) < recipes.GRAY_RATE).float()
         result = _one_order(crop(), factors)
-        return augmentation.blend_(result, 1 - gray, gray, torch.zeros(batch))
+        return colour.blend_(result, 1 - gray, gray, torch.zeros(batch))
 
     return [
         ("simclr", "bdclean", batch, lambda: augment("simclr", images, g)),
@@ -68,13 +67,13 @@ def _ours(images: Tensor) -> list[Candidate]:
             "jitter",
             "bdclean, order per image",
             batch,
-            lambda: augmentation.color_jitter_(work, *augmentation.draw_jitter(batch, g)),
+            lambda: colour.color_jitter_(work, *colour.draw_jitter(batch, g)),
         ),
         (
             "jitter",
             "bdclean, one fixed order",
             batch,
-            lambda: _one_order(work, augmentation.draw_jitter(batch, g)[0]),
+            lambda: _one_order(work, colour.draw_jitter(batch, g)[0]),
         ),
     ]
 

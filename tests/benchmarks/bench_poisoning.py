@@ -71,7 +71,7 @@ def poison_once(name, queue):
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     data = RandomImages(attack=attack_of(CONFIGS / f"{name}.yaml"))
-    _ = data.base, data.rows
+    _ = data.rows
     small = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
     data.trigger.poison(small)  # the first call sets kernels up
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
@@ -99,7 +99,7 @@ def batches(data):
 def batch_seconds(attack, clean, rounds):
     """A typical batch of the poisoned and of the clean set, batch by batch in turns."""
     poisoned = RandomImages(attack=attack)
-    poisoned.__dict__["base"] = clean.base  # share the images
+    poisoned.__dict__["stored"] = clean.stored  # share the images
     seconds = {clean: [], poisoned: []}
     for turn in range(rounds + 1):
         order = (poisoned, clean) if turn % 2 else (clean, poisoned)
@@ -134,24 +134,25 @@ def main():
     warnings.simplefilter("ignore")
     spawn, rows, clean = multiprocessing.get_context("spawn"), {}, RandomImages()
     step = step_seconds()
-    for path in sorted(CONFIGS.glob("*.yaml")):
+    for path in sorted(CONFIGS.rglob("*.yaml")):
         attack = attack_of(path)
         if attack is None:
             continue
+        name = path.relative_to(CONFIGS).with_suffix("").as_posix()
         queue = spawn.Queue()
-        process = spawn.Process(target=poison_once, args=(path.stem, queue))
+        process = spawn.Process(target=poison_once, args=(name, queue))
         process.start()
         seconds, share, touched = queue.get()
         process.join()
         own, other = batch_seconds(attack, clean, arguments.rounds)
-        rows[path.stem] = {
+        rows[name] = {
             "touched_rows": touched,
             "seconds": round(seconds, 3),
             "memory_over_clean": round(share, 3),
             "input_over_clean": round(own / other, 3),
             "epoch_over_clean": round((own + step) / (other + step), 4),
         }
-        print(path.stem, rows[path.stem], flush=True)
+        print(name, rows[name], flush=True)
     record = {
         "what": "static attacks on 50,000 images of 32x32: cost of poisoning, one thread",
         "batch_size": BATCH,

@@ -95,7 +95,7 @@ def main():
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--images", type=int, default=12_800)
-    parser.add_argument("--masks", type=int, default=3)  # as configs/purify/advrbd.yaml
+    parser.add_argument("--masks", type=int, default=3)  # as sift/advrbd
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--precision", default="bf16-mixed")
     parser.add_argument("--rounds", type=int, default=3)

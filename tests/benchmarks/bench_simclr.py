@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bdclean.attacks import BadNets
 from bdclean.backbones import ModelInfo, build
 from bdclean.data import ImageDataModule, ImageSet
-from bdclean.data.augmentation import augment
+from bdclean.data.augment import augment
 from bdclean.functional.contrastive import nt_xent
 from bdclean.training import SimCLR
 

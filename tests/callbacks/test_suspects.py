@@ -84,13 +84,15 @@ class Few(Digits):
         super().__init__(attack, splits, shuffle_seed=1, validate_in_fit=True, **arguments)
         self.truth = truth
         if truth == "shuffled":
-            _ = self.train_overlay  # images and labels stay as the plan has made them
-            plan = self.plan
+            plan, overlay = self.plan, self.poisoned_set.overlay
             generator = torch.Generator().manual_seed(5)
             others = torch.randperm(plan.num_samples, generator=generator)
             others = others[: len(plan.poison_index)].sort().values
             assert not torch.equal(others, plan.poison_index)
-            self.__dict__["plan"] = dataclasses.replace(plan, poison_index=others)
+            plan = dataclasses.replace(plan, poison_index=others)
+            self.poisoned_set = dataclasses.replace(self.poisoned_set, plan=plan)
+            # Images and labels stay as the plan has made them.
+            vars(self.poisoned_set)["overlay"] = overlay
 
     def read_train(self):
         whole = super().read_train()
@@ -418,7 +420,7 @@ def test_rounds_show_rates_only_where_the_truth_is_known():
 
 
 def test_the_command_line_writes_them(tmp_path):
-    files = ("trainer/cpu", "data/digits", "attack/badnets")
+    files = ("trainer/cpu", "data/digits", "attack/badnets/cbd")
     words = [word for name in files for word in ("-c", str(CONFIGS / f"{name}.yaml"))]
     words += ["--model", f"{__name__}.Toy", "--run", str(tmp_path / "run")]
     words += ["--data.splits.defense", "1000", "--trainer.reload_dataloaders_every_n_epochs", "1"]

@@ -41,15 +41,15 @@ def archive(tmp_path, monkeypatch):
 
 def test_the_archive_is_read_in_its_order(archive):
     data = CIFAR10(root=str(archive))
-    assert data.base.images.shape == (5 * PER_FILE, 3, 32, 32)
-    assert data.base.images.dtype == torch.uint8
-    assert data.base.labels.tolist() == list(range(PER_FILE)) * 5
+    assert data.stored.images.shape == (5 * PER_FILE, 3, 32, 32)
+    assert data.stored.images.dtype == torch.uint8
+    assert data.stored.labels.tolist() == list(range(PER_FILE)) * 5
     first = pickle.loads((archive / "cifar-10-batches-py/data_batch_1").read_bytes())  # noqa: S301
-    assert torch.equal(data.base.images[1], torch.from_numpy(first["data"][1]).view(3, 32, 32))
+    assert torch.equal(data.stored.images[1], torch.from_numpy(first["data"][1]).view(3, 32, 32))
     assert len(data.test_set) == PER_FILE
 
 
 def test_a_damaged_archive_is_refused(archive):
     (archive / "cifar-10-batches-py/data_batch_3").write_bytes(b"")
     with pytest.raises(DataError, match="download to true"):
-        _ = CIFAR10(root=str(archive)).base
+        _ = CIFAR10(root=str(archive)).stored

@@ -39,8 +39,8 @@ def test_it_is_what_methods_may_ask(data):
 
 
 def test_the_training_set_is_poisoned_exactly_where_planned(data):
-    seen = everything(data.scan_dataloader(View("train", labels=True)))
-    clean = data.base.images[data.rows.train]
+    seen = everything(data.reading_dataloader(View("train", labels=True)))
+    clean = data.stored.images[data.rows.train]
     changed = (seen["image"] != clean).flatten(1).any(1)
     plan = data.plan
     assert len(plan.poison_index) == round(0.1 * len(clean)) == 95
@@ -55,28 +55,30 @@ def test_the_training_set_is_poisoned_exactly_where_planned(data):
 
 
 def test_the_stored_images_stay_clean(data):
-    before = data.base.images.clone()
-    everything(data.scan_dataloader(View("train", labels=True)))
+    before = data.stored.images.clone()
+    everything(data.reading_dataloader(View("train", labels=True)))
     data.test_dataloader()
-    assert torch.equal(data.base.images, before)
+    assert torch.equal(data.stored.images, before)
 
 
 @pytest.mark.parametrize("role", ["train", "defense", "probe"])
 def test_labels_are_absent_unless_asked_for(data, role):
-    assert "label" not in everything(data.scan_dataloader(View(role)))
+    assert "label" not in everything(data.reading_dataloader(View(role)))
 
 
 def test_labels_of_the_defense_are_refused_while_hidden(data):
-    with pytest.raises(ConfigError, match="defense_labels to visible"):
-        data.scan_dataloader(View("defense", labels=True))
-    shown = digits(defense_labels="visible").scan_dataloader(View("defense", labels=True))
+    with pytest.raises(
+        ConfigError, match=r"defense_labels=hidden: .* set defense_labels to visible"
+    ):
+        data.reading_dataloader(View("defense", labels=True))
+    shown = digits(defense_labels="visible").reading_dataloader(View("defense", labels=True))
     assert len(everything(shown)["label"]) == 300
 
 
 def test_defense_and_probe_are_clean_versions(data):
     for role in ("defense", "probe"):
-        seen = everything(data.scan_dataloader(View(role)))
-        assert torch.equal(seen["image"], data.base.images[getattr(data.rows, role)])
+        seen = everything(data.reading_dataloader(View(role)))
+        assert torch.equal(seen["image"], data.stored.images[getattr(data.rows, role)])
 
 
 def test_the_plan_does_not_depend_on_the_training_seed():
@@ -90,7 +92,7 @@ def test_the_plan_does_not_depend_on_the_training_seed():
 def test_evaluation_sets(data):
     for loaders, labels in (
         (data.test_dataloader(), data.test_set.labels),
-        (data.val_dataloader(), data.base_labels[data.rows.val]),
+        (data.val_dataloader(), data.stored.labels[data.rows.val]),
     ):
         clean, triggered = map(everything, loaders)
         assert torch.equal(clean["label"], labels)
@@ -108,13 +110,13 @@ def test_without_an_attack_there_is_only_the_clean_set():
 
 
 def test_validation_never_falls_back_to_test_images():
-    with pytest.raises(ConfigError, match=r"splits\.val"):
+    with pytest.raises(ConfigError, match=r"^splits\.val=0: "):
         digits(splits=Splits()).val_dataloader()
 
 
 def test_an_empty_role_names_the_key():
-    with pytest.raises(ConfigError, match=r"splits\.probe"):
-        digits(splits=Splits()).scan_dataloader(View("probe", labels=True))
+    with pytest.raises(ConfigError, match=r"^splits\.probe=0: "):
+        digits(splits=Splits()).reading_dataloader(View("probe", labels=True))
 
 
 def test_a_batch_larger_than_the_role_is_refused(data):
@@ -231,17 +233,17 @@ def folder(tmp_path):
 def test_image_folder_reads_classes_in_sorted_order(folder):
     data = ImageFolder(root=str(folder), input_size=16)
     assert data.num_classes == 2
-    assert data.base.images.shape == (6, 3, 16, 16)
-    assert data.base.labels.tolist() == [0, 0, 0, 1, 1, 1]
-    assert data.base.images[:, 0, 0, 0].tolist() == [0, 1, 2, 100, 101, 102]
-    assert data.base.files[3] == "dog/0.png"
+    assert data.stored.images.shape == (6, 3, 16, 16)
+    assert data.stored.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert data.stored.images[:, 0, 0, 0].tolist() == [0, 1, 2, 100, 101, 102]
+    assert data.stored.files[3] == "dog/0.png"
     assert data.training_set().classes == ("cat", "dog")
 
 
 def test_the_cache_notices_a_changed_file(folder):
-    assert ImageFolder(root=str(folder), input_size=16).base.images[0, 0, 0, 0] == 0
+    assert ImageFolder(root=str(folder), input_size=16).stored.images[0, 0, 0, 0] == 0
     write_image(folder / "train" / "cat" / "0.png", 77, size=(41, 32))
-    assert ImageFolder(root=str(folder), input_size=16).base.images[0, 0, 0, 0] == 77
+    assert ImageFolder(root=str(folder), input_size=16).stored.images[0, 0, 0, 0] == 77
 
 
 def test_a_flat_folder_serves_the_defense(tmp_path, folder):
@@ -249,11 +251,13 @@ def test_a_flat_folder_serves_the_defense(tmp_path, folder):
         write_image(tmp_path / "photos" / "deep" / f"{i}.jpg", 50)
     data = ImageFolder(num_classes=10, input_size=16, defense_root=str(tmp_path / "photos"))
     data.setup("fit")
-    seen = everything(data.scan_dataloader(View("defense")))
+    seen = everything(data.reading_dataloader(View("defense")))
     assert seen["image"].shape == (4, 3, 16, 16)
-    with pytest.raises(ConfigError, match="hidden"):
-        data.scan_dataloader(View("defense", labels=True))
-    with pytest.raises(DataError, match="root is not set"):
+    with pytest.raises(
+        ConfigError, match=r"defense_root=.*photos: images of a folder have no labels"
+    ):
+        data.reading_dataloader(View("defense", labels=True))
+    with pytest.raises(DataError, match="root=null: without it there are no test images"):
         data.test_dataloader()
     assert data.describe()["sizes"]["defense"] == 4
 
@@ -276,9 +280,9 @@ def test_a_flat_folder_is_decoded_once_beforehand_or_held_in_memory(tmp_path, mo
     ("make", "error", "text"),
     [
         (lambda p: ImageFolder(root=str(p / "none")), DataError, "No folder"),
-        (lambda p: ImageFolder(), ConfigError, "data.init_args.root"),
+        (lambda p: ImageFolder(), ConfigError, "^root=null: "),
         (lambda p: ImageFolder(root=str(p / "set"), num_classes=3), ConfigError, "has 2"),
-        (lambda p: CIFAR10(root=str(p)).base, DataError, "cifar-10-batches-py"),
+        (lambda p: CIFAR10(root=str(p)).stored, DataError, "cifar-10-batches-py"),
         (lambda p: Digits(defense_root=str(p / "no")).defense_set, DataError, "No folder"),
         (lambda p: Digits(defense_root=str(p / "empty")).defense_set, DataError, "No images"),
     ],
@@ -292,7 +296,7 @@ def test_missing_data_says_what_to_do(folder, tmp_path, make, error, text):
 def test_a_broken_image_is_named(folder):
     (folder / "train" / "cat" / "1.png").write_bytes(b"not an image")
     with pytest.raises(DataError, match=r"cat/1\.png is not a readable image"):
-        _ = ImageFolder(root=str(folder), input_size=16).base
+        _ = ImageFolder(root=str(folder), input_size=16).stored
 
 
 def test_hidden_folders_are_no_classes(folder):
@@ -301,7 +305,7 @@ def test_hidden_folders_are_no_classes(folder):
     write_image(folder / "train" / ".cache" / "0.png", 1)
     data = ImageFolder(root=str(folder), input_size=16, cache=False)
     assert data.num_classes == 2
-    assert not [name for name in (*data.base.files, *data.test_set.files) if name[0] == "."]
+    assert not [name for name in (*data.stored.files, *data.test_set.files) if name[0] == "."]
 
 
 def test_pictures_that_are_not_read_are_told_of(folder):
@@ -310,7 +314,7 @@ def test_pictures_that_are_not_read_are_told_of(folder):
         (folder / place).write_bytes(b"")
     words = {"num_classes": 2, "input_size": 16, "cache": False}
     with pytest.warns(UserWarning, match=r"2 pictures .*train are left out, 1\.HEIC for one"):
-        _ = ImageFolder(root=str(folder), **words).base
+        _ = ImageFolder(root=str(folder), **words).stored
     with pytest.warns(UserWarning, match=r"2 pictures"):
         _ = ImageFolder(defense_root=str(folder), **words).defense_set
 
@@ -339,7 +343,7 @@ def test_linked_folders_are_read_and_never_twice(folder):
     (cats / "above").symlink_to(folder)
     (folder / "test" / "dog" / "back").symlink_to(cats)
     data = ImageFolder(root=str(folder), input_size=16, cache=False)
-    names = [name for name in data.base.files if name.startswith("cat/")]
+    names = [name for name in data.stored.files if name.startswith("cat/")]
     assert names == [f"cat/{i}.png" for i in range(3)] + [f"cat/more/{i}.png" for i in range(3)]
 
 
@@ -350,8 +354,8 @@ def test_common_endings_are_read(folder):
         shutil.copy(folder / "grey.jpg", cats / f"{i}.{ending}")
     Image.new("L", (20, 20), 90).save(cats / "9.pgm")
     data = ImageFolder(root=str(folder), input_size=16, cache=False)
-    levels = data.base.images[:7, 0, 0, 0].tolist()
-    assert [name.removeprefix("cat/") for name in data.base.files[:7]] == [
+    levels = data.stored.images[:7, 0, 0, 0].tolist()
+    assert [name.removeprefix("cat/") for name in data.stored.files[:7]] == [
         *("0.jfif", "0.png", "1.jpe", "1.png", "2.JPEG", "2.png", "9.pgm")
     ]
     assert (levels[1], levels[6]) == (0, 90)
@@ -365,7 +369,7 @@ def test_pixels_that_cannot_be_stored_are_refused_at_once(attack, stage):
 
 
 def test_wrong_sizes_of_evaluation_are_refused():
-    with pytest.raises(ConfigError, match="eval_batch_size=0: give 1 or more"):
+    with pytest.raises(ConfigError, match=r"^eval_batch_size=0: it must be 1 or above"):
         Digits(eval_batch_size=0)
     few = RoleImages(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), torch.arange(3))
     with pytest.raises(ConfigError, match="3 images cannot be evaluated on 4 devices"):
@@ -377,9 +381,9 @@ def test_all_images_may_be_labelled_ones(folder):
     splits, attack = Splits(probe=6), BadNets(target=1)
     data = ImageFolder(root=str(folder), input_size=16, splits=splits, attack=attack)
     data.setup("fit")
-    assert len(everything(data.scan_dataloader(View("probe", labels=True)))["label"]) == 6
+    assert len(everything(data.reading_dataloader(View("probe", labels=True)))["label"]) == 6
     assert len(data.test_dataloader()) == 2
     assert data.describe()["attack"]["attack"] == "BadNets"
     assert "plan_hash" not in data.describe()
-    with pytest.raises(ConfigError, match="train has no images; lower the numbers in"):
+    with pytest.raises(ConfigError, match=r"^splits: .* train has no images; lower the numbers"):
         data.train_dataloader()

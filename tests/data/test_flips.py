@@ -5,8 +5,8 @@ import torch
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as tv
 
-from bdclean.data import GTSRB, ImageFolder, augmentation
-from bdclean.data.augmentation import augment
+from bdclean.data import GTSRB, ImageFolder
+from bdclean.data.augment import RECIPES, augment, colour, geometry
 from bdclean.data.images import ImageSet
 from bdclean.types import View
 
@@ -24,7 +24,7 @@ def images():
 def test_imagenet_is_torchvisions_random_resized_crop_and_flip(images, flip):
     result = augment("imagenet", images, generator(), flip=flip)
     usual, g = RandomResizedCrop(32), generator()
-    boxes = augmentation.draw_boxes(64, 32, 32, g, usual.scale)
+    boxes = geometry.draw_boxes(64, 32, 32, g, usual.scale)
     mirror = (torch.rand(64, generator=g) < 0.5) & flip
     assert mirror.any() == flip
     for row, image in enumerate(images):
@@ -38,20 +38,20 @@ def test_without_flips_all_else_is_drawn_the_same(images):
     weak = augment("weak", images, generator(), flip=False)
     assert torch.equal(weak, augment("crop", images, generator()))
     g, upright = generator(), torch.zeros(64, dtype=torch.bool)
-    boxes = augmentation.draw_boxes(64, 32, 32, g)
+    boxes = geometry.draw_boxes(64, 32, 32, g)
     torch.rand(64, generator=g)
-    factors, order = augmentation.draw_jitter(64, g)
+    factors, order = colour.draw_jitter(64, g)
     gray = (torch.rand(64, generator=g) < 0.2).float()
-    expected = augmentation.resized_crop(images, boxes, upright)
-    expected = augmentation.color_jitter_(expected, factors, order)
-    expected = augmentation.blend_(expected, 1 - gray, gray, torch.zeros(64))
+    expected = geometry.resized_crop(images, boxes, upright)
+    expected = colour.color_jitter_(expected, factors, order)
+    expected = colour.blend_(expected, 1 - gray, gray, torch.zeros(64))
     assert torch.equal(augment("simclr", images, generator(), flip=False), expected)
 
 
 @pytest.mark.parametrize("name", ["none", "crop", "weak", "simclr", "imagenet"])
 def test_the_names_that_flip_are_known(images, name):
     both = [augment(name, images, generator(), flip=flip) for flip in (True, False)]
-    assert torch.equal(*both) == (name not in augmentation.FLIPPING)
+    assert torch.equal(*both) == (not RECIPES[name].flips)
 
 
 # ---------------------------------------------------------------------- data modules
@@ -75,7 +75,7 @@ def test_gtsrb_is_never_flipped():
     data = Signs()
     assert data.view.augmentation == "crop"
     augmented(data, "crop")
-    with pytest.warns(UserWarning, match="gtsrb allows no horizontal flips.* weak runs without"):
+    with pytest.warns(UserWarning, match="weak runs without flips: images of gtsrb must not be"):
         stored, batch, draws = augmented(data, "weak")
     assert torch.equal(batch["image"], augment("crop", stored, draws))
     for name in ("simclr", "imagenet"):  # told once
@@ -95,6 +95,6 @@ def test_a_folder_may_forbid_flips(tmp_path, write):
         write(tmp_path / f"train/stop/{i}.png", 200, size=(32, 32))
     assert 0 < on_the_right(ImageFolder(root=str(tmp_path))) < 16
     data = ImageFolder(root=str(tmp_path), allow_flip=False)
-    with pytest.warns(UserWarning, match="folder allows no horizontal flips"):
+    with pytest.warns(UserWarning, match="without flips: images of folder must not"):
         assert on_the_right(data) == 16
     assert data.describe()["allow_flip"] is False

@@ -18,6 +18,7 @@ class Marked(BadNets):
     """BadNets from class 1 alone, with covers of class 2, whose training rows are darker."""
 
     cover_rate = 0.05
+    further = ("leak",)
 
     def __init__(self, dynamic: bool = False):
         super().__init__(target=6, rate=0.05)
@@ -64,7 +65,7 @@ def data():
 
 
 def test_covers_come_from_their_pool_keep_labels_and_meet_no_poison(data):
-    plan, labels = data.plan, data.base_labels[data.rows.train]
+    plan, labels = data.plan, data.stored.labels[data.rows.train]
     n = len(labels)
     assert len(plan.cover_index) == len(plan.poison_index) == round(0.05 * n)
     assert (labels[plan.poison_index] == 1).all()
@@ -80,7 +81,7 @@ def test_too_few_covers_warn():
     class Many(Marked):
         cover_rate = 0.9
 
-    with pytest.warns(UserWarning, match="cover_rate 0.9 asks for 900 rows, but only 250 may"):
+    with pytest.warns(UserWarning, match=r"^cover_rate=0\.9: .* 900 rows, but only 250 may"):
         plan = Many().plan(torch.arange(1000) % 10, 10)
     assert len(plan.cover_index) == 250
 
@@ -91,8 +92,8 @@ def test_an_empty_pool_is_refused():
 
 
 def test_training_rows_are_the_attacks_own_version(data):
-    seen = everything(data.scan_dataloader(View("train", labels=True)))
-    clean = data.base.images[data.rows.train]
+    seen = everything(data.reading_dataloader(View("train", labels=True)))
+    clean = data.stored.images[data.rows.train]
     plan = data.plan
     stamped = data.trigger.poison(clean)
     assert torch.equal(seen["image"][plan.poison_index], stamped[plan.poison_index])
@@ -142,8 +143,8 @@ def test_a_dynamic_attack_changes_batches_before_augmentation_and_no_row():
         assert torch.equal(ready["label"][1:], labels[1:])
         if step == 2:
             break
-    scanned = everything(data.scan_dataloader(View("train", labels=True)))
-    assert torch.equal(scanned["image"], data.base.images[data.rows.train])
+    scanned = everything(data.reading_dataloader(View("train", labels=True)))
+    assert torch.equal(scanned["image"], data.stored.images[data.rows.train])
 
 
 def test_only_a_fixed_attack_knows_which_samples_are_poisoned():
@@ -159,7 +160,7 @@ def test_only_a_fixed_attack_knows_which_samples_are_poisoned():
 
 def test_as_stored_is_what_poison_stores():
     attack = BadNets()
-    trigger = attack.make_trigger(8)
+    trigger = attack.make_trigger((8, 8))
     images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     levels = trigger.as_stored(images) * 255
     assert torch.equal(levels.round(), (images.double() * 255).round().float())
@@ -179,7 +180,7 @@ def test_other_roles_of_a_dynamic_attack_stay_clean():
 def test_the_record_of_a_run_has_the_further_test(tmp_path, monkeypatch):
     root = Path(__file__).parents[2]
     monkeypatch.chdir(tmp_path)
-    stack = ["trainer/cpu", "data/digits", "train/supervised_fast"]
+    stack = ["trainer/cpu", "data/digits", "train/supervised/fast"]
     words = [word for name in stack for word in ("-c", f"{root}/configs/{name}.yaml")]
     attack = ["--data.attack", f"{__name__}.Marked", "--run", "run"]
     main(["fit", *words, *attack, "--model.width", "4", "--trainer.max_epochs", "1"])

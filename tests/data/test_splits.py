@@ -64,7 +64,7 @@ def test_a_train_role_that_the_probe_left_empty_is_refused(tmp_path):
         Image.new("RGB", (8, 8)).save(folder / f"{number}.png")
     data = ImageFolder(str(tmp_path), input_size=8, splits=Splits(probe=4), cache=False)
     assert len(data.role_images("probe", labels=True)) == 4
-    with pytest.raises(ConfigError, match="The role train has no images"):
+    with pytest.raises(ConfigError, match="the role train has no images"):
         data.role_images("train", labels=True)
 
 
@@ -75,7 +75,7 @@ def test_a_train_role_that_the_probe_left_empty_is_refused(tmp_path):
         ({"defense": 10, "probe": 990}, "leaves none to train on"),
         ({"probe": 1010}, "asks for 1010 images"),
         ({"probe": 55}, "multiple of the 10 classes"),
-        ({"defense": -1}, "splits.defense is -1"),
+        ({"defense": -1}, "splits.defense=-1: it must be 0 or above"),
     ],
 )
 def test_wrong_sizes_are_refused(sizes, text):

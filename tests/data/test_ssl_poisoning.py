@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from bdclean.attacks import SIG, BadNets, Blend
-from bdclean.data import Digits, Splits, augmentation
-from bdclean.data.augmentation import Boxes, augment
+from bdclean.data import Digits, Splits
+from bdclean.data.augment import augment, colour, geometry, recipes
+from bdclean.data.augment.geometry import Boxes
 from bdclean.types import View
 
 DRAWS = 20_000
@@ -24,7 +25,7 @@ def _survives(boxes: Boxes, start: int) -> Tensor:
 
 
 def test_a_centre_patch_survives_the_crops_of_simclr_and_a_corner_patch_does_not():
-    one, other = (augmentation.draw_boxes(DRAWS, 32, 32, _generator(seed)) for seed in (1, 2))
+    one, other = (geometry.draw_boxes(DRAWS, 32, 32, _generator(seed)) for seed in (1, 2))
     centre, corner = _survives(one, 14), _survives(one, 29)
     assert centre.float().mean().item() == pytest.approx(0.94, abs=0.01)
     assert corner.float().mean().item() == pytest.approx(0.042, abs=0.006)
@@ -35,7 +36,7 @@ def test_a_centre_patch_survives_the_crops_of_simclr_and_a_corner_patch_does_not
 
 def test_smaller_windows_take_more_patches_away():
     one, other = (
-        augmentation.draw_boxes(DRAWS, 32, 32, _generator(seed), (0.08, 1.0)) for seed in (1, 2)
+        geometry.draw_boxes(DRAWS, 32, 32, _generator(seed), (0.08, 1.0)) for seed in (1, 2)
     )  # the scale of ImageNet
     centre, corner = _survives(one, 14), _survives(one, 29)
     assert centre.float().mean().item() == pytest.approx(0.84, abs=0.01)
@@ -47,15 +48,15 @@ def test_smaller_windows_take_more_patches_away():
 def test_simclr_views_have_no_blur(monkeypatch):
     """Blend's noise would not survive it: with whole windows and no colour changes, every pixel
     of the result is one of the image."""
-    monkeypatch.setattr(augmentation, "JITTER_RATE", 0.0)
-    monkeypatch.setattr(augmentation, "GRAY_RATE", 0.0)
+    monkeypatch.setattr(colour, "JITTER_RATE", 0.0)
+    monkeypatch.setattr(recipes, "GRAY_RATE", 0.0)
 
     def whole(batch: int, height: int, width: int, *_: object) -> Boxes:
         zero = torch.zeros(batch, dtype=torch.int64)
         return Boxes(zero, zero, zero + height, zero + width)
 
-    monkeypatch.setattr(augmentation, "draw_boxes", whole)
-    images = Blend().make_trigger(32)(torch.rand(64, 3, 32, 32, generator=_generator()))
+    monkeypatch.setattr(recipes, "draw_boxes", whole)
+    images = Blend().make_trigger((32, 32))(torch.rand(64, 3, 32, 32, generator=_generator()))
     views = augment("simclr", images, _generator(1))
     upright = (views - images).abs().amax((1, 2, 3)) < 1e-5
     mirrored = (views - images.flip(3)).abs().amax((1, 2, 3)) < 1e-5
@@ -66,10 +67,10 @@ def test_simclr_views_have_no_blur(monkeypatch):
 
 ATTACKS = {
     "badnets": BadNets(
-        6, 0.6, rate_base="target_class", label_rule="clean_label", position="center"
+        target=6, rate=0.6, rate_base="target_class", label_rule="clean_label", position="center"
     ),
-    "blend": Blend(6, 0.6, rate_base="target_class", label_rule="clean_label"),
-    "sig": SIG(6, 0.6, variant="convex", alpha=0.3),
+    "blend": Blend(target=6, rate=0.6, rate_base="target_class", label_rule="clean_label"),
+    "sig": SIG(target=6, rate=0.6, variant="convex", alpha=0.3),
 }
 
 
@@ -77,7 +78,7 @@ ATTACKS = {
 def test_both_views_come_from_the_same_triggered_image(attack):
     data = Digits(attack=attack, splits=Splits(val=50))
     data.set_view(View("train", "none", views=2, batch_size=200))
-    clean, plan = data.base.images[data.rows.train], data.plan
+    clean, plan = data.stored.images[data.rows.train], data.plan
     assert torch.equal(plan.labels_seen, plan.labels_true)
     poisoned = torch.zeros(len(clean), dtype=torch.bool)
     poisoned[plan.poison_index] = True

@@ -93,12 +93,9 @@ def test_numbers_follow_from_the_saved_weights(finished, method):
 def test_the_head_of_cbd_is_the_probe_of_its_own_backbone(finished):
     data = make_data(TINY, SEED)
     model = load_model(str(finished.out / "cbd.safetensors")).eval()
-    rows = data.rows.probe
-    batch = {
-        "image": data.base.images[rows].float() / 255,
-        "label": data.base_labels[rows],
-    }
-    assert len(rows) == TINY.num_probe
+    batch = data.poisoned_set.role("probe", labels=True).everything()
+    batch["image"] = batch["image"].float() / 255
+    assert len(batch["label"]) == TINY.num_probe
     before = model.head.linear.weight.detach().clone()
     model.head.solve_(*cache_features(model.features, [batch]), TINY.probe_c)
     assert torch.allclose(before, model.head.linear.weight, atol=1e-3)

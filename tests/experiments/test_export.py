@@ -21,7 +21,7 @@ from bdclean.types import View
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 DIGITS = ["-c", str(CONFIGS / "data/digits.yaml")]
-BADNETS = ["-c", str(CONFIGS / "attack/badnets.yaml")]
+BADNETS = ["-c", str(CONFIGS / "attack/badnets/cbd.yaml")]
 OWN = {"train", "rows.csv", "plan.json", "plan.safetensors", "trigger.safetensors"}
 
 
@@ -62,14 +62,14 @@ def whole(tmp_path_factory):
 
 def test_read_again_it_is_the_training_set_bit_for_bit(whole):
     again = ImageFolder(root=str(whole.out), cache=False)
-    (batch,) = whole.data.scan_dataloader(View("train", labels=True, batch_size=2000))
+    (batch,) = whole.data.reading_dataloader(View("train", labels=True, batch_size=2000))
     row_of = {line["file"]: int(line["row"]) for line in whole.rows}
-    rows = torch.tensor([row_of[f"train/{file}"] for file in again.base.files])
+    rows = torch.tensor([row_of[f"train/{file}"] for file in again.stored.files])
     assert rows.sort().values.tolist() == list(range(1000))
-    assert torch.equal(again.base.images, batch["image"][rows])
-    assert torch.equal(again.base.labels, batch["label"][rows])
+    assert torch.equal(again.stored.images, batch["image"][rows])
+    assert torch.equal(again.stored.labels, batch["label"][rows])
     poison = whole.data.plan.poison_index
-    clean = whole.data.base.images[whole.data.rows.train]
+    clean = whole.data.stored.images[whole.data.rows.train]
     assert (batch["image"][poison] != clean[poison]).flatten(1).any(1).all()
 
 
@@ -154,11 +154,11 @@ def test_a_folder_keeps_its_class_names_and_sources(folder, tmp_path):
     data = folder(BadNets(target=1, rate=0.25))
     export(data, tmp_path / "out")
     lines = read_rows(tmp_path / "out")
-    assert [line["source"] for line in lines] == list(data.base.files)
+    assert [line["source"] for line in lines] == list(data.stored.files)
     assert {line["file"].split("/")[1] for line in lines} == {"cat", "dog"}
     again = ImageFolder(root=str(tmp_path / "out"), input_size=8, cache=False)
     assert len(again.test_set) == 6
-    assert again.base.labels.bincount().tolist() == data.plan.labels_seen.bincount().tolist()
+    assert again.stored.labels.bincount().tolist() == data.plan.labels_seen.bincount().tolist()
 
 
 def test_numbers_do_not_follow_the_order_of_the_data_set(folder, tmp_path):
@@ -176,7 +176,7 @@ def test_a_class_that_lost_its_images_keeps_its_folder(folder, tmp_path):
     export(folder(BadNets(target=1, rate=1.0)), tmp_path / "out")
     again = ImageFolder(root=str(tmp_path / "out"), input_size=8, cache=False)
     assert again.num_classes == 2
-    assert again.base.labels.tolist() == [1] * 40
+    assert again.stored.labels.tolist() == [1] * 40
     assert len(again.test_set) == 6
 
 
@@ -194,8 +194,7 @@ def test_class_folders_sort_as_the_classes(files, expected):
     labels = torch.tensor([0, 1, 2])
     data = SimpleNamespace(
         num_classes=11 if not files else 3,
-        base_labels=labels,
-        base=ImageSet(torch.zeros(3, 3, 1, 1, dtype=torch.uint8), labels, tuple(files)),
+        stored=ImageSet(torch.zeros(3, 3, 1, 1, dtype=torch.uint8), labels, tuple(files)),
     )
     names = class_names(data)
     assert names == sorted(names)
@@ -208,7 +207,8 @@ def test_class_folders_sort_as_the_classes(files, expected):
 def test_covers_are_marked_and_keep_their_label(tmp_path):
     data = few()
     covers = data.plan.clean_index[:3]
-    data.plan = replace(data.plan, cover_index=covers)
+    plan = replace(data.plan, cover_index=covers)
+    data.poisoned_set = replace(data.poisoned_set, plan=plan)
     export(data, tmp_path / "out", test=False)
     lines = read_rows(tmp_path / "out")
     assert [int(line["row"]) for line in lines if line["cover"] == "1"] == covers.tolist()

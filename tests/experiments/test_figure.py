@@ -36,7 +36,10 @@ def backbone(tmp_path_factory):
 def run(backbone, tmp_path_factory):
     """CBD of a backbone without a head, on 100 digits."""
     folder = tmp_path_factory.mktemp("runs") / "cbd"
-    words = ["fit", *stack("trainer/cpu", "data/digits", "attack/badnets", "purify/cbd_sft")]
+    words = [
+        "fit",
+        *stack("trainer/cpu", "data/digits", "attack/badnets/cbd", "purify/cbd/ablation/sft"),
+    ]
     words += ["--data.splits.defense", "100", "--model.batch_size", "50", "--model.epochs", "1"]
     main([*words, "--model.weights", backbone, "--model.probe", "none", "--run", str(folder)])
     return folder

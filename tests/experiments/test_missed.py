@@ -54,7 +54,7 @@ def run(tmp_path):
     attack = BadNets(**DATA["init_args"]["attack"]["init_args"])
     data = Digits(attack=attack, splits=Splits(**DATA["init_args"]["splits"]))
     rows = data.rows.train[data.plan.poison_index]
-    patch = data.base.images[rows].double()[:, :, 14:17, 14:17]
+    patch = data.stored.images[rows].double()[:, :, 14:17, 14:17]
     change = (255 - patch).mean((1, 2, 3))
     seen = set(data.plan.poison_index[change >= 100].tolist())
     folder = tmp_path / "run"

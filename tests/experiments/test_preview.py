@@ -74,8 +74,8 @@ def test_the_choice_depends_on_the_seed_alone(data):
 class LeavesSome(Trigger):
     """Darkens images whose first column is not all black, and no others."""
 
-    def __init__(self, input_size, never=False):
-        super().__init__(input_size)
+    def __init__(self, size, never=False):
+        super().__init__(size)
         self.never = never
 
     def stamp(self, images: Tensor) -> Tensor:
@@ -84,8 +84,8 @@ class LeavesSome(Trigger):
 
 
 class Leaving(BadNets):
-    def make_trigger(self, input_size):
-        return LeavesSome(input_size, never=self.patch_size == 4)
+    def make_trigger(self, size):
+        return LeavesSome(size, never=self.patch_size == 4)
 
 
 def test_unchanged_images_are_counted_apart():
@@ -157,10 +157,10 @@ def test_a_file_that_cannot_be_written(tmp_path, data):
 
 def test_the_command_draws_one_row_per_file(tmp_path, capsys):
     out = tmp_path / "new" / "preview.png"
-    files = [str(CONFIGS / f"attack/{name}.yaml") for name in ("badnets", "sig")]
+    files = [str(CONFIGS / f"attack/{name}/cbd.yaml") for name in ("badnets", "sig")]
     main(["attack", "preview", *DIGITS, "--attacks", *files, "--out", str(out)])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines[:2]] == ["badnets", "sig"]
+    assert [line.split(":")[0] for line in lines[:2]] == ["badnets/cbd", "sig/cbd"]
     assert lines[2] == f"Written to {out}"
     with Image.open(out) as image:
         assert image.format == "PNG"
@@ -168,7 +168,7 @@ def test_the_command_draws_one_row_per_file(tmp_path, capsys):
     assert [path.name for path in out.parent.iterdir()] == ["preview.png"]
 
 
-BADNETS, SIG = (str(CONFIGS / f"attack/{name}.yaml") for name in ("badnets", "sig"))
+BADNETS, SIG = (str(CONFIGS / f"attack/{name}/cbd.yaml") for name in ("badnets", "sig"))
 WRONG = {
     "no attack": (DIGITS, "attack is null"),
     "a file without attack": (

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import yaml
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
@@ -108,24 +107,6 @@ def test_a_dry_run_scores_only(folder, tmp_path, capsys):
     assert "Nothing was flagged" in capsys.readouterr().out
 
 
-def test_the_short_settings_are_those_of_the_file(request):
-    path = request.config.rootpath / "configs" / "purify" / "advrbd_fast.yaml"
-    settings = yaml.safe_load(path.read_text())["model"]["init_args"]
-    full = yaml.safe_load(path.with_name("advrbd.yaml").read_text())["model"]["init_args"]
-
-    def flat(tree, prefix=""):
-        for key, value in tree.items():
-            if isinstance(value, dict):
-                yield from flat(value, f"{prefix}{key}.")
-            else:
-                yield f"{prefix}{key}", value
-
-    fast, slow = dict(flat(settings)), dict(flat(full))
-    assert {k: v for k, v in fast.items() if slow[k] != v} == {
-        key: yaml.safe_load(value) for key, value in sift._SHORT.items()
-    }
-
-
 def test_the_size_is_that_of_the_images(folder, tmp_path):
     assert sift.image_size(folder) == 32
     big = tmp_path / "big" / "a"
@@ -178,7 +159,7 @@ def finished(flagged, scores=None, held_out=0):
         samples = TrainingSet(labels, files, None, None, classes)
         model = SimpleNamespace(findings=lambda: found, finished=True)
         everything = torch.zeros(len(labels) + held_out)
-        return model, SimpleNamespace(training_set=lambda: samples, base_labels=everything)
+        return model, SimpleNamespace(training_set=lambda: samples, stored=everything)
 
     return fit
 

@@ -283,7 +283,7 @@ def test_reestimated_statistics_are_the_mean_over_clean_batches(make, make_data,
     module, data = make(reestimate_bn=True), make_data()
     make_trainer().fit(module, data)
     means, model = [], module.model
-    for batch in data.scan_dataloader(View("defense", batch_size=8)):
+    for batch in data.reading_dataloader(View("defense", batch_size=8)):
         x = model.backbone.conv1(model.normalize(batch["image"] / 255))
         means.append(x.mean(dim=(0, 2, 3)))
     assert len(means) == 3
@@ -358,7 +358,7 @@ def test_probe_standardises_with_its_own_images(runs, probe):
     module.model.eval()
     features = [
         module.model.features(data.device_batch(batch, torch.device("cpu"))["image"])
-        for batch in data.scan_dataloader(module.probe.view)
+        for batch in data.reading_dataloader(module.probe.view)
     ]
     features = F.normalize(torch.cat(features).detach(), dim=1)
     assert len(features) == 16

@@ -103,11 +103,12 @@ def test_results_hold_for_the_same_samples_only(facts, make_poisoned, make_train
     resume(make_poisoned(told=False))
     for part in "images", "labels":
         data = make_poisoned(told=False)
-        values = getattr(data.base, part).clone()
+        known = data.poisoned_set
+        values = getattr(known.stored, part).clone()
         row = data.rows.train[7]
         values[row] = 255 - values[row] if part == "images" else (values[row] + 1) % 4
-        data.base = dataclasses.replace(data.base, **{part: values})
-        data.base_labels = data.base.labels
+        stored = dataclasses.replace(known.stored, **{part: values})
+        data.poisoned_set = dataclasses.replace(known, stored=stored)
         with pytest.raises(ConfigError, match="1 of the 24 training samples have another"):
             resume(data)
     data = make_poisoned()

@@ -160,11 +160,13 @@ def test_resume_from_any_epoch_ends_the_same(repair, fit, every_epoch):
 def test_the_truth_is_not_read(fit, make_poisoned):
     whole, first = fit()
     data = make_poisoned()
-    _ = data.train_overlay  # what is poisoned stays; who knows about it is told something else
     clean = torch.arange(len(data.rows.train))
     clean = clean[~torch.isin(clean, data.plan.poison_index)]
     wrong = clean[: len(data.plan.poison_index)]
-    data.plan = dataclasses.replace(data.plan, poison_index=wrong)
+    overlay = data.poisoned_set.overlay  # the images stay, and only the truth is another
+    plan = dataclasses.replace(data.plan, poison_index=wrong)
+    data.poisoned_set = dataclasses.replace(data.poisoned_set, plan=plan)
+    vars(data.poisoned_set)["overlay"] = overlay
     truth = data.training_set().poisoned
     assert not torch.equal(truth, first.training_set().poisoned)
     again, _ = fit(data, name="again")
@@ -270,7 +272,7 @@ def test_too_few_clean_images(fit, make_poisoned):
         fit(data)
     data = make_poisoned()
     data.splits = dataclasses.replace(data.splits, probe=0)
-    with pytest.raises(ConfigError, match=r"role probe has no images.*splits.probe"):
+    with pytest.raises(ConfigError, match=r"^splits\.probe=0: the role probe has no images"):
         fit(data)
 
 

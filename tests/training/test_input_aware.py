@@ -446,3 +446,6 @@ def test_supervised_training_on_an_unlearned_trigger_is_refused(make_trainer):
         trainer.fit(module, TinyData(InputAware()))
     with pytest.raises(ConfigError, match="which learns one"):
         trainer.test(module, TinyData(InputAware()))
+    for loaders in ("test_dataloader", "predict_dataloader"):  # without any module
+        with pytest.raises(ConfigError, match="which learns one"):
+            getattr(TinyData(InputAware()), loaders)()

@@ -19,9 +19,9 @@ def stack(*names):
     return [w for name in names for w in ("-c", str(CONFIGS / f"{name}.yaml"))]
 
 
-BASE = stack("trainer/cpu", "data/digits", "attack/input_aware")
+BASE = stack("trainer/cpu", "data/digits", "attack/input_aware/official")
 BASE += ["--data.splits.defense", "1300", "--data.splits.probe", "60"]  # 40 are left to train on
-LEARN = ["fit", *BASE, *stack("train/input_aware_fast"), "--model.width", "4"]
+LEARN = ["fit", *BASE, *stack("train/input_aware/fast"), "--model.width", "4"]
 LEARN += ["--model.mask_epochs", "1", "--model.epochs", "3", "--model.batch_size", "20"]
 
 
@@ -46,7 +46,7 @@ def test_learned_trigger_gives_the_same_numbers_in_every_later_run(run, tmp_path
 
     words = ["--data.attack.trigger", str(run / "trigger.safetensors"), "--run", str(tmp_path)]
     words += ["--model.weights", str(run / "model.safetensors"), "--model.width", "4"]
-    main(["test", *BASE, *stack("train/supervised_fast"), *words])
+    main(["test", *BASE, *stack("train/supervised/fast"), *words])
     later = metrics(tmp_path, "test")
     assert {k: later[k] for k in ("acc", "asr", "pa")} == {
         k: learned[k] for k in ("acc", "asr", "pa")
@@ -69,11 +69,11 @@ def test_resumed_run_ends_with_the_same_weights_and_trigger(run, tmp_path):
 
 
 def test_frozen_set_and_refusal_without_a_trigger(run, tmp_path, capsys):
-    method = [*stack("train/supervised_fast"), "--model.width", "4", "--trainer.max_epochs", "1"]
+    method = [*stack("train/supervised/fast"), "--model.width", "4", "--trainer.max_epochs", "1"]
     words = ["--test_after_fit", "false", "--run", str(tmp_path)]
     with pytest.raises(SystemExit, match="2"):
         main(["fit", *BASE, *method, *words])
-    assert "attack.trigger is None; it must be the trigger.safetensors" in capsys.readouterr().err
+    assert "trigger=None: it must be the trigger.safetensors" in capsys.readouterr().err
     words += ["--data.attack.trigger", str(run / "trigger.safetensors")]
     words[words.index(str(tmp_path))] = str(tmp_path / "frozen")
     main(["fit", *BASE, *method, *words])

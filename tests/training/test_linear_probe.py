@@ -125,7 +125,7 @@ def test_lbfgs_is_logistic_regression_on_standardised_features(make, fit):
     assert trainer.current_epoch == 1
     # The module's own batches: float32 features depend on the batch in their last digits, and
     # standardising nearly constant ones amplifies that.
-    rows = data.scan_dataloader(View("probe", labels=True, batch_size=module.view.batch_size))
+    rows = data.reading_dataloader(View("probe", labels=True, batch_size=module.view.batch_size))
     batches = [data.device_batch(batch, torch.device("cpu")) for batch in rows]
     labels = torch.cat([batch["label"] for batch in batches])
     with torch.no_grad():

@@ -1,0 +1,1 @@
+"""The commands of `bdclean` that Lightning does not bring, one file each."""

@@ -1,0 +1,91 @@
+"""`bdclean config ls | cat | cp`: the config files that come with the package."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from bdclean import shipped
+from bdclean.errors import ConfigError
+
+
+def run_config(words: Sequence[str]) -> None:
+    """The command.
+
+    Args:
+        words: Those after `bdclean config`.
+
+    Raises:
+        ConfigError: If there is no config of that name, or the copy cannot be written.
+    """
+    config = make_parser().parse_args(list(words))
+    chosen = config[config.subcommand]
+    if config.subcommand == "ls":
+        print(listing(chosen.kind))
+    elif config.subcommand == "cat":
+        print(shipped.find(chosen.name, "NAME").read_text("utf-8"), end="")
+    else:
+        print(f"Written to {copy(chosen.name, Path(chosen.dest))}.")
+
+
+def make_parser() -> ArgumentParser:
+    """The parser of the three commands."""
+    parser = ArgumentParser(
+        prog="bdclean config", description="The configs that `-c NAME` finds in every command."
+    )
+    commands = parser.add_subcommands()
+    ls = ArgumentParser(description="Names, and what each config is. Example: bdclean config ls")
+    ls.add_argument("kind", nargs="?", type=str, default="", help="Only these: attack, purify ...")
+    commands.add_subcommand("ls", ls, help="Lists the names.")
+    cat = ArgumentParser(description="Example: bdclean config cat purify/cbd")
+    cat.add_argument("name", type=str, help="A name that `bdclean config ls` lists.")
+    commands.add_subcommand("cat", cat, help="Prints a config.")
+    cp = ArgumentParser(description="Example: bdclean config cp purify/cbd mine.yaml")
+    cp.add_argument("name", type=str, help="A name that `bdclean config ls` lists.")
+    cp.add_argument("dest", type=str, help="A new file, or the folder to put it into.")
+    commands.add_subcommand("cp", cp, help="Copies a config, to change it.")
+    return parser
+
+
+def listing(kind: str = "") -> str:
+    """A line per config: its name, and the first line of its file.
+
+    Args:
+        kind: Only the configs in this folder; "" lists all.
+
+    Raises:
+        ConfigError: If there is no such folder.
+    """
+    found = shipped.names(kind.rstrip("/"))
+    if not found:
+        kinds = sorted({name.split("/")[0] for name in shipped.names()})
+        raise ConfigError(f"KIND {kind}: there are no such configs. Kinds are {', '.join(kinds)}.")
+    width = max(map(len, found))
+    return "\n".join(f"{name:{width}}  {_about(name)}" for name in found)
+
+
+def copy(name: str, dest: Path) -> Path:
+    """Copies a config and returns the new file.
+
+    Args:
+        name: Of the config.
+        dest: The new file, or a folder to put it into.
+
+    Raises:
+        ConfigError: If there is no such config, or the file exists or cannot be written.
+    """
+    source = shipped.find(name, "NAME")
+    target = dest / source.name if dest.is_dir() else dest
+    try:
+        with target.open("xb") as file:
+            file.write(source.read_bytes())
+    except FileExistsError as error:
+        raise ConfigError(f"DEST {target}: the file exists; name a new one.") from error
+    except OSError as error:
+        raise ConfigError(f"DEST {target}: it cannot be written ({error.strerror}).") from error
+    return target
+
+
+def _about(name: str) -> str:
+    first, _, _ = shipped.find(name, "NAME").read_text("utf-8").partition("\n")
+    return first.removeprefix("# ")

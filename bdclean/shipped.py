@@ -1,0 +1,97 @@
+"""The config files that come with the package, found by name: `purify/cbd`, `data/cifar10`."""
+
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+from bdclean.errors import ConfigError
+
+_OPTIONS = ("-c", "--config")
+_NAME_OR_PATH = re.compile(r"(?!-)[\w./-]+")  # YAML on the command line has other characters too
+
+
+def folder() -> Path:
+    """Where the files lie: inside an installed package, next to the package in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def names(under: str = "") -> list[str]:
+    """The names of all files, sorted.
+
+    Args:
+        under: Only this name and those below it, as in `attack` or `purify/cbd`.
+    """
+    top = folder()
+    found = sorted(path.relative_to(top).as_posix()[:-5] for path in top.rglob("*.yaml"))
+    return [name for name in found if not under or f"{name}/".startswith(f"{under}/")]
+
+
+def find(name: str, key: str) -> Path:
+    """The file of a name.
+
+    Args:
+        name: For example `purify/cbd`.
+        key: What the user gave the name as, for the message.
+
+    Raises:
+        ConfigError: If there is no such file. The message lists the files of a folder, otherwise
+            the names that are most like it.
+    """
+    name = name.rstrip("/")
+    found = names(name)
+    if name in found:
+        return folder() / f"{name}.yaml"
+    if found:
+        depth = name.count("/") + 2
+        choices = sorted({"/".join(each.split("/")[:depth]) for each in found})
+        raise ConfigError(f"{key} {name}: it is a folder of configs. Choose {_either(choices)}.")
+    near = get_close_matches(
+        name.removeprefix("configs/").removesuffix(".yaml"), names(), cutoff=0.5
+    )
+    meant = f"Did you mean {_either(near)}? " if near else ""
+    raise ConfigError(
+        f"{key} {name}: there is no such file and no config of that name. {meant}`bdclean config "
+        "ls` lists all names."
+    )
+
+
+def path_of(value: str, key: str) -> str:
+    """What `value` stands for: a file of the user's own if there is one, else a file of ours.
+
+    Args:
+        value: A path or a name. YAML text is returned as it is.
+        key: What the user gave it as, for the message.
+
+    Raises:
+        ConfigError: If there is neither a file nor a config of that name.
+    """
+    path = Path(value)
+    theirs = path.exists() and not path.is_dir()  # their folder `data` is no config
+    if theirs or not _NAME_OR_PATH.fullmatch(value):
+        return value
+    return str(find(value, key))
+
+
+def with_paths(words: Sequence[str]) -> list[str]:
+    """The words of a command, in which `-c NAME` and `--config=NAME` have become `-c PATH`.
+
+    A word that begins with a dash is never the value of another option, so these are options.
+
+    Raises:
+        ConfigError: If there is neither a file nor a config of some name.
+    """
+    found = list(words)
+    for place, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if option in _OPTIONS and equals:
+            found[place] = f"{option}={path_of(value, option)}"
+        elif option in _OPTIONS and place + 1 < len(words):
+            found[place + 1] = path_of(words[place + 1], option)
+    return found
+
+
+def _either(choices: Sequence[str]) -> str:
+    return " or ".join([", ".join(choices[:-1]), choices[-1]] if choices[1:] else choices)

@@ -1,0 +1,182 @@
+"""What every staged method keeps, whatever it computes: resume, labels, checkpoints, export, DDP.
+
+The methods are found in the packages. A new one adds its smallest settings to `contract.yaml` and
+its own oracles; these tests find it by themselves.
+"""
+
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from grouping import make_of
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+from bdclean.backbones import load_model, save_model
+from bdclean.commands.methods import methods
+from bdclean.errors import ConfigError
+from bdclean.modules import StagedModule
+
+# So few samples are flagged by classes.
+pytestmark = pytest.mark.filterwarnings("ignore:More than 95% of the samples of the classes")
+SETTINGS = yaml.safe_load((Path(__file__).parent / "contract.yaml").read_text())
+METHODS = {
+    method.__name__: method
+    for _, method in methods()
+    if issubclass(method, StagedModule) and method.needs.labels != ("train",)
+}
+
+
+def test_every_method_has_its_smallest_settings():
+    assert SETTINGS.keys() == METHODS.keys()
+
+
+@pytest.fixture(params=sorted(METHODS))
+def method(request):
+    return METHODS[request.param]
+
+
+@pytest.fixture
+def make(method, facts, suspect):
+    """The method with its smallest settings."""
+    takes_weights = "weights" in inspect.signature(method).parameters
+    weights = {"weights": suspect} if takes_weights else {}
+
+    def make(**changes):
+        torch.manual_seed(7)  # what is drawn in `setup` comes from the global generator
+        return make_of(method, facts, weights, SETTINGS[method.__name__], changes)
+
+    return make
+
+
+@pytest.fixture
+def data_of(method, make_data, make_poisoned):
+    """Poisoned samples for what sifts them, else the defender's images."""
+    return make_poisoned if method.needs.images == "train" else make_data
+
+
+class Batches(Callback):
+    """Notes the step of every batch."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_start(self, trainer, *_):
+        self.seen.append(trainer.global_step)
+
+
+def same(a, b):
+    a, b = ({**module.state_dict(), **module.results} for module in (a, b))
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_run_resumes_exactly_at_every_epoch_and_within_one(
+    make, data_of, make_trainer, every_epoch, cut
+):
+    whole, batches = make(), Batches()
+    make_trainer(every_epoch, batches).fit(whole, data_of())
+    assert whole.finished
+    epochs = whole.total_epochs
+    assert sorted(Path(every_epoch.dirpath).glob("*.ckpt")) == sorted(
+        Path(every_epoch.dirpath) / f"epoch={epoch}.ckpt" for epoch in range(epochs)
+    )
+    for epoch in range(epochs):
+        resumed, again = make(), Batches()
+        path = f"{every_epoch.dirpath}/epoch={epoch}.ckpt"
+        make_trainer(again, name="resumed").fit(resumed, data_of(), ckpt_path=path)
+        assert same(resumed, whole), epoch
+        assert again.seen == batches.seen[len(batches.seen) - len(again.seen) :]
+        assert (len(again.seen) == 0) == (epoch == epochs - 1)
+    stopped = make()
+    path = cut(stopped, data_of(), 1)
+    assert not stopped.finished
+    assert not stopped.details().get("purified", False)
+    resumed, again = make(), Batches()
+    make_trainer(again, name="cut").fit(resumed, data_of(), ckpt_path=path)
+    assert same(resumed, whole)
+    assert again.seen == batches.seen[1:]
+
+
+def test_labels_are_seen_by_no_method_but_one_that_declares_them(
+    method, make, data_of, make_data, make_trainer
+):
+    data, module = data_of(), make()
+    make_trainer().fit(module, data)
+    allowed = {method.needs.images} | ({"probe"} if module.probes else set())
+    allowed |= {"probe"} if "clean" in method.needs.labels else set()
+    assert {view.role for view in data.asked} <= allowed
+    shows = {role for role, keys in data.keys if "label" in keys}
+    may = {"train"} if "untrusted" in method.needs.labels else set()
+    may |= {"probe"} if module.probes or "clean" in method.needs.labels else set()
+    assert shows <= may
+    if not method.needs.labels:
+        # All labels changed, and no bit of the result: the probe alone may see them.
+        changes = {"probe": None} if module.probes else {}
+        blind, twin = make(**changes), make(**changes)
+        make_trainer(name="blind").fit(blind, make_data(shuffle_labels=True))
+        make_trainer(name="twin").fit(twin, make_data())
+        assert same(blind, twin)
+
+
+def test_a_checkpoint_is_enough_to_evaluate_and_is_read_without_unpickling(
+    method, make, data_of, make_trainer, tmp_path
+):
+    kept = ModelCheckpoint(tmp_path / "kept", filename="last", enable_version_counter=False)
+    module = make()
+    make_trainer(kept).fit(module, data_of())
+    checkpoint = torch.load(tmp_path / "kept/last.ckpt", weights_only=True)
+    ours = [key for key in checkpoint if key.startswith("bdclean")]
+    assert ours == ["bdclean"]
+    assert checkpoint["bdclean"]["method"] == method.name
+    loaded = method.load_from_checkpoint(tmp_path / "kept/last.ckpt")
+    assert same(loaded, module)
+    images = torch.rand(5, 3, 8, 8)
+    with torch.no_grad():
+        wanted = module.product().eval()(images)
+        assert torch.equal(loaded.product().eval()(images), wanted)
+        # As a weights file of its own, and as the input of another method.
+        assert torch.allclose(
+            load_model(tmp_path / "kept/last.ckpt").eval()(images), wanted, atol=1e-5
+        )
+        save_model(module.product(), tmp_path / "model.safetensors")
+        assert torch.allclose(
+            load_model(tmp_path / "model.safetensors").eval()(images), wanted, atol=1e-5
+        )
+    results = make_trainer(name="test").test(
+        make(), data_of(), ckpt_path=tmp_path / "kept/last.ckpt"
+    )
+    again = make_trainer(name="again").test(module, data_of())
+    assert results == again
+    assert "test/acc" in results[0]
+
+
+def test_the_record_says_what_the_method_declares(method, make, data_of, make_trainer):
+    module = make()
+    make_trainer().fit(module, data_of())
+    facts = module.protocol()
+    assert (facts["method"], facts["labels"]) == (method.name, method.needs.labels_name)
+    assert (
+        facts["head"] == ("probe" if module.probes else "original")
+        or method.needs.images == "probe"
+    )
+
+
+def test_a_trainer_fits_once_and_a_checkpoint_belongs_to_its_method(
+    method, make, data_of, make_trainer, tmp_path
+):
+    kept = ModelCheckpoint(tmp_path / "kept", filename="last", enable_version_counter=False)
+    make_trainer(kept).fit(make(), data_of())
+    trainer = make_trainer(name="twice")
+    trainer.fit(make(), data_of())
+    with pytest.raises(ConfigError, match=r"has trained \d+ epochs already"):
+        trainer.fit(make(), data_of())
+    checkpoint = torch.load(tmp_path / "kept/last.ckpt", weights_only=True)
+    checkpoint["bdclean"]["method"] = "another"
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    with pytest.raises(ConfigError, match="was written by another"):
+        make_trainer(name="other").fit(make(), data_of(), ckpt_path=tmp_path / "other.ckpt")
+    del checkpoint["bdclean"]
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    with pytest.raises(ConfigError, match="of an earlier version"):
+        make_trainer(name="old").fit(make(), data_of(), ckpt_path=tmp_path / "old.ckpt")
