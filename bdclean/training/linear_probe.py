@@ -46,11 +46,11 @@ class LinearProbe(StagedModule):
 
     def plan(self) -> tuple[Stage, ...]:
         """One stage; where the head is solved for, an epoch at a rate of 0 leaves it alone."""
-        stage = probe_stage(self, self.probe)
+        if self.probe.solver == "sgd":
+            return (probe_stage(self, self.probe),)
+        # a fit has one epoch at least
         idle = replace(self.probe.recipe, epochs=1, lr=0.0, augmentation="none")
-        if not stage.length:  # a fit has one epoch at least
-            stage = replace(stage, recipe=idle)
-        return (stage,)
+        return (replace(probe_stage(self, replace(self.probe, recipe=idle)), recipe=idle),)
 
     def setup(self, stage: str) -> None:
         """Reads the file here, so that a restored checkpoint wins over it."""

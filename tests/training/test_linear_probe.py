@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from grouping import make_of
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from sklearn.linear_model import LogisticRegression
@@ -15,7 +16,7 @@ from bdclean.data.images import ImageSet
 from bdclean.data.splits import Splits
 from bdclean.errors import ConfigError
 from bdclean.training import KNN, LinearProbe
-from bdclean.types import View
+from bdclean.types import ImageFacts, View
 
 FACTS = ImageFacts(4, 8, (0.5,) * 3, (0.2,) * 3)
 pytestmark = [
@@ -110,7 +111,7 @@ def equal(a, b):
 
 @pytest.mark.parametrize("probe", ["sgd", "lbfgs"])
 def test_backbone_stays_bit_identical(make, fit, weights, probe):
-    module = make(probe={"solver": probe, "recipe": {"epochs": 2}})
+    module = make(solver=probe, recipe={"epochs": 2})
     data, _ = fit(module)
     assert equal(state(load_model(weights), head=False), state(module.model, head=False))
     assert not any(layer.training for layer in module.model.modules())
@@ -120,12 +121,14 @@ def test_backbone_stays_bit_identical(make, fit, weights, probe):
 
 
 def test_lbfgs_is_logistic_regression_on_standardised_features(make, fit):
-    module = make(probe={"solver": "lbfgs", "c": 0.5})
+    module = make(solver="lbfgs", c=0.5)
     data, trainer = fit(module)
     assert trainer.current_epoch == 1
     # The module's own batches: float32 features depend on the batch in their last digits, and
     # standardising nearly constant ones amplifies that.
-    rows = data.reading_dataloader(View("probe", labels=True, batch_size=module.view.batch_size))
+    rows = data.reading_dataloader(
+        View("probe", labels=True, batch_size=module.probe.view.batch_size)
+    )
     batches = [data.device_batch(batch, torch.device("cpu")) for batch in rows]
     labels = torch.cat([batch["label"] for batch in batches])
     with torch.no_grad():
@@ -142,8 +145,8 @@ def test_lbfgs_is_logistic_regression_on_standardised_features(make, fit):
 
 def test_lbfgs_needs_no_luck(make, fit):
     first, second = (
-        make(probe={"solver": "lbfgs"}),
-        make(probe={"solver": "lbfgs", "recipe": {"batch_size": 5}}),
+        make(solver="lbfgs"),
+        make(solver="lbfgs", recipe={"batch_size": 5}),
     )
     torch.manual_seed(1)
     fit(first)
@@ -165,7 +168,7 @@ def test_sgd_follows_the_protocol(make, fit):
             assert group["weight_decay"] == 1e-4
             assert len(batch["image"]) == 12
 
-    module = make(probe={"recipe": {"batch_size": 12}})
+    module = make(recipe={"batch_size": 12})
     fit(module, Rates())
     rate = {**dict.fromkeys(range(15), 1e-2), **dict.fromkeys(range(15, 30), 1e-3)}
     rate |= dict.fromkeys(range(30, 40), 1e-4)
@@ -175,7 +178,7 @@ def test_sgd_follows_the_protocol(make, fit):
 
 def test_resume_ends_with_the_same_weights(make, fit, tmp_path):
     keep = ModelCheckpoint(tmp_path / "ckpt", filename="{epoch}", save_top_k=-1)
-    whole, resumed = make(probe={"recipe": {"epochs": 3}}), make(probe={"recipe": {"epochs": 3}})
+    whole, resumed = make(recipe={"epochs": 3}), make(recipe={"epochs": 3})
     fit(whole, keep)
     torch.load(tmp_path / "ckpt/epoch=1.ckpt", weights_only=True)
     fit(resumed, ckpt_path=tmp_path / "ckpt/epoch=1.ckpt")
@@ -185,7 +188,7 @@ def test_resume_ends_with_the_same_weights(make, fit, tmp_path):
 @pytest.mark.parametrize("probe", ["sgd", "lbfgs"])
 def test_checkpoint_and_export_need_no_backbone_file(make, fit, weights, tmp_path, probe):
     keep = ModelCheckpoint(tmp_path / "ckpt", filename="{epoch}")
-    module = make(probe={"solver": probe, "recipe": {"epochs": 1}})
+    module = make(solver=probe, recipe={"epochs": 1})
     fit(module, keep)
     Path(weights).unlink()
     restored = LinearProbe.load_from_checkpoint(tmp_path / "ckpt/epoch=0.ckpt", weights_only=True)
@@ -198,37 +201,37 @@ def test_checkpoint_and_export_need_no_backbone_file(make, fit, weights, tmp_pat
         "head": "probe",
         "labels": "clean",
         "method": "linear_probe",
-        "probe": {"solver": probe},
+        "probe": probe,
     }
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("probe", "message"),
     [
-        ("batch_size", 0),
-        ("lr", -0.1),
-        ("momentum", -0.1),
-        ("weight_decay", -0.1),
-        ("probe_c", 0),
+        ({"recipe": {"batch_size": 0}}, "batch_size=0 .*at least 1"),
+        ({"recipe": {"lr": -0.1}}, "lr=-0.1 .*at least 0"),
+        ({"recipe": {"momentum": -0.1}}, "momentum=-0.1 .*at least 0"),
+        ({"recipe": {"weight_decay": -0.1}}, "weight_decay=-0.1 .*at least 0"),
+        ({"c": 0}, r"probe\.c=0: it must be"),
     ],
 )
-def test_refuses_numbers_out_of_range(make, key, value):
-    with pytest.raises(ConfigError, match=f"{key}={value}: it must be"):
-        make(**{key: value})
+def test_refuses_numbers_out_of_range(make, probe, message):
+    with pytest.raises(ConfigError, match=message):
+        make(**probe)
 
 
 @pytest.mark.parametrize(("key", "value"), [("k", 0), ("batch_size", 0), ("temperature", 0)])
 def test_neighbours_refuse_numbers_out_of_range(key, value):
     with pytest.raises(ConfigError, match=f"{key}={value}: it must be"):
-        KNN(**FACTS, **{key: value})
+        KNN(FACTS, **{key: value})
 
 
 def test_refuses_wrong_settings(make, fit):
-    with pytest.raises(ConfigError, match=r"probe='knn'.*sgd, lbfgs"):
-        make(probe={"solver": "knn"})
+    with pytest.raises(ConfigError, match=r"probe\.solver='knn'.*sgd, lbfgs"):
+        make(solver="knn")
     with pytest.raises(ConfigError, match="epochs=0"):
-        make(probe={"recipe": {"epochs": 0}})
+        make(recipe={"epochs": 0})
     with pytest.raises(ConfigError, match=r"model\.weights is not set"):
-        fit(LinearProbe(**FACTS))
+        fit(LinearProbe(FACTS))
     with pytest.raises(ConfigError, match=r"model\.weights"):
         make().on_load_checkpoint({})
