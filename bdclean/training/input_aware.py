@@ -203,7 +203,8 @@ class InputAwareTraining(StagedModule):
         }
         stage = self.plan()[self._stage]
         for optimizer, recipe in zip(self.trainer.optimizers, plans[stage.name], strict=True):
-            falls = [round(fraction * stage.length) for fraction in recipe.milestones]
+            # no rate falls before its first epoch, however short the stage
+            falls = [max(1, round(fraction * stage.length)) for fraction in recipe.milestones]
             if isinstance(recipe, Recipe) and recipe.schedule == "constant":
                 falls = []
             passed = sum(self.stage_epoch >= epoch for epoch in falls)

@@ -1,9 +1,11 @@
 """The two stages of the input-aware attack, its evaluation, and exact resume."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
+from grouping import make_of
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
@@ -16,11 +18,12 @@ from bdclean.data.datamodule import ImageDataModule
 from bdclean.data.images import ImageSet
 from bdclean.data.splits import Splits
 from bdclean.errors import ConfigError
-from bdclean.metrics import BackdoorModule
+from bdclean.modules import BackdoorModule
 from bdclean.training import InputAwareTraining, Supervised
+from bdclean.types import ImageFacts
 
 SIZE, MEAN, STD = 16, (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
-FACTS = {"num_classes": 4, "input_size": SIZE, "mean": MEAN, "std": STD}
+FACTS = ImageFacts(4, SIZE, MEAN, STD)
 NETS = ("model", "pattern", "mask")
 pytestmark = [
     # Few images in memory need no worker processes.
@@ -55,8 +58,13 @@ class TinyData(ImageDataModule):
 
 def make(**arguments):
     torch.manual_seed(5)
-    small = {"width": 4, "epochs": 2, "mask_epochs": 1, "recipe": {"batch_size": 20}}
-    return InputAwareTraining(**FACTS, **(small | arguments))
+    small = {
+        "facts": FACTS,
+        "width": 4,
+        "mask_epochs": 1,
+        "recipe": {"epochs": 1, "batch_size": 20},
+    }
+    return make_of(InputAwareTraining, small, arguments)
 
 
 @pytest.fixture
@@ -71,6 +79,7 @@ def make_trainer(tmp_path):
             enable_model_summary=False,
             enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
             limit_val_batches=0,
+            reload_dataloaders_every_n_epochs=1,
             default_root_dir=tmp_path,
             callbacks=[ExactResume(), *callbacks],
             **more,
@@ -191,8 +200,8 @@ def test_losses_are_the_formulas(fit, monkeypatch):
     """The mask stage: normalised images against plain masks; weights of both terms."""
     losses, terms = [], []
 
-    def step(self, stage, loss):
-        losses.append((stage, loss.item()))
+    def step(self, loss):
+        losses.append((self.stage_name, loss.item()))
 
     def diversity(x1, x2, m1, m2):
         terms.append([t.detach() for t in (x1, x2, m1, m2)])
@@ -227,29 +236,60 @@ def test_rates_fall_at_the_milestones_of_their_own_stage(fit, monkeypatch):
         def on_train_batch_start(self, trainer, module, batch, batch_idx):
             seen.append([o.param_groups[0]["lr"] for o in trainer.optimizers])
 
-    monkeypatch.setattr(InputAwareTraining, "_mask_step", lambda *_: None)
-    monkeypatch.setattr(InputAwareTraining, "_joint_step", lambda *_: None)
+    monkeypatch.setattr(InputAwareTraining, "mask_step", lambda *_: None)
+    monkeypatch.setattr(InputAwareTraining, "joint_step", lambda *_: None)
     module = make(
-        epochs=8,
         mask_epochs=3,
-        recipe={"lr": 0.1, "batch_size": 40},
-        milestones=[1, 4],
-        pattern_milestones=[2],
-        mask_milestones=[1, 2],
+        mask={"milestones": (1 / 3, 2 / 3)},
+        recipe={"epochs": 5, "lr": 0.1, "milestones": (1 / 5, 4 / 5), "batch_size": 40},
+        pattern={"milestones": (2 / 5,)},
     )
     fit(module, Rates())
-    classifier, pattern, mask = zip(*seen, strict=True)
-    assert classifier == pytest.approx([0.1] * 4 + [0.01] * 3 + [0.001])
-    assert pattern == pytest.approx([0.01] * 5 + [0.001] * 3)
-    assert mask[:3] == pytest.approx([0.01, 0.001, 0.0001])
+    mask, joint = seen[:3], seen[3:]
+    classifier, pattern = zip(*joint, strict=True)
+    assert mask == [[pytest.approx(rate)] for rate in (0.01, 0.001, 0.0001)]
+    assert classifier == pytest.approx([0.1] + [0.01] * 3 + [0.001])
+    assert pattern == pytest.approx([0.01] * 2 + [0.001] * 3)
+
+
+def test_a_constant_rate_of_the_classifier_has_no_milestones(fit, monkeypatch):
+    seen = []
+
+    class Rates(Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            seen.append([o.param_groups[0]["lr"] for o in trainer.optimizers])
+
+    monkeypatch.setattr(InputAwareTraining, "mask_step", lambda *_: None)
+    monkeypatch.setattr(InputAwareTraining, "joint_step", lambda *_: None)
+    recipe = {"epochs": 2, "schedule": "constant", "milestones": (0.5,), "batch_size": 40}
+    fit(make(recipe=recipe, pattern={"milestones": (0.5,)}), Rates())
+    assert seen == [[0.01], [0.01, 0.01], [0.01, pytest.approx(0.001)]]
+
+
+def test_the_defaults_are_the_epochs_of_the_official_code():
+    module = InputAwareTraining(FACTS, width=4)
+
+    def falls(recipe, length):
+        return [round(fraction * length) for fraction in recipe.milestones]
+
+    assert module.total_epochs == 600
+    assert falls(module.mask_recipe, 25) == [10, 20]
+    assert falls(module.recipe, 575) == [100, 200, 300, 400]
+    assert falls(module.pattern_recipe, 575) == [200, 300, 400, 500]
 
 
 def test_optimizers_are_those_of_the_paper(fit):
-    _, trainer = fit(make())
-    sgd, *adams = trainer.optimizers
+    used = []
+
+    class Optimizers(Callback):
+        def on_train_epoch_start(self, trainer, module):
+            used.append(list(trainer.optimizers))
+
+    fit(make(), Optimizers())
+    (mask,), (sgd, pattern) = used
     assert isinstance(sgd, torch.optim.SGD)
     assert (sgd.defaults["momentum"], sgd.defaults["weight_decay"]) == (0.9, 5e-4)
-    for adam in adams:
+    for adam in (mask, pattern):
         assert isinstance(adam, torch.optim.Adam)
         assert adam.defaults["betas"] == (0.5, 0.9)
         assert adam.defaults["weight_decay"] == 0
@@ -258,31 +298,31 @@ def test_optimizers_are_those_of_the_paper(fit):
 def test_a_batch_without_triggers_leaves_a_gradient_scaler_alone(make_trainer):
     trainer = make_trainer(plugins=[MixedPrecision("16-mixed", "cpu")])
     attack = InputAware(target=1, rate=0.2, cover_rate=0.15)
-    trainer.fit(
-        make(recipe={"batch_size": 9}), TinyData(attack, rows=38)
-    )  # the last batch has two images
+    module = make(recipe={"batch_size": 9})  # the last batch has two images
+    trainer.fit(module, TinyData(attack, rows=38))
     assert trainer.global_step == 5 + 2 * 5 - 1
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("wrong", "message"),
     [
-        ("batch_size", 0),
-        ("lr", -0.1),
-        ("lr_generators", -0.1),
-        ("momentum", -0.1),
-        ("weight_decay", -0.1),
+        ({"recipe": {"batch_size": 0}}, "batch_size=0 .*at least 1"),
+        ({"recipe": {"lr": -0.1}}, "lr=-0.1 .*at least 0"),
+        ({"recipe": {"momentum": -0.1}}, "momentum=-0.1 .*at least 0"),
+        ({"recipe": {"weight_decay": -0.1}}, "weight_decay=-0.1 .*at least 0"),
+        ({"mask": {"lr": -0.1}}, "lr=-0.1: it must be 0 or above"),
+        ({"pattern": {"lr": -0.1}}, "lr=-0.1: it must be 0 or above"),
+        ({"recipe": {"schedule": "cosine"}}, r"recipe\.schedule='cosine': .*multistep or constant"),
     ],
 )
-def test_refuses_numbers_out_of_range(key, value):
-    with pytest.raises(ConfigError, match=rf"{key}={value}: it must be (0 or )?above"):
-        make(**{key: value})
+def test_refuses_numbers_out_of_range(wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        make(**wrong)
 
 
 def test_small_batches_and_no_covers_train(fit):
-    fit(
-        make(recipe={"batch_size": 9}), rows=37
-    )  # 9 * 0.15 is one cross; the last batch has one image
+    # 9 * 0.15 is one cross; the last batch has one image
+    fit(make(recipe={"batch_size": 9}), rows=37)
     module = make()
     fit(module, attack=InputAware(rate=0.04, cover_rate=0))  # int(20 * 0.04) = 0
     assert all(value.isfinite().all() for value in module.state_dict().values())
@@ -295,7 +335,11 @@ def test_masks_become_sparse_and_both_depend_on_the_image(fit):
     patterns 0.25 to 0.51 apart. Untrained, masks are 0.41 to 0.64, and all is 1e-5 apart or less.
     """
     module = make(
-        mask_epochs=20, epochs=24, recipe={"batch_size": 10, "augmentation": "none"}, lambda_div=0.1
+        mask_epochs=20,
+        mask={"milestones": (0.5,)},
+        recipe={"epochs": 4, "schedule": "constant", "batch_size": 10, "augmentation": "none"},
+        pattern={"milestones": ()},
+        lambda_div=0.1,
     )
     data, _ = fit(module)
     images = data.test_set.images[:8].float() / 255
@@ -337,7 +381,7 @@ def test_a_static_evaluation_gives_the_numbers_of_the_module(fit, make_trainer, 
     ours, theirs = data.test_dataloader()[1], static.test_dataloader()[1]
     for batch, wanted in zip(ours, theirs, strict=True):
         ready = data.on_after_batch_transfer(batch, 1)
-        made = module._shown(ready, 1)["image"]
+        made = module.shown(ready, "triggered")["image"]
         assert torch.equal(made, wanted["image"].float() / 255)
         assert made.is_contiguous(memory_format=torch.channels_last)
 
@@ -346,16 +390,17 @@ def test_what_each_loader_shows(fit):
     module = make()
     data, _ = fit(module)
     trigger = module.learned_trigger()
+    names = ("clean", "triggered", "cross_acc")
     for index, loader in enumerate(data.test_dataloader()):
         for raw in loader:
             batch = data.on_after_batch_transfer(raw, index)
             images = batch["image"]
-            shown = module._shown(batch, index)["image"]
+            shown = module.shown(batch, names[index])["image"]
             donors = (None, images, images.roll(-1, 0))[index]
             wanted = images if donors is None else trigger.cross(images, donors)
             assert (shown - wanted).abs().max() <= 0.5 / 255 + 1e-6
             assert index == 0 or not torch.equal(shown, images)
-    assert torch.equal(module._shown(batch, 5)["image"], images)  # refused elsewhere
+    assert torch.equal(module.shown(batch, "another")["image"], images)  # refused elsewhere
 
 
 def test_predictions_are_of_the_shown_images(fit):
@@ -365,7 +410,7 @@ def test_predictions_are_of_the_shown_images(fit):
         predicted = trainer.predict(module, data)
     batch = data.on_after_batch_transfer(next(iter(data.test_dataloader()[1])), 1)
     with torch.no_grad():
-        wanted = module.eval()(module._shown(batch, 1)["image"])
+        wanted = module.eval()(module.shown(batch, "triggered")["image"])
     assert torch.equal(predicted[1][0]["logits"], wanted)
 
 
@@ -381,7 +426,11 @@ def test_protocol_and_export():
 @pytest.mark.parametrize("step", [1, 4, 5])
 def test_resume_ends_with_the_same_weights(fit, tmp_path, step):
     """Within the mask stage (2 epochs of 2 batches), at its end, and within the joint stage."""
-    arguments = {"epochs": 4, "mask_epochs": 2, "milestones": [1], "pattern_milestones": [1]}
+    arguments = {
+        "mask_epochs": 2,
+        "recipe": {"epochs": 2, "milestones": (0.5,)},
+        "pattern": {"milestones": (0.5,)},
+    }
 
     class Save(Callback):
         done = 0
@@ -401,7 +450,11 @@ def test_resume_ends_with_the_same_weights(fit, tmp_path, step):
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_resume_from_the_end_of_an_epoch(fit, tmp_path, epoch):
     keep = ModelCheckpoint(tmp_path / "ckpt", filename="{epoch}", save_top_k=-1)
-    arguments = {"epochs": 4, "mask_epochs": 2, "milestones": [1], "reproduce_grad_accum": True}
+    arguments = {
+        "mask_epochs": 2,
+        "recipe": {"epochs": 2, "milestones": (0.5,)},
+        "reproduce_grad_accum": True,
+    }
     whole, resumed = make(**arguments), make(**arguments)
     fit(whole, keep)
     fit(resumed, ckpt_path=tmp_path / f"ckpt/epoch={epoch}.ckpt")
@@ -409,7 +462,8 @@ def test_resume_from_the_end_of_an_epoch(fit, tmp_path, epoch):
 
 
 def test_gradients_of_the_pattern_accumulate_only_on_demand(fit):
-    plain, quirk = make(epochs=3), make(epochs=3, reproduce_grad_accum=True)
+    plain = make(recipe={"epochs": 2})
+    quirk = make(recipe={"epochs": 2}, reproduce_grad_accum=True)
     fit(plain)
     fit(quirk)
     assert all(p.grad is None for p in plain.parameters())
@@ -422,12 +476,13 @@ def test_gradients_of_the_pattern_accumulate_only_on_demand(fit):
 
 
 def test_refuses_wrong_settings():
-    for epochs, mask_epochs in ((5, 5), (5, 0)):
-        with pytest.raises(ConfigError, match=r"mask_epochs=\d: it must be between 1 and 4"):
-            make(epochs=epochs, mask_epochs=mask_epochs)
+    with pytest.raises(ConfigError, match="mask_epochs=0: it must be above 0"):
+        make(mask_epochs=0)
+    with pytest.raises(ConfigError, match="epochs=0 of a recipe"):
+        make(recipe={"epochs": 0})
     for size in (8, 20):
         with pytest.raises(ConfigError, match=rf"input_size={size}: .* multiple of 8, at least 16"):
-            InputAwareTraining(**(FACTS | {"input_size": size}))
+            InputAwareTraining(replace(FACTS, input_size=size))
 
 
 @pytest.mark.parametrize("attack", [BadNets(), InputAware(trigger="runs/iab/trigger.safetensors")])
@@ -439,7 +494,7 @@ def test_refuses_other_attacks(make_trainer, attack):
 
 
 def test_supervised_training_on_an_unlearned_trigger_is_refused(make_trainer):
-    module = Supervised(**FACTS, width=4, batch_size=20)
+    module = Supervised(FACTS, width=4, batch_size=20)
     trainer = make_trainer()
     trainer.fit_loop.max_epochs = 1
     with pytest.raises(ConfigError, match="which learns one"):

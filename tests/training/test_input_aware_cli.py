@@ -22,7 +22,7 @@ def stack(*names):
 BASE = stack("trainer/cpu", "data/digits", "attack/input_aware/official")
 BASE += ["--data.splits.defense", "1300", "--data.splits.probe", "60"]  # 40 are left to train on
 LEARN = ["fit", *BASE, *stack("train/input_aware/fast"), "--model.width", "4"]
-LEARN += ["--model.mask_epochs", "1", "--model.epochs", "3", "--model.batch_size", "20"]
+LEARN += ["--model.mask_epochs", "1", "--model.recipe", "{epochs: 2, batch_size: 20}"]
 
 
 @pytest.fixture(scope="module")

@@ -8,14 +8,18 @@ from lightning.pytorch import Trainer, seed_everything
 from torch import distributed
 from bdclean.attacks import InputAware
 from bdclean.data import Digits, Splits
+from bdclean.modules import Recipe
 from bdclean.training import InputAwareTraining
+from bdclean.types import ImageFacts
 
 seed_everything(0)
 data = Digits(attack=InputAware(), splits=Splits(defense=1300, probe=60))
-module = InputAwareTraining(10, 32, data.mean, data.std, width=4, epochs=3, mask_epochs=1,
-                            batch_size=10)
+recipe = Recipe(epochs=2, lr=0.01, schedule="constant", batch_size=10)
+facts = ImageFacts(10, 32, data.mean, data.std)
+module = InputAwareTraining(facts, width=4, mask_epochs=1, recipe=recipe)
 Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=-1, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False).fit(module, data)
+        enable_checkpointing=False, enable_progress_bar=False,
+        reload_dataloaders_every_n_epochs=1).fit(module, data)
 state = {name: value.tolist() for name, value in module.state_dict().items()}
 states = [None, None]
 distributed.all_gather_object(states, state)
