@@ -103,7 +103,7 @@ def test_pseudo_labels_are_the_answers_of_the_suspect(fitted, make_data):
     module, data = fitted(), make_data()
     suspect = module.source.load().eval()
     wanted = torch.empty(24, dtype=torch.long)
-    for batch in data.scan_dataloader(View("defense", batch_size=5)):
+    for batch in data.reading_dataloader(View("defense", batch_size=5)):
         with torch.no_grad():
             wanted[batch["index"]] = suspect(batch["image"] / 255).argmax(1)
     named = module.named
