@@ -197,7 +197,10 @@ def test_a_head_that_was_drawn_is_trained_and_not_measured(classes, tmp_path):
         **(QUIET | {"max_epochs": 1, "limit_test_batches": 1, "limit_val_batches": 1})
     )
     for evaluate in trainer.test, trainer.validate:
-        with pytest.raises(ConfigError, match=r"weights=\S+other.safetensors: the file has no classifier for the 10"):
+        with pytest.raises(
+            ConfigError,
+            match=r"weights=\S+other.safetensors: the file has no classifier for the 10",
+        ):
             evaluate(make(), data, verbose=False)
     module = make()
     trainer.fit(module, data)

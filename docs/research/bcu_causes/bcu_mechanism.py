@@ -23,6 +23,7 @@ from bdclean.functional.distillation import tempered_kl
 from bdclean.functional.reinitialisation import maskable_tensors
 from bdclean.metrics.functional import hit_count, percentage
 from bdclean.purification import BCU
+from bdclean.types import Batch
 
 Norm = Literal["batch", "frozen"]
 _BATCH = 100  # of all evaluations and of the re-estimation of batch norm
@@ -58,11 +59,12 @@ class AblatedBCU(BCU):
         self.__dict__["start"] = student.copy()  # not a submodule, so that it is not trained
         return student
 
-    def freeze_parts(self) -> None:
-        """Puts the batch norms into evaluation mode, where they shall stay still."""
+    def distil(self, batch: Batch) -> Tensor:
+        """Keeps the batch norms in evaluation mode, where they shall stay still."""
         if self.norm == "frozen":
             for norm in batch_norms(self.model):
                 norm.eval()
+        return super().distil(batch)
 
 
 @torch.no_grad()

@@ -1,0 +1,1 @@
+"""Reads what runs recorded, and writes tables and pages of it."""
