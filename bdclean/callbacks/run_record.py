@@ -15,16 +15,12 @@ from bdclean.backbones import save_model
 from bdclean.callbacks.writing import run_to_write
 from bdclean.files import sha256_of_file, write_text
 from bdclean.functional.seeds import global_seed
+from bdclean.metrics import DEFINITIONS
 from bdclean.metrics.identification import identification
 from bdclean.modules import BackdoorModule
 from bdclean.runs import SCHEMA, RunFolder
 from bdclean.types import DescribesItself, KnowsTruth
 
-METRIC_DEFINITIONS = {
-    "acc": "percent of clean test images classified as their true class, micro-averaged",
-    "asr": "percent of triggered test images, true class eligible, classified as the attacker's",
-    "pa": "percent of the same triggered images classified as their true class",
-}
 _LIBRARIES = ("bdclean", "torch", "torchvision", "lightning", "torchmetrics", "timm")
 
 
@@ -114,7 +110,7 @@ class RunRecord(Callback):
         return {
             "schema": SCHEMA,
             "metrics": {},
-            "definitions": METRIC_DEFINITIONS,
+            "definitions": DEFINITIONS,
             "protocol": module.protocol() if isinstance(module, BackdoorModule) else {},
             "data": data.describe() if isinstance(data, DescribesItself) else {},
             "cost": {

@@ -51,7 +51,7 @@ def trainer_of(folder, callbacks=None, **arguments):
 
 def made(attack=None):
     data = Digits(attack=attack, splits=Splits(defense=300, probe=100))
-    return Supervised(10, 32, data.mean, data.std, width=4, augmentation="none"), data
+    return Supervised(data.facts, width=4, augmentation="none"), data
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from bdclean.purification.dataset import DatasetDefense
-from bdclean.purification.staged import Stage
 from lightning import LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
@@ -23,43 +21,35 @@ from bdclean.callbacks import RunRecord, Suspects, suspects
 from bdclean.cli import main
 from bdclean.data import Digits, Splits
 from bdclean.figures.suspects import draw_sheet
-from bdclean.metrics import BackdoorModule
 from bdclean.metrics.identification import identification
-from bdclean.purification import Recipe
-from bdclean.types import Findings, TrainingSet
+from bdclean.modules import BackdoorModule, Recipe, Stage
+from bdclean.runs import RunFolder
+from bdclean.sifting import Sifter
+from bdclean.types import Findings, ImageFacts, TrainingSet
 
 FILES = {"suspects.csv", "suspects.png", "scores.png", "rounds.png"}
 CONFIGS = Path(__file__).parents[2] / "configs"
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-RGB = tuple[float, float, float]
-
-
-class Toy(DatasetDefense):
+class Toy(Sifter):
     """Trains for an epoch, twice, and flags the fifth of the samples whose loss is lowest."""
 
-    def __init__(self, num_classes: int, input_size: int, mean: RGB, std: RGB, width: int = 4):
+    name = "toy"
+
+    def __init__(self, facts: ImageFacts, width: int = 4):
         recipe = Recipe(epochs=1, lr=0.05, batch_size=40, augmentation="none")
-        super().__init__(num_classes, input_size, mean, std, "resnet18", width, "auto", recipe)
+        super().__init__(facts, "resnet18", width, "auto", recipe)
 
     @property
     def further_scores(self):
         return ("consistency",)
 
     def plan(self):
-        return Stage("fit", 1), Stage("judge", 0), Stage("fit", 1), Stage("judge", 0)
+        fit = Stage("fit", self.recipe, reads=self.everything, step=self.fit_labels)
+        return (fit, Stage("judge", begin=self.judge)) * 2
 
-    def fit_view(self):
-        return self.labelled()
-
-    def fit_optimizer(self):
-        return self.sgd(self.recipe)
-
-    def fit_step(self, batch):
-        return self.cross_entropy(batch, "loss")
-
-    def begin_judge(self):
+    def judge(self):
         logits, labels = self.logits_of_each(), self.labels_of_each()
         loss = F.cross_entropy(logits, labels, reduction="none")
         # few levels, so that there are ties
@@ -137,8 +127,7 @@ class Run:
 def fit(folder, data=None, **arguments):
     seed_everything(0, verbose=False)
     data = Few() if data is None else data
-    facts = {name: getattr(data, name) for name in ("num_classes", "input_size", "mean", "std")}
-    module = Toy(**facts)
+    module = Toy(data.facts)
     settings = {
         "accelerator": "cpu",
         "devices": 1,
