@@ -38,7 +38,7 @@ from bdclean.callbacks import (
     Suspects,
 )
 from bdclean.callbacks.read_test_set import has_head
-from bdclean.callbacks.run_record import is_trial
+from bdclean.callbacks.trial import is_trial
 from bdclean.commands.config import run_config
 from bdclean.errors import BdcleanError, ConfigError
 from bdclean.experiments.attack import run_attack

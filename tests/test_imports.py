@@ -8,14 +8,16 @@ import pytest
 import bdclean
 
 PACKAGE = Path(bdclean.__file__).parent
-BOTTOM = {"types", "errors"}
+BOTTOM = {"types", "errors", "files", "progress"}
 LOWER = BOTTOM | {"functional", "weights"}
 MODELS = LOWER | {"attacks", "backbones", "metrics"}
+OUTSIDE = {"callbacks", "figures", "reporting", "runs"}
 ALLOWED = {
     "types": set(),
     "errors": set(),
     "shipped": {"errors"},
-    "commands": BOTTOM | {"shipped"},
+    "files": {"errors"},
+    "progress": set(),
     "functional": BOTTOM,
     "weights": BOTTOM,
     "attacks": LOWER,
@@ -24,10 +26,15 @@ ALLOWED = {
     "data": MODELS,
     "training": MODELS - {"attacks"},
     "purification": MODELS - {"attacks"},
-    "callbacks": MODELS,
-    "experiments": MODELS | {"data", "training", "purification", "callbacks", "shipped"},
+    "figures": BOTTOM,
+    "runs": BOTTOM | {"data"},
+    "callbacks": MODELS | {"figures", "runs"},
+    "reporting": MODELS | {"figures", "runs"},
+    "commands": MODELS | {"data", "training", "purification"} | OUTSIDE | {"shipped"},
+    "experiments": MODELS | {"data", "training", "purification", "commands", "shipped"} | OUTSIDE,
     "cli": MODELS
-    | {"data", "training", "purification", "callbacks", "experiments", "commands", "shipped"},
+    | {"data", "training", "purification", "commands", "experiments", "shipped"}
+    | OUTSIDE,
     "__main__": {"cli"},
 }
 EXCEPTIONS = {

@@ -2,7 +2,7 @@
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from bdclean.callbacks.run_record import is_trial
+from bdclean.callbacks.trial import is_trial
 from bdclean.metrics.evaluation import BackdoorModule
 
 

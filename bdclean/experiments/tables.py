@@ -7,8 +7,7 @@ A table is a folder `docs/results/TABLE/ROW/ATTACK-sSEED.json` of copies of `res
 gives beside the attacks: {"columns": ["published"], "attacks": {"badnets": ["93.3 / 100 / 0"]}};
 "badnets/ROW" in place of "badnets" is for one row of the attack.
 Optional files `docs/results/TABLE/ATTACK.csv`, copies of `metrics.csv`, show how the values on
-held-out images went from epoch to epoch. An optional `missed.json` is a file of
-`python -m bdclean.experiments.missed`.
+held-out images went from epoch to epoch.
 Records of `tests/benchmarks` lie in `docs/results` itself. Written are `docs/results/README.md`
 and the part of the readme between its result markers (the first table). `--check` writes nothing
 and fails if they are not up to date.
@@ -27,7 +26,6 @@ from types import MappingProxyType
 from typing import Any
 
 from bdclean.errors import DataError
-from bdclean.experiments import missed
 
 METRICS = {"ACC": ("metrics", "acc"), "ASR": ("metrics", "asr"), "PA": ("metrics", "pa")}
 FOUND = {
@@ -149,12 +147,6 @@ def document(folder: Path) -> str:
         course = courses(table)
         if course:
             parts.append(f"Held-out images during the training:\n\n{course}")
-        if (table / "missed.json").is_file():
-            found = missed.markdown(json.loads((table / "missed.json").read_text()))
-            parts.append(
-                "TPR, and number, of the poisoned samples by how much the trigger changes them: "
-                f"mean over the values that it reaches, in grey levels.\n\n{found}"
-            )
     parts.append(speeds(folder))
     return "\n".join(parts)
 

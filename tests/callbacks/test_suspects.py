@@ -18,14 +18,15 @@ from torch.nn import functional as F
 
 from bdclean.attacks import BadNets
 from bdclean.callbacks import RunRecord, Suspects, suspects
-from bdclean.callbacks.suspect_figures import draw_sheet
 from bdclean.cli import main
 from bdclean.data import Digits, Splits
+from bdclean.figures.suspects import draw_sheet
 from bdclean.metrics import BackdoorModule
 from bdclean.metrics.identification import identification
 from bdclean.purification import Recipe
 from bdclean.purification.dataset import DatasetDefense
 from bdclean.purification.staged import Stage
+from bdclean.runs import RunFolder
 from bdclean.types import Findings, TrainingSet
 
 FILES = {"suspects.csv", "suspects.png", "scores.png", "rounds.png"}
@@ -230,13 +231,13 @@ def test_nothing_but_what_shows_the_truth_depends_on_it(runs):
 
 def test_writing_again_gives_the_same_bytes(run, tmp_path):
     (tmp_path / "metrics.csv").write_bytes(run.bytes("metrics.csv"))  # complete by now
-    suspects._write_files(tmp_path, run.module.findings(), run.data)
+    suspects._write_files(RunFolder(tmp_path), run.module.findings(), run.data)
     for name in FILES:
         assert (tmp_path / name).read_bytes() == run.bytes(name)
 
 
 def test_validation_is_read_from_the_log_of_the_run(run):
-    read = suspects.evaluations(run.folder)
+    read = suspects.evaluations(RunFolder(run.folder))
     assert {key: sorted(course) for key, course in read.items()} == {
         "val/acc": [0, 1],
         "val/asr": [0, 1],
@@ -341,7 +342,7 @@ class Plain:
 
 
 def test_without_rounds_and_evaluations_there_is_no_picture_of_them(tmp_path):
-    suspects._write_files(tmp_path, made([1.0, 2.0, 3.0]), Plain())
+    suspects._write_files(RunFolder(tmp_path), made([1.0, 2.0, 3.0]), Plain())
     assert {path.name for path in tmp_path.iterdir()} == FILES - {"rounds.png"}
     assert b"\n1,\xe9,1,2,0,\n" in (tmp_path / "suspects.csv").read_bytes()
 
@@ -356,7 +357,7 @@ def test_pictures_captions_and_flags_are_in_the_order_of_the_table(tmp_path, mon
     monkeypatch.setattr(suspects, "draw_sheet", keep)
     monkeypatch.setattr(suspects, "NUM_PICTURES", 2)
     found = made([2.0, 1.0, 3.0], [False, True, True], [-1, 7, 0])
-    suspects._write_files(tmp_path, found, Plain())
+    suspects._write_files(RunFolder(tmp_path), found, Plain())
     ((images, captions, flagged, heading),) = drawn
     assert images[:, 0, 0, 0].tolist() == [2, 0]
     assert captions == ["2 → 0", "0"]
@@ -369,7 +370,7 @@ def test_pictures_captions_and_flags_are_in_the_order_of_the_table(tmp_path, mon
     "score", [[math.nan] * 3, [1.0] * 3, [math.inf, -math.inf, 0.0], [3e38, -3e38, 0.0]]
 )
 def test_odd_scores_are_drawn(tmp_path, score):
-    suspects._write_files(tmp_path, made(score, rounds=1), Plain())
+    suspects._write_files(RunFolder(tmp_path), made(score, rounds=1), Plain())
     assert {path.name for path in tmp_path.iterdir()} == FILES
 
 

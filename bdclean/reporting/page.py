@@ -1,13 +1,15 @@
 """Rows of results, and the three ways to show them: a table, a JSON file, an HTML page."""
 
+import base64
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 
 from rich.table import Table
+
+from bdclean.files import write_text
 
 COLUMNS = ("method", "labels used", "ACC", "ASR", "PA", "seconds")
 NOTE = (
@@ -85,12 +87,17 @@ class Picture:
     Attributes:
         heading: Above it.
         caption: Below it.
-        png: PNG in base64.
+        png: The content of a PNG file.
     """
 
     heading: str
     caption: str
-    png: str
+    png: bytes
+
+    @property
+    def address(self) -> str:
+        """The picture itself, as an address of a page."""
+        return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
 
 
 def table(rows: Sequence[Row]) -> Table:
@@ -129,7 +136,7 @@ def write_html(
     )
     figures = "\n".join(
         f"<h2>{escape(p.heading)}</h2>\n"
-        f'<img alt="{escape(p.heading)}" src="data:image/png;base64,{p.png}">\n'
+        f'<img alt="{escape(p.heading)}" src="{p.address}">\n'
         f"<p>{escape(p.caption)}</p>"
         for p in pictures
     )
@@ -143,10 +150,3 @@ def write_html(
         settings=escape(settings),
     )
     write_text(path, page)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file that is whole or absent."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

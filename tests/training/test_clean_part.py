@@ -5,7 +5,7 @@ from lightning import Trainer
 from bdclean.attacks import AdaptiveBlend, BadNets, WaNet
 from bdclean.data import Digits
 from bdclean.errors import ConfigError
-from bdclean.experiments.clean_part import CleanPart
+from bdclean.training import CleanPart
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -1,10 +1,13 @@
-"""The pictures of `bdclean.callbacks.suspects`: a sheet of samples, histograms, and courses."""
+"""What a defence found in a training set: a sheet of samples, histograms, and courses."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _PER_LINE = 10  # pictures
 _TITLE = 0.22  # room above a picture, of its side
@@ -19,7 +22,7 @@ _COLORS = {
 }
 
 
-def draw_sheet(images: Tensor, captions: Sequence[str], flagged: Tensor, heading: str) -> Figure:
+def draw_sheet(images: Tensor, captions: Sequence[str], flagged: Tensor, heading: str) -> "Figure":
     """Pictures in lines of ten, each under its caption; captions of flagged ones are red.
 
     Args:
@@ -28,6 +31,8 @@ def draw_sheet(images: Tensor, captions: Sequence[str], flagged: Tensor, heading
         flagged: (M,), bool.
         heading: Above the sheet.
     """
+    from matplotlib.figure import Figure
+
     lines = -(-len(images) // _PER_LINE)
     height = lines * (1 + _TITLE)
     figure = Figure(figsize=(_PER_LINE, height + 0.4))
@@ -52,7 +57,7 @@ def draw_sheet(images: Tensor, captions: Sequence[str], flagged: Tensor, heading
     return figure
 
 
-def draw_scores(scores: Mapping[str, Tensor], groups: Mapping[str, Tensor]) -> Figure:
+def draw_scores(scores: Mapping[str, Tensor], groups: Mapping[str, Tensor]) -> "Figure":
     """One histogram per score, on a logarithmic scale, split into groups of samples.
 
     Values that are infinite or NaN are left out; the title counts them.
@@ -61,6 +66,8 @@ def draw_scores(scores: Mapping[str, Tensor], groups: Mapping[str, Tensor]) -> F
         scores: (N,) each, by name.
         groups: Masks (N,), bool, by name.
     """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 0.4 + 2.6 * len(scores)), layout="constrained")
     panels = figure.subplots(len(scores), squeeze=False)[:, 0]
     for panel, (name, score) in zip(panels, scores.items(), strict=True):
@@ -79,12 +86,14 @@ def draw_scores(scores: Mapping[str, Tensor], groups: Mapping[str, Tensor]) -> F
     return figure
 
 
-def draw_courses(courses: Mapping[str, Mapping[str, Mapping[int, float]]]) -> Figure:
+def draw_courses(courses: Mapping[str, Mapping[str, Mapping[int, float]]]) -> "Figure":
     """One panel per unit of time, with a line per percentage.
 
     Args:
         courses: Unit, then name of the line, then percent by the number of the round or epoch.
     """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 0.4 + 2.8 * len(courses)), layout="constrained")
     panels = figure.subplots(len(courses), squeeze=False)[:, 0]
     for panel, (unit, lines) in zip(panels, courses.items(), strict=True):

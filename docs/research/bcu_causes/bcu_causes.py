@@ -1,8 +1,8 @@
 """Why BCU at its published ratios cleanses one victim and leaves the backdoor of another.
 
-    python -m bdclean.experiments.bcu_causes --out docs/results/bcu_causes.json
-    python -m bdclean.experiments.bcu_causes --table docs/results/bcu_causes.json \
-        --doc docs/methods/bcu.md
+    python docs/research/bcu_causes/bcu_causes.py --out record.json
+    python docs/research/bcu_causes/bcu_causes.py --table docs/research/bcu_causes/record.json \
+        --doc docs/research/bcu_causes/README.md --method docs/methods/bcu.md
 
 One factor at a time around a base cell, and the pairs of factors that matter, on scikit-learn's
 digits. Evaluated on held-out training images, never on the test set. Finished rows are not run
@@ -24,16 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import seed_everything
-from lightning.pytorch import LightningModule
-
-from bdclean.attacks import BadNets
-from bdclean.backbones import SplitModel, load_model, save_model
-from bdclean.data import Digits
-from bdclean.data.splits import Splits
-from bdclean.errors import DataError
-from bdclean.experiments.bcu_design import Cell, Victim, design
-from bdclean.experiments.bcu_mechanism import (
+from bcu_design import Cell, Victim, design
+from bcu_mechanism import (
     AblatedBCU,
     Probes,
     by_group,
@@ -47,7 +39,16 @@ from bdclean.experiments.bcu_mechanism import (
     travelled,
     with_clean_statistics,
 )
-from bdclean.experiments.stages import make_trainer
+from lightning import seed_everything
+from lightning.pytorch import LightningModule, Trainer
+
+from bdclean.attacks import BadNets
+from bdclean.backbones import SplitModel, load_model, save_model
+from bdclean.callbacks import ExactResume
+from bdclean.data import Digits
+from bdclean.data.splits import Splits
+from bdclean.errors import DataError
+from bdclean.files import write_text
 from bdclean.training import Supervised
 
 _START, _END = "<!-- bcu causes -->\n", "<!-- end bcu causes -->"
@@ -70,7 +71,18 @@ def data_hashes(data: Digits) -> dict[str, str]:
 def fit(module: LightningModule, data: Digits, seed: int, epochs: int = -1) -> None:
     """Trains under a Trainer that writes nothing."""
     seed_everything(seed, verbose=False)
-    trainer = make_trainer(epochs, "bf16-mixed", lines=False)
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        precision="bf16-mixed",
+        max_epochs=epochs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        limit_val_batches=0,
+        callbacks=[ExactResume()],
+    )
     trainer.fit(module, datamodule=data)
 
 
@@ -203,9 +215,7 @@ def add_row(path: Path, row: dict[str, Any]) -> None:
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         rows = [*read_rows(path), row]
-        new = path.with_suffix(".tmp")
-        new.write_text("[\n" + ",\n".join(json.dumps(one) for one in rows) + "\n]\n")
-        new.replace(path)
+        write_text(path, "[\n" + ",\n".join(json.dumps(one) for one in rows) + "\n]\n")
 
 
 def run(cells: Sequence[Cell], seeds: Sequence[int], out: Path, victims: Path) -> int:
@@ -229,34 +239,34 @@ def run(cells: Sequence[Cell], seeds: Sequence[int], out: Path, victims: Path) -
 
 # ---------------------------------------------------------------------- the table
 
-_COLUMNS = (
-    "seeds",
-    "victim ACC / ASR",
-    "re-drawn, clean BN: ACC / ASR / untriggered",
-    "BCU ACC / ASR / PA",
-    "BCU ASR by seed",
-    "fresh : trained",
-    "cosine at start",
-    "way",
-    "cosine at end",
-    "KL triggered",
-    "margin: victim, start, end",
-)
+_SHORT = ("BCU ACC / ASR / PA", "cosine at start", "distance travelled")
 
 
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """One line per cell, means over its seeds; the weights' columns are of the last group."""
+def markdown(rows: Sequence[dict[str, Any]], *, short: bool = False) -> str:
+    """One line per cell, means over its seeds; the weights' columns are of the last group.
+
+    Args:
+        rows: Of a file; at least one.
+        short: Four columns, for the page of the method, instead of all.
+    """
     cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         cells.setdefault((row["factor"], row["level"]), []).append(row)
     order = {(cell.factor, cell.level): place for place, cell in enumerate(design())}
-    names = sorted(cells, key=lambda name: order.get(name, len(order)))
-    head = ["| factor | level | " + " | ".join(_COLUMNS) + " |", "|---" * (2 + len(_COLUMNS)) + "|"]
-    lines = [f"| {f} | {level} | {' | '.join(_line(cells[f, level]))} |" for f, level in names]
-    return "\n".join([*head, *lines]) + "\n"
+    lines = []
+    for name in sorted(cells, key=lambda name: order.get(name, len(order))):
+        all_columns = dict(zip(("factor", "level"), name, strict=True)) | _line(cells[name])
+        lines.append(_shortened(all_columns) if short else all_columns)
+    head = ["| " + " | ".join(lines[0]) + " |", "|---" * len(lines[0]) + "|"]
+    return "\n".join([*head, *(f"| {' | '.join(line.values())} |" for line in lines)]) + "\n"
 
 
-def _line(rows: Sequence[dict[str, Any]]) -> list[str]:
+def _shortened(line: dict[str, str]) -> dict[str, str]:
+    changed = f"{line['factor']}: {line['level']}" if line["level"] else line["factor"]
+    return {"changed": changed} | {name: line[name] for name in _SHORT}
+
+
+def _line(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     def mean(*path: str, digits: int = 1) -> str:
         values: list[Any] = list(rows)
         for key in path:
@@ -266,19 +276,24 @@ def _line(rows: Sequence[dict[str, Any]]) -> list[str]:
     def triple(model: str, *metrics: str) -> str:
         return " / ".join(mean(model, metric) for metric in metrics)
 
-    return [
-        str(len(rows)),
-        triple("victim", "acc", "asr"),
-        triple("start_clean_bn", "acc", "asr", "untriggered"),
-        triple("bcu", "acc", "asr", "pa"),
-        ", ".join(f"{row['bcu']['asr']:.0f}" for row in sorted(rows, key=lambda row: row["seed"])),
-        mean("fresh_over_trained", "group4", digits=2),
-        mean("start_cosine", "group4", digits=2),
-        mean("travelled", "group4", digits=2),
-        mean("end_cosine", "group4", digits=2),
-        mean("loss", "triggered", digits=2),
-        ", ".join((mean("teacher", "margin"), mean("start_margin"), mean("end_margin"))),
-    ]
+    by_seed = sorted(rows, key=lambda row: row["seed"])
+    return {
+        "seeds": str(len(rows)),
+        "victim ACC / ASR": triple("victim", "acc", "asr"),
+        "re-drawn, clean BN: ACC / ASR / untriggered": triple(
+            "start_clean_bn", "acc", "asr", "untriggered"
+        ),
+        "BCU ACC / ASR / PA": triple("bcu", "acc", "asr", "pa"),
+        "BCU ASR by seed": ", ".join(f"{row['bcu']['asr']:.0f}" for row in by_seed),
+        "fresh/trained std": mean("fresh_over_trained", "group4", digits=2),
+        "cosine at start": mean("start_cosine", "group4", digits=2),
+        "distance travelled": mean("travelled", "group4", digits=2),
+        "cosine at end": mean("end_cosine", "group4", digits=2),
+        "KL triggered": mean("loss", "triggered", digits=2),
+        "margin: victim, start, end": ", ".join(
+            (mean("teacher", "margin"), mean("start_margin"), mean("end_margin"))
+        ),
+    }
 
 
 def into_document(document: Path, table: str) -> None:
@@ -292,7 +307,7 @@ def into_document(document: Path, table: str) -> None:
     _, end, after = rest.partition(_END)
     if not start or not end:
         raise DataError(f"{document}: the lines {_START.strip()} and {_END} are missing.")
-    document.write_text(f"{before}{_START}{table}{_END}{after}")
+    write_text(document, f"{before}{_START}{table}{_END}{after}")
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -305,12 +320,15 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--factor", help="only the cells of this factor")
     parser.add_argument("--victims", type=Path, default=Path("runs/bcu_causes"))
     parser.add_argument("--doc", type=Path, help="page that takes the table between its markers")
+    parser.add_argument("--method", type=Path, help="page that takes four of its columns")
     arguments = parser.parse_args(args)
     if arguments.table is not None:
-        table = markdown(read_rows(arguments.table))
-        sys.stdout.write(table)
+        rows = read_rows(arguments.table)
+        sys.stdout.write(markdown(rows))
         if arguments.doc is not None:
-            into_document(arguments.doc, table)
+            into_document(arguments.doc, markdown(rows))
+        if arguments.method is not None:
+            into_document(arguments.method, markdown(rows, short=True))
         return
     cells = [cell for cell in design() if arguments.factor in (None, cell.factor)]
     if not cells:

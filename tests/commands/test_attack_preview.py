@@ -11,10 +11,11 @@ from torch import Tensor
 
 from bdclean.attacks import BadNets, Blend, Trigger
 from bdclean.cli import main
+from bdclean.commands.attack_preview import preview, write_preview
 from bdclean.data import Digits, RoleImages, Splits
 from bdclean.data.images import Overlay
 from bdclean.errors import ConfigError
-from bdclean.experiments.preview import draw, preview, psnr, write_preview
+from bdclean.figures.triggers import draw, psnr
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SPLITS = Splits(defense=300, probe=100)
@@ -141,6 +142,21 @@ def test_the_picture_shows_these_images(data):
     label = panels[0].get_ylabel().split("\n")
     assert label == ["badnets", f"PSNR {seen.psnr[0]:.1f} dB", f"mean {seen.mean_psnr:.1f} dB"]
     assert panels[3].get_ylabel() == f"PSNR {seen.psnr[1]:.1f} dB"
+
+
+def test_a_patch_changes_its_corner_alone():
+    side = 6
+    attack = BadNets(target=0, patch_size=side)
+    seen = preview("badnets", digits(attack), images=6)
+    panels = draw([seen], amplify=1).axes
+    images = [torch.as_tensor(np.asarray(panel.images[0].get_array())).int() for panel in panels]
+    clean, triggered, difference = images[::3], images[1::3], images[2::3]
+    assert len(clean) == 6
+    for before, after, gap in zip(clean, triggered, difference, strict=True):
+        assert torch.equal((after - before).abs(), gap)
+        assert gap.any()
+        gap[-side:, -side:] = 0
+        assert not gap.any()
 
 
 def test_the_difference_may_exceed_what_a_pixel_holds(data):

@@ -1,14 +1,15 @@
 from dataclasses import replace
+from pathlib import Path
 
+import bcu_causes
 import pytest
 import torch
+from bcu_causes import into_document, main, markdown, read_rows, run
+from bcu_design import Cell, Cleansing, Victim, design
+from bcu_mechanism import by_group, cosine, logits_of, rescale_, travelled
 
 from bdclean.backbones import ModelInfo, build
 from bdclean.errors import DataError
-from bdclean.experiments import bcu_causes
-from bdclean.experiments.bcu_causes import into_document, main, markdown, read_rows, run
-from bdclean.experiments.bcu_design import Cell, Cleansing, Victim, design
-from bdclean.experiments.bcu_mechanism import by_group, cosine, logits_of, rescale_, travelled
 
 pytestmark = [
     pytest.mark.filterwarnings(line)
@@ -19,6 +20,7 @@ pytestmark = [
     )
 ]
 SMALL = Victim(width=1, epochs=1), Cleansing(epochs=1, lr=0.5, batch_size=300, weight_scale=0.5)
+HERE = Path(bcu_causes.__file__).parent
 GROUPS = {"stem", "group1", "group2", "group3", "group4", "head"}
 
 
@@ -109,6 +111,16 @@ def test_the_table_goes_between_the_markers(finished, capsys):
     main(["--table", str(folder / "rows.json"), "--doc", str(page)])
     table = capsys.readouterr().out
     assert page.read_text() == f"a\n<!-- bcu causes -->\n{table}<!-- end bcu causes -->\nb\n"
+    main(["--table", str(folder / "rows.json"), "--method", str(page)])
+    short = markdown(read_rows(folder / "rows.json"), short=True)
+    assert page.read_text() == f"a\n<!-- bcu causes -->\n{short}<!-- end bcu causes -->\nb\n"
+    assert len(short.splitlines()[0].split("|")) == 4 + 2
     page.write_text("no markers\n")
     with pytest.raises(DataError, match="bcu causes"):
         into_document(page, table)
+
+
+def test_the_pages_show_their_record():
+    rows = read_rows(HERE / "record.json")
+    assert markdown(rows) in (HERE / "README.md").read_text()
+    assert markdown(rows, short=True) in (HERE.parents[1] / "methods" / "bcu.md").read_text()

@@ -1,7 +1,6 @@
 """What a defence finds of the poisoned samples, by how much the trigger changes their images.
 
-    python -m bdclean.experiments.missed RUN --row AdvrBD \
-        --out docs/results/TABLE/missed.json
+    python docs/research/missed/missed.py RUN --row AdvrBD --out docs/research/missed/record.json
 
 RUN is a folder of `bdclean fit` with an attack and a method that flags samples. The change of an
 image is the mean over the attack's footprint, in grey levels (0 to 255): over the channels and
@@ -20,10 +19,9 @@ from torch import Tensor
 
 from bdclean.data import ImageDataModule
 from bdclean.errors import DataError
-from bdclean.experiments.figure import make_data, read_config
-from bdclean.experiments.report import write_text
-from bdclean.experiments.sift_check import read_csv
+from bdclean.files import write_text
 from bdclean.metrics.identification import true_positive_rate
+from bdclean.runs import RunFolder, read_csv
 
 BOUNDS = (32.0, 64.0)  # an eighth and a quarter of the scale
 _KEY = ("attack", "row", "seed")
@@ -71,26 +69,27 @@ def by_change(change: Tensor, flagged: Tensor, bounds: Sequence[float]) -> list[
     return groups
 
 
-def missed(run: Path, bounds: Sequence[float] = BOUNDS) -> dict[str, Any]:
+def missed(folder: Path, bounds: Sequence[float] = BOUNDS) -> dict[str, Any]:
     """The groups of one run, and what tells it from others.
 
     Args:
-        run: Its folder.
+        folder: Of the run.
         bounds: See `by_change`.
 
     Raises:
-        ConfigError: If it is no run with an attack.
-        DataError: If its attack has no fixed poisoned samples, it flagged nothing, or the data
+        ConfigError: If it is no run.
+        DataError: If it has no fixed poisoned samples, it flagged nothing, or the data
             are no longer the same.
     """
-    data = make_data(read_config(run))
+    run = RunFolder(folder)
+    data = run.make_data()
     plan = data.plan
     if plan is None or data.attack is None or data.attack.dynamic:
-        raise DataError(f"{run}: its attack poisons no fixed samples.")
-    made_by = json.loads((run / "result.json").read_text())
+        raise DataError(f"{folder}: its attack poisons no fixed samples.")
+    made_by = run.read_record()
     if made_by["data"].get("plan_hash") != plan.hash:
-        raise DataError(f"{run}: its data poison other samples now than they did in the run.")
-    flagged = _flagged(run / "suspects.csv", plan.num_samples)[plan.poison_index]
+        raise DataError(f"{folder}: its data poison other samples now than they did in the run.")
+    flagged = _flagged(run.suspects, plan.num_samples)[plan.poison_index]
     return {
         "attack": type(data.attack).__name__,
         "seed": made_by["seed"],
@@ -138,7 +137,6 @@ def main(args: Sequence[str] | None = None) -> None:
     line = {"row": arguments.row} | missed(arguments.run)
     lines = json.loads(arguments.out.read_text()) if arguments.out.is_file() else []
     lines = [one for one in lines if any(one[key] != line[key] for key in _KEY)] + [line]
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     write_text(arguments.out, json.dumps(lines, indent=2) + "\n")
     print(markdown(lines), end="")
 

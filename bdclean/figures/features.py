@@ -1,23 +1,18 @@
-"""Pictures of the demo: the trigger on images, and features in the plane by t-SNE."""
+"""Features of models in the plane, by t-SNE."""
 
-import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.artist import Artist
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from sklearn.manifold import TSNE
 from torch import Tensor
 
-from bdclean.data import Digits
-from bdclean.experiments.stages import make_trainer
-from bdclean.metrics.evaluation import BackdoorModule
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.figure import Figure
 
-NUM_SAMPLES = 6
 MOST_NAMED = 10  # classes in a legend
 
 
@@ -43,22 +38,37 @@ class FeatureMap:
 
 
 def feature_map(
-    title: str, module: BackdoorModule, data: Digits, seed: int, iterations: int
+    title: str,
+    features: Mapping[str, Tensor],
+    labels: Tensor,
+    seed: int,
+    *,
+    iterations: int = 1000,
+    perplexity: float = 30.0,
+    target: int | None = None,
 ) -> FeatureMap:
-    """Computes the features of all clean and triggered test images, and one t-SNE of both.
+    """One t-SNE of all groups of images together.
 
     Args:
         title: Of the model.
-        module: Holds the model.
-        data: Its attack makes the triggered images.
+        features: (N_g, D) of the groups `clean`, `triggered` and, where there are any,
+            `adversarial`.
+        labels: (N,), the classes of the clean ones.
         seed: Of the t-SNE.
-        iterations: Of the t-SNE.
+        iterations: Of the t-SNE; the default is scikit-learn's.
+        perplexity: Of the t-SNE; below the number of points.
+        target: The class of the attack.
     """
-    clean, triggered = to_plane(_features(module, data), seed, iterations)
-    labels = data.test_set.labels
-    if labels is None:
-        raise ValueError("The digits have labels.")
-    return FeatureMap(title, clean, labels.numpy(), triggered)
+    points = to_plane(list(features.values()), seed, iterations, perplexity)
+    plane = dict(zip(features, points, strict=True))
+    return FeatureMap(
+        title,
+        plane["clean"],
+        labels.numpy(),
+        plane["triggered"],
+        plane.get("adversarial"),
+        target,
+    )
 
 
 def to_plane(
@@ -75,6 +85,8 @@ def to_plane(
     Returns:
         Each group in the plane, (N_g, 2).
     """
+    from sklearn.manifold import TSNE
+
     # Cosine, as in the contrastive losses and in the probe, which both normalise features.
     points = torch.nn.functional.normalize(torch.cat(list(groups)), dim=1)
     tsne = TSNE(init="pca", random_state=seed, max_iter=iterations, perplexity=perplexity)
@@ -82,18 +94,14 @@ def to_plane(
     return list(np.split(plane, np.cumsum([len(group) for group in groups])[:-1]))
 
 
-def _features(module: BackdoorModule, data: Digits) -> list[Tensor]:
-    """(N, D) of the clean and (M, D) of the triggered test images, in stored order."""
-    loaders = make_trainer().predict(module, datamodule=data) or []
-    return [torch.cat([batch["features"] for batch in batches]) for batches in loaders]
-
-
-def plot_features(maps: Sequence[FeatureMap]) -> Figure:
+def plot_features(maps: Sequence[FeatureMap]) -> "Figure":
     """One panel per model: clean images coloured by class, triggered ones as black crosses.
 
     Those of the target class are larger and framed. Adversarial images are grey rings. Beyond ten
     classes colours repeat, and none but the target is named.
     """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(4.6 * len(maps), 4.8), layout="constrained")
     panels = figure.subplots(1, len(maps), squeeze=False)[0]
     for panel, each in zip(panels, maps, strict=True):
@@ -123,30 +131,3 @@ def plot_features(maps: Sequence[FeatureMap]) -> Figure:
     shown, names = list(entries.values()), list(entries)
     figure.legend(shown, names, loc="outside lower center", ncols=columns, fontsize="small")
     return figure
-
-
-def plot_trigger(data: Digits) -> Figure:
-    """Some test images whose class is not the target: clean, triggered, and the difference."""
-    if data.attack is None or data.trigger is None or data.test_set.labels is None:
-        raise ValueError("The digits of the demo have an attack and labels.")
-    rows = data.attack.eligible(data.test_set.labels).nonzero().flatten()[:NUM_SAMPLES]
-    clean = data.test_set.images[rows]
-    triggered = data.trigger.poison(clean)
-    difference = (triggered.int() - clean.int()).abs().to(torch.uint8)
-    figure = Figure(figsize=(1.3 * NUM_SAMPLES, 4.1), layout="constrained")
-    panels = figure.subplots(3, NUM_SAMPLES)
-    names = ("clean", "triggered", "difference")
-    for line, name, images in zip(panels, names, (clean, triggered, difference), strict=True):
-        for panel, image in zip(line, images, strict=True):
-            panel.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
-            panel.set_xticks([])
-            panel.set_yticks([])
-        line[0].set_ylabel(name)
-    return figure
-
-
-def png_base64(figure: Figure) -> str:
-    """The figure as a PNG in base64, for a `data:` address."""
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return base64.b64encode(buffer.getvalue()).decode()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bdclean.callbacks.suspect_figures import draw_courses, draw_scores, draw_sheet
+from bdclean.figures.suspects import draw_courses, draw_scores, draw_sheet
 
 pytestmark = pytest.mark.filterwarnings("error")
 

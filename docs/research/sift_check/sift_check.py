@@ -2,7 +2,7 @@
 
     bdclean attack export ... --out EXPORTED
     bdclean sift EXPORTED --out RUN
-    python -m bdclean.experiments.sift_check EXPORTED RUN --out record.json
+    python docs/research/sift_check/sift_check.py EXPORTED RUN --out record.json
 
 The record is RUN/result.json with `identification` compared with EXPORTED/rows.csv, and with ACC,
 ASR and PA of the model on EXPORTED/test and EXPORTED/test_triggered. Sifting reads none of them.
@@ -11,7 +11,6 @@ record has no findings and no seconds.
 """
 
 import argparse
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,9 @@ from torch import Tensor
 from bdclean.backbones import SplitModel, load_model
 from bdclean.data.sources import class_folders, read_class_folder
 from bdclean.errors import DataError
+from bdclean.files import write_text
 from bdclean.metrics.identification import identification
+from bdclean.runs import RunFolder, read_csv
 from bdclean.types import Findings, TrainingSet
 
 
@@ -41,7 +42,7 @@ def compare(exported: Path, run: Path) -> dict[str, Any]:
         DataError: If the run did not sift these images, or flagged nothing yet.
     """
     truth = {row["file"]: row for row in read_csv(exported / "rows.csv")}
-    found = read_csv(run / "suspects.csv")
+    found = read_csv(RunFolder(run).suspects)
     files = [f"train/{row['file'].removeprefix('train/')}" for row in found]
     if set(files) != truth.keys() or len(files) != len(truth):
         raise DataError(f"{run} is not a sift of {exported}: suspects.csv names other files.")
@@ -100,18 +101,6 @@ def _percent(hits: Tensor) -> float:
     return round(100 * float(hits.double().mean()), 4)
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """The lines of a CSV file by the names of their columns.
-
-    Raises:
-        DataError: If there is no such file.
-    """
-    if not path.is_file():
-        raise DataError(f"{path} is missing.")
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
-        return list(csv.DictReader(lines))
-
-
 def main(args: Sequence[str] | None = None) -> None:
     """Writes the record."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
@@ -120,7 +109,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--weights", default="model.safetensors")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args(args)
-    record = json.loads((arguments.run / "result.json").read_text())
+    record = RunFolder(arguments.run).read_record()
     found = compare(arguments.exported, arguments.run)
     record["metrics"] = measure(arguments.exported, arguments.run / arguments.weights)
     if arguments.weights == "model.safetensors":
@@ -128,8 +117,7 @@ def main(args: Sequence[str] | None = None) -> None:
     else:
         del record["identification"]
         record["cost"]["train_seconds"] = 0.0
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(record, indent=2) + "\n")
+    write_text(arguments.out, json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@ import json
 
 import pytest
 import torch
+from sift_check import main, measure
 
 from bdclean.attacks import BadNets
 from bdclean.backbones import ModelInfo, build, save_model
 from bdclean.data import Digits, Splits
 from bdclean.errors import DataError
 from bdclean.experiments.export import export
-from bdclean.experiments.sift_check import main, measure
 
 RESULT = {"seed": 3, "identification": {"n": 0}, "cost": {"train_seconds": 9.0, "steps": 4}}
 

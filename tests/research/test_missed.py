@@ -4,6 +4,7 @@ import csv
 import json
 from pathlib import Path
 
+import missed
 import pytest
 import torch
 import yaml
@@ -11,7 +12,6 @@ import yaml
 from bdclean.attacks import BadNets
 from bdclean.data import Digits, Splits
 from bdclean.errors import ConfigError, DataError
-from bdclean.experiments import missed, tables
 
 DATA = {
     "class_path": "bdclean.data.Digits",
@@ -73,10 +73,10 @@ def run(tmp_path):
 
 def test_the_record_and_the_table_of_a_run(run, tmp_path, capsys):
     folder, change = run
-    table = tmp_path / "results" / "table"
+    out = tmp_path / "new" / "record.json"
     for row in ("AdvrBD", "other", "AdvrBD"):
-        missed.main([str(folder), "--row", row, "--out", str(table / "missed.json")])
-    lines = json.loads((table / "missed.json").read_text())
+        missed.main([str(folder), "--row", row, "--out", str(out)])
+    lines = json.loads(out.read_text())
     assert [line["row"] for line in lines] == ["other", "AdvrBD"]
     groups = lines[0]["groups"]
     sizes = [int(((change >= a) & (change < b)).sum()) for a, b in ((0, 32), (32, 64), (64, 256))]
@@ -88,8 +88,6 @@ def test_the_record_and_the_table_of_a_run(run, tmp_path, capsys):
     cells = [f"{group['tpr']:.1f} ({group['n']})" if group["n"] else "" for group in groups]
     line = f"| BadNets | AdvrBD | 3 | {' | '.join(cells)} |\n"
     assert line in capsys.readouterr().out
-    (table / "about.md").write_text("## A table\n")
-    assert line in tables.document(table.parent)
 
 
 def test_what_cannot_be_told(run):
@@ -111,3 +109,9 @@ def test_what_cannot_be_told(run):
     (folder / "config.yaml").write_text(yaml.safe_dump({"data": changed}))
     with pytest.raises(DataError, match="no fixed samples"):
         missed.missed(folder)
+
+
+def test_the_page_shows_its_record():
+    folder = Path(missed.__file__).parent
+    table = missed.markdown(json.loads((folder / "record.json").read_text()))
+    assert table in (folder / "README.md").read_text()

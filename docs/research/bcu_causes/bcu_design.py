@@ -1,10 +1,11 @@
-"""The cells of `bdclean.experiments.bcu_causes`: a base, and what is changed around it."""
+"""The cells of `bcu_causes.py`: a base, and what is changed around it."""
 
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bcu_mechanism import Norm
+
 from bdclean.attacks.badnets import Position
-from bdclean.experiments.bcu_mechanism import Norm
 from bdclean.functional.reinitialisation import Strategy
 from bdclean.functional.schedules import Schedule
 from bdclean.types import AugmentationName
