@@ -1,16 +1,13 @@
 """A run and its record as values. Files are read here and never written."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
-
 from bdclean.errors import DataError
+from bdclean.runs import RunFolder, read_record
 
-SCHEMA = 1  # the newest form of `result.json` that is understood here
 _PARTS = ("metrics", "protocol", "cost")
 
 
@@ -36,27 +33,16 @@ class Record:
         Raises:
             DataError: If the file is missing, is not the record of a run, or is of a newer form.
         """
-        try:
-            content = json.loads(path.read_bytes())
-        except OSError as error:
-            raise DataError(f"{path}: the record cannot be read ({error.strerror}).") from error
-        except ValueError as error:
-            raise DataError(f"{path}: a record is a JSON file, and this is not one.") from error
-        parts = content if isinstance(content, dict) else {}
-        absent = [part for part in _PARTS if not isinstance(parts.get(part), dict)]
+        content = read_record(path)
+        absent = [part for part in _PARTS if not isinstance(content.get(part), dict)]
         if absent:
-            raise DataError(f"{path}: it is not the record of a run; it lacks {', '.join(absent)}.")
-        record = cls(path, content)
-        if record.schema > SCHEMA:
-            raise DataError(
-                f"{path}: schema {record.schema} is newer than {SCHEMA}; update bdclean."
-            )
-        return record
+            raise DataError(f"{path} is not a record of a run: it lacks {', '.join(absent)}.")
+        return cls(path, content)
 
     @property
     def schema(self) -> int:
         """The form of the file; 0 for records from before there was a number."""
-        return int(self.content.get("schema", 0))
+        return int(self.content["schema"])
 
     @property
     def seed(self) -> int | None:
@@ -93,56 +79,36 @@ class Run:
     """A run folder, finished or not.
 
     Attributes:
-        folder: Where it is.
+        folder: What lies where in it.
         config: The merged configuration; empty where the folder has none.
         record: What the fit recorded; None before it ends.
         test: What `bdclean test` recorded; None without one.
         files: The files of the folder by name.
     """
 
-    folder: Path
+    folder: RunFolder
     config: Mapping[str, Any]
     record: Record | None
     test: Record | None
     files: Mapping[str, Path]
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
+    def read(cls, path: Path) -> Self:
         """Reads a run folder.
 
         Args:
-            folder: With `config.yaml`, `result.json` or `test.json`.
+            path: A folder with `config.yaml`, `result.json` or `test.json`.
 
         Raises:
             DataError: If it holds none of these, or one that cannot be read.
         """
-        files = {path.name: path for path in sorted(folder.glob("*")) if path.is_file()}
-        if not files.keys() & {"config.yaml", "result.json", "test.json"}:
-            raise DataError(f"{folder}: it is not the folder of a run; it holds no result.json.")
+        folder = RunFolder(path)
+        if not any(f.is_file() for f in (folder.config, folder.record, folder.test_record)):
+            raise DataError(f"{path} is not the folder of a run: it holds no result.json.")
         return cls(
             folder,
-            read_yaml(files["config.yaml"]) if "config.yaml" in files else {},
-            Record.read(files["result.json"]) if "result.json" in files else None,
-            Record.read(files["test.json"]) if "test.json" in files else None,
-            files,
+            folder.read_config() if folder.config.is_file() else {},
+            Record.read(folder.record) if folder.record.is_file() else None,
+            Record.read(folder.test_record) if folder.test_record.is_file() else None,
+            {file.name: file for file in sorted(path.glob("*")) if file.is_file()},
         )
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Reads a YAML file that holds a mapping.
-
-    Args:
-        path: The file.
-
-    Raises:
-        DataError: If it is missing, is not YAML, or holds something else.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: the file cannot be read ({error.strerror}).") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: it is not YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: the file holds no mapping of keys to values.")
-    return content

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import yaml
+
 from bdclean.errors import DataError
-from bdclean.reporting.records import Record, read_yaml
+from bdclean.reporting.records import Record
 
 OWN_COLUMNS = ("labels", "seeds", "seconds")  # of every table; all others are metrics or facts
 _SLUG = r"[a-z0-9_]+"
@@ -108,7 +110,7 @@ class Table:
         file = folder / "table.yaml"
         entries = _entries(
             file,
-            read_yaml(file),
+            _read_yaml(file),
             {"title": str, "introduction": str, "columns": list, "attacks": dict, "rows": list},
             {"discussion": str, "facts": dict},
         )
@@ -225,7 +227,7 @@ class Results:
         """
         file = folder / "results.yaml"
         wanted = {"title": str, "introduction": str, "tables": list, "summary": list}
-        entries = _entries(file, read_yaml(file), wanted | {"readme": dict})
+        entries = _entries(file, _read_yaml(file), wanted | {"readme": dict})
         present = sorted(path.parent.name for path in folder.glob("*/table.yaml"))
         _known(file, "table", present, entries["tables"])
         tables = {name: Table.read(folder / name) for name in entries["tables"]}
@@ -301,3 +303,12 @@ def _known(file: Path, what: str, names: Collection[Any], known: Collection[Any]
             raise DataError(
                 f"{file}: unknown {what} {name!r}; known: {', '.join(map(str, known))}."
             )
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error

@@ -19,7 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bdclean.errors import BdcleanError, DataError
+from bdclean.files import write_text
 from bdclean.reporting.results import OWN_COLUMNS, Results, Row, Selection, Table
+from bdclean.runs import read_csv
 
 START, END = "<!-- results -->\n", "<!-- end results -->"
 _COMMAND = "python -m bdclean.reporting.tables docs/results"
@@ -95,8 +97,7 @@ def courses(table: Table) -> str:
     for attack in table.attacks:
         for row in table.rows:
             if attack in row.courses:
-                with row.courses[attack].open(encoding="utf-8", newline="") as file:
-                    runs[table.attacks[attack], row.name] = list(csv.DictReader(file))
+                runs[table.attacks[attack], row.name] = read_csv(row.courses[attack])
     firsts = [line for run in runs.values() for line in run[:1]]
     keys = list(dict.fromkeys(k for line in firsts for k in line if k.startswith("val/")))
     if not keys:
@@ -205,7 +206,7 @@ def pages(folder: Path) -> dict[Path, str]:
     try:
         readme = results.readme.read_text(encoding="utf-8")
     except OSError as error:
-        raise DataError(f"{results.readme}: the page cannot be read ({error.strerror}).") from error
+        raise DataError(f"{results.readme} cannot be read: {error.strerror}.") from error
     found[results.readme] = between_markers(readme, results)
     return found
 
@@ -228,7 +229,7 @@ def main(args: Sequence[str] | None = None) -> None:
         names = ", ".join(map(str, stale))
         sys.exit(f"Not what the records give: {names}. Run the command without --check.")
     for path in stale:
-        path.write_text(wanted[path], encoding="utf-8")
+        write_text(path, wanted[path])
 
 
 def _holds(path: Path, text: str) -> bool:

@@ -34,10 +34,11 @@ def test_what_a_record_says(tmp_path, record):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "a record is a JSON file"),
-        ("[]", "it lacks metrics, protocol, cost"),
+        ("", "is not a readable record"),
+        ("[]", "is not a record of a run"),
+        ("{}", "it lacks metrics, protocol, cost"),
         ({"metrics": {}, "protocol": {}}, "it lacks cost"),
-        ({"schema": 99}, "schema 99 is newer than 1; update bdclean"),
+        ({"schema": 99}, "schema=99: .* update bdclean"),
     ],
 )
 def test_what_is_no_record_is_refused(tmp_path, record, content, message):
@@ -50,7 +51,7 @@ def test_what_is_no_record_is_refused(tmp_path, record, content, message):
 
 
 def test_a_missing_record_is_refused(tmp_path):
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="is missing"):
         Record.read(tmp_path / "result.json")
 
 
@@ -60,6 +61,7 @@ def test_a_run_folder(tmp_path, record):
     (tmp_path / "model.safetensors").write_bytes(b"")
     (tmp_path / "checkpoints").mkdir()
     run = Run.read(tmp_path)
+    assert run.folder.path == tmp_path
     assert run.config == {"seed_everything": 3}
     assert run.record.numbers["acc"] == 80.0
     assert run.test is None
@@ -74,11 +76,5 @@ def test_an_unfinished_run_has_no_record(tmp_path, record):
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(DataError, match="it is not the folder of a run"):
-        Run.read(tmp_path)
-    (tmp_path / "config.yaml").write_text("a: [")
-    with pytest.raises(DataError, match=r"config\.yaml: it is not YAML"):
-        Run.read(tmp_path)
-    (tmp_path / "config.yaml").write_text("- a")
-    with pytest.raises(DataError, match="no mapping"):
+    with pytest.raises(DataError, match="is not the folder of a run"):
         Run.read(tmp_path)

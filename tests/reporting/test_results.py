@@ -72,7 +72,7 @@ def test_mistakes_in_a_table(folder, change, message):
     ("change", "message"),
     [
         ({"tables": []}, "unknown table 'table'"),
-        ({"tables": ["table", "other"]}, "other/table.yaml: the file cannot be read"),
+        ({"tables": ["table", "other"]}, "other/table.yaml cannot be read"),
         ({"summary": [{"table": "other"}]}, "unknown table 'other'; known: table"),
         ({"summary": [{"rows": ["bcu"]}]}, "unknown row 'bcu'; known: victim, cbd"),
         ({"summary": [{"attacks": {"SIG": "sig"}}]}, "unknown attack 'sig'"),
@@ -86,3 +86,12 @@ def test_mistakes_in_the_choice(folder, change, message):
     folder.choose(**change)
     with pytest.raises(DataError, match=message):
         Results.read(folder.path)
+
+
+def test_a_file_that_is_not_yaml_is_refused(folder):
+    (folder.table / "table.yaml").write_text("a: [")
+    with pytest.raises(DataError, match=r"table\.yaml is not YAML"):
+        Table.read(folder.table)
+    (folder.table / "table.yaml").write_text("- a")
+    with pytest.raises(DataError, match="must be a mapping"):
+        Table.read(folder.table)
