@@ -17,5 +17,9 @@ class WeightsError(BdcleanError):
     """A weights file cannot be read safely, or does not fit the model."""
 
 
+class FileError(BdcleanError):
+    """A file cannot be written."""
+
+
 class AttackError(ConfigError):
     """An attack's setting does not fit the data set or the image size."""

@@ -8,22 +8,25 @@ import pytest
 import bdclean
 
 PACKAGE = Path(bdclean.__file__).parent
-BOTTOM = {"types", "errors", "checks", "files", "progress"}
-LOWER = BOTTOM | {"functional", "weights"}
+GROUND = {"types", "errors", "checks", "files", "progress"}
+LOWER = GROUND | {"functional", "weights"}
 MODELS = LOWER | {"metrics", "backbones"}
 METHODS = MODELS | {"modules"}
 ROOMS_OF_METHODS = ("purification", "sifting")
-BELOW_COMMANDS = METHODS | {"attacks", "data", "training", *ROOMS_OF_METHODS}
-BELOW_CLI = BELOW_COMMANDS | {"callbacks", "commands", "experiments", "plugins", "shipped"}
+RUNS = METHODS | {"attacks", "data", "training", *ROOMS_OF_METHODS}
+OUTSIDE = {"callbacks", "figures", "plugins", "reporting", "runs", "shipped"}
 ALLOWED = {
     "types": set(),
     "errors": set(),
     "checks": {"errors"},
+    "files": {"errors"},
+    "progress": set(),
     "plugins": set(),
     "shipped": {"errors"},
-    "functional": BOTTOM,
-    "weights": BOTTOM,
-    "metrics": BOTTOM,
+    "functional": GROUND,
+    "weights": GROUND,
+    "metrics": GROUND,
+    "figures": GROUND,
     "attacks": LOWER,
     "backbones": LOWER,
     "data": LOWER | {"attacks", "backbones"},
@@ -31,10 +34,12 @@ ALLOWED = {
     "modules": MODELS,
     "training": METHODS,
     **dict.fromkeys(ROOMS_OF_METHODS, METHODS),
-    "callbacks": METHODS,
-    "commands": BELOW_COMMANDS | {"callbacks", "plugins", "shipped"},
-    "experiments": BELOW_COMMANDS | {"callbacks", "shipped"},
-    "cli": BELOW_CLI,
+    "runs": GROUND | {"data"},
+    "callbacks": METHODS | {"figures", "runs"},
+    "reporting": GROUND | {"figures", "runs"},
+    "experiments": RUNS | OUTSIDE | {"commands"},
+    "commands": RUNS | OUTSIDE,
+    "cli": RUNS | OUTSIDE | {"commands", "experiments"},
     "__main__": {"cli"},
 }
 EXCEPTIONS = {

@@ -1,7 +1,6 @@
 """Writes what `predict` computed: features and logits of every image."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor, distributed
 
-from bdclean.callbacks.run_record import is_trial
+from bdclean.callbacks.writing import run_to_write
 from bdclean.modules.reading import loader_names
 from bdclean.weights import write
 
@@ -35,13 +34,12 @@ class PredictionFiles(BasePredictionWriter):
         batch_indices: Sequence[Any],
     ) -> None:
         """Collects the parts of all processes and writes the files on the first one."""
+        run = run_to_write(trainer, self.folder)
         loaders = predictions if isinstance(predictions[0], list) else [predictions]
         for name, batches in zip(loader_names(trainer), loaders, strict=False):
             columns = _merge(list(batches))
-            folder = self.folder or trainer.log_dir
-            if trainer.is_global_zero and folder is not None and not is_trial(trainer):
-                path = Path(folder) / f"predictions-{name}.safetensors"
-                path.parent.mkdir(parents=True, exist_ok=True)
+            if run is not None:
+                path = run.predictions(name)
                 write(columns, path, {})
                 print(f"wrote {path}: {len(columns['index'])} images")
 

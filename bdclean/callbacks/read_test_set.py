@@ -2,8 +2,8 @@
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from bdclean.callbacks.run_record import is_trial
 from bdclean.modules import BackdoorModule
+from bdclean.modules.trainer import is_trial
 
 
 class ReadTestSet(Callback):

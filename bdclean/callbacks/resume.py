@@ -15,7 +15,8 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from bdclean.errors import ConfigError
-from bdclean.functional.seeds import derive_seed
+from bdclean.files import replacing
+from bdclean.functional.seeds import derive_seed, global_seed
 from bdclean.types import ResumableLoader
 
 
@@ -38,7 +39,7 @@ class ExactResume(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Seeds what a step draws (dropout, random starts) from (seed, epoch, step, rank)."""
-        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        seed = global_seed() or 0
         epoch = trainer.current_epoch
         torch.manual_seed(derive_seed("step", seed, epoch, batch_idx, trainer.global_rank))
 
@@ -56,17 +57,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
         Raises:
             ConfigError: If storage options are given; they belong to other storages.
+            FileError: If the file cannot be written.
         """
         if storage_options is not None:
             raise ConfigError("Checkpoints are written to local files; leave out storage_options.")
-        final = Path(path)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        temporary = final.with_name(f".{final.name}.{os.getpid()}")
-        with temporary.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(final)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:
+                if isinstance(error.__context__, OSError):  # torch's own error hides a full disk
+                    raise error.__context__ from error
+                raise
 
     def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any = "cpu", weights_only: Any = None

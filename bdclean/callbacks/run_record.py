@@ -1,8 +1,6 @@
 """The record of a run: what was done, what came out, and what it cost."""
 
-import hashlib
 import json
-import os
 import platform
 import resource
 import time
@@ -14,15 +12,15 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from bdclean.backbones import save_model
+from bdclean.callbacks.writing import run_to_write
+from bdclean.files import sha256_of_file, write_text
+from bdclean.functional.seeds import global_seed
+from bdclean.metrics import DEFINITIONS
 from bdclean.metrics.identification import identification
 from bdclean.modules import BackdoorModule
+from bdclean.runs import SCHEMA, RunFolder
 from bdclean.types import DescribesItself, KnowsTruth
 
-METRIC_DEFINITIONS = {
-    "acc": "percent of clean test images classified as their true class, micro-averaged",
-    "asr": "percent of triggered test images, true class eligible, classified as the attacker's",
-    "pa": "percent of the same triggered images classified as their true class",
-}
 _LIBRARIES = ("bdclean", "torch", "torchvision", "lightning", "torchmetrics", "timm")
 
 
@@ -62,25 +60,27 @@ class RunRecord(Callback):
         """Writes weights, plan and trigger, and the record without metrics."""
         self._seconds["train"] += time.perf_counter() - self._started
         self._fitted = True
-        folder = self._folder(trainer)
-        if not trainer.is_global_zero or folder is None or is_trial(trainer):
+        run = run_to_write(trainer, self.folder)
+        if run is None:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        self.record = self._facts(trainer, pl_module, folder)
-        if isinstance(pl_module, BackdoorModule):
-            done = {"made_by": json.dumps(self.record["protocol"])}
-            digest = save_model(pl_module.product(), folder / "model.safetensors", done)
-            self.record["hashes"]["weights"] = digest
+        self.record = self._facts(trainer, pl_module, run)
+        self.record["hashes"]["cell"] = run.cell(self.record["data"].get("plan_hash"))
         data = getattr(trainer, "datamodule", None)
         if isinstance(data, DescribesItself):
-            data.save_artifacts(folder)
+            data.save_artifacts(run.path)
         if isinstance(pl_module, BackdoorModule):
-            pl_module.save_artifacts(folder)
-            findings = pl_module.findings()
-            if findings is not None:
-                truth = data.training_set() if isinstance(data, KnowsTruth) else None
-                self.record["identification"] = identification(findings, truth)
-        self._write(folder / "result.json")
+            self._add_product(pl_module, data, run)
+        self._write(run.record)
+
+    def _add_product(self, module: BackdoorModule, data: Any, run: RunFolder) -> None:
+        """Writes what the module made, and adds it to the record."""
+        done = {"made_by": json.dumps(self.record["protocol"])}
+        self.record["hashes"]["weights"] = save_model(module.product(), run.weights, done)
+        module.save_artifacts(run.path)
+        findings = module.findings()
+        if findings is not None:
+            truth = data.training_set() if isinstance(data, KnowsTruth) else None
+            self.record["identification"] = identification(findings, truth)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock."""
@@ -89,12 +89,11 @@ class RunRecord(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Adds the metrics with their counts, and writes the record."""
         self._seconds["evaluation"] += time.perf_counter() - self._started
-        folder = self._folder(trainer)
-        if not trainer.is_global_zero or folder is None or is_trial(trainer):
+        run = run_to_write(trainer, self.folder)
+        if run is None:
             return
-        folder.mkdir(parents=True, exist_ok=True)
         if not self._fitted:
-            self.record = self._facts(trainer, pl_module, folder)
+            self.record = self._facts(trainer, pl_module, run)
         metrics = {
             key.removeprefix("test/"): round(float(value), 4)
             for key, value in trainer.callback_metrics.items()
@@ -104,19 +103,14 @@ class RunRecord(Callback):
             metrics |= pl_module.evaluation_counts("test")
         self.record["metrics"] = metrics
         self.record["cost"]["evaluation_seconds"] = round(self._seconds["evaluation"], 2)
-        self._write(folder / ("result.json" if self._fitted else "test.json"))
+        self._write(run.record if self._fitted else run.test_record)
 
-    def _folder(self, trainer: Trainer) -> Path | None:
-        folder = self.folder or trainer.log_dir
-        return None if folder is None else Path(folder)
-
-    def _facts(self, trainer: Trainer, module: LightningModule, folder: Path) -> dict[str, Any]:
+    def _facts(self, trainer: Trainer, module: LightningModule, run: RunFolder) -> dict[str, Any]:
         data = getattr(trainer, "datamodule", None)
-        config = folder / "config.yaml"
-        config_hash = hashlib.sha256(config.read_bytes()).hexdigest() if config.is_file() else None
         return {
+            "schema": SCHEMA,
             "metrics": {},
-            "definitions": METRIC_DEFINITIONS,
+            "definitions": DEFINITIONS,
             "protocol": module.protocol() if isinstance(module, BackdoorModule) else {},
             "data": data.describe() if isinstance(data, DescribesItself) else {},
             "cost": {
@@ -128,27 +122,14 @@ class RunRecord(Callback):
                 "num_devices": trainer.world_size,
                 "precision": str(trainer.precision),
             },
-            "hashes": {"config": config_hash},
+            "hashes": {"config": sha256_of_file(run.config) if run.config.is_file() else None},
             "seed": global_seed(),
             "versions": {name: version(name) for name in _LIBRARIES}
             | {"python": platform.python_version()},
         }
 
     def _write(self, path: Path) -> None:
-        temporary = path.with_name(f".{path.name}")
-        temporary.write_text(json.dumps(self.record, indent=2) + "\n")
-        temporary.replace(path)
-
-
-def is_trial(trainer: Trainer) -> bool:
-    """Whether this is Lightning's `fast_dev_run`, which must leave no trace."""
-    return bool(vars(trainer)["fast_dev_run"])
-
-
-def global_seed() -> int | None:
-    """The global seed as Lightning set it, or None."""
-    seed = os.environ.get("PL_GLOBAL_SEED")
-    return None if seed is None else int(seed)
+        write_text(path, json.dumps(self.record, indent=2) + "\n")
 
 
 def _peak_memory() -> int:

@@ -5,8 +5,9 @@ from pathlib import Path
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
-from bdclean.callbacks.run_record import is_trial
 from bdclean.errors import ConfigError
+from bdclean.modules.trainer import is_trial
+from bdclean.runs import RunFolder
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -31,7 +32,7 @@ class SaveRunConfig(SaveConfigCallback):
         Raises:
             ConfigError: If `folder` belongs to a run with another config.
         """
-        refusal = self._refusal(folder)
+        refusal = self._refusal(RunFolder(folder))
         if refusal:
             raise ConfigError(refusal)
 
@@ -46,43 +47,27 @@ class SaveRunConfig(SaveConfigCallback):
         """
         if self.already_saved or is_trial(trainer):
             return
-        folder = Path(trainer.default_root_dir)
-        refusal = self._save(folder) if trainer.is_global_zero else None
+        run = RunFolder(Path(trainer.default_root_dir))
+        refusal = self._save(run) if trainer.is_global_zero else None
         refusal = trainer.strategy.broadcast(refusal)
         if refusal:
             raise ConfigError(refusal)
         self.already_saved = True
 
-    def _save(self, folder: Path) -> str | None:
-        refusal = self._refusal(folder)
-        if refusal:
-            return refusal
-        path = folder / self.config_filename
-        if self._differs(path):
-            path = _numbered(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(self._text())
-        return None
+    def _save(self, run: RunFolder) -> str | None:
+        refusal = self._refusal(run)
+        if refusal is None:
+            run.save_config(self._text())
+        return refusal
 
-    def _refusal(self, folder: Path) -> str | None:
+    def _refusal(self, run: RunFolder) -> str | None:
         resuming = self.config.get("ckpt_path") is not None
-        path = folder / self.config_filename
-        if self._differs(path) and not (resuming and self.may_change):
-            return f"{path} belongs to a run with another config. {self.way_out}"
+        if run.belongs_to_another(self._text()) and not (resuming and self.may_change):
+            return f"{run.config} belongs to a run with another config. {self.way_out}"
         return None
-
-    def _differs(self, path: Path) -> bool:
-        return path.is_file() and path.read_text() != self._text()
 
     def _text(self) -> str:
         config = self.config.clone()
         config["ckpt_path"] = None
         text: str = self.parser.dump(config, skip_none=False)
         return text
-
-
-def _numbered(path: Path) -> Path:
-    number = 1
-    while (beside := path.with_stem(f"{path.stem}.{number}")).exists():
-        number += 1
-    return beside

@@ -1,20 +1,20 @@
 """What a defence found in a training set, as files for a person to look at."""
 
 import csv
-import os
-from io import BytesIO, StringIO
-from pathlib import Path
+from io import StringIO
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from bdclean.callbacks.run_record import is_trial
-from bdclean.callbacks.suspect_figures import draw_courses, draw_scores, draw_sheet
+from bdclean.callbacks.writing import run_to_write
 from bdclean.errors import BdcleanError
+from bdclean.figures.png import save_png
+from bdclean.figures.suspects import draw_courses, draw_scores, draw_sheet
+from bdclean.files import write_text
 from bdclean.metrics.identification import false_positive_rate, true_positive_rate
 from bdclean.modules import BackdoorModule
+from bdclean.runs import RunFolder, read_csv
 from bdclean.types import Findings, KnowsTruth, TrainingSet
 
 COLUMNS = ("index", "file", "label", "score", "flagged", "proposed")
@@ -51,14 +51,11 @@ class Suspects(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the files; each is whole or absent."""
-        folder = self.folder or trainer.log_dir  # all processes ask: Lightning broadcasts it
+        run = run_to_write(trainer, self.folder)
         findings = pl_module.findings() if isinstance(pl_module, BackdoorModule) else None
         data = getattr(trainer, "datamodule", None)
-        if findings is None or folder is None or not isinstance(data, KnowsTruth):
-            return
-        if not trainer.is_global_zero or is_trial(trainer):
-            return
-        _write_files(Path(folder), _on_cpu(findings), data)
+        if run is not None and findings is not None and isinstance(data, KnowsTruth):
+            _write_files(run, _on_cpu(findings), data)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -101,49 +98,43 @@ def table(findings: Findings, data: TrainingSet) -> str:
     return text.getvalue()
 
 
-def evaluations(folder: Path) -> _Courses:
+def evaluations(run: RunFolder) -> _Courses:
     """`val/acc` and `val/asr` by epoch, as far as the run has logged them to CSV files.
 
     A start of the run moves the metrics of earlier ones aside; where epochs overlap, the last
     start counts.
 
     Args:
-        folder: The run folder.
+        run: Its folder.
     """
-    aside = [path for path in folder.glob("metrics.*.csv") if path.stem[8:].isdigit()]
-    files = sorted(aside, key=lambda path: int(path.stem[8:]))
-    last = folder / "metrics.csv"
     courses: _Courses = {}
-    for path in [*files, last] if last.is_file() else files:
-        with path.open(encoding="utf-8", newline="") as lines:
-            for line in csv.DictReader(lines):
-                for key in _EVALUATED:
-                    if line.get(key):
-                        courses.setdefault(key, {})[int(line["epoch"])] = float(line[key])
+    for log in run.logs():
+        for line in read_csv(log):
+            for key in _EVALUATED:
+                if line.get(key):
+                    courses.setdefault(key, {})[int(line["epoch"])] = float(line[key])
     return courses
 
 
-def _write_files(folder: Path, findings: Findings, data: KnowsTruth) -> None:
+def _write_files(run: RunFolder, findings: Findings, data: KnowsTruth) -> None:
     known = data.training_set()
-    folder.mkdir(parents=True, exist_ok=True)
-    # File names need not be UTF-8; they are written as they are.
-    _write(folder / "suspects.csv", table(findings, known).encode("utf-8", "surrogateescape"))
+    write_text(run.suspects, table(findings, known))
 
     shown = ranking(findings.score)[:NUM_PICTURES]
     captions = [_caption(known, findings, row) for row in shown.tolist()]
     heading = f"The {len(shown)} most suspicious of {len(known.labels):,} samples"
     red = torch.zeros(len(shown)) if findings.flagged is None else findings.flagged[shown]
     sheet = draw_sheet(data.training_images(shown), captions, red.bool(), heading)
-    _write_figure(folder / "suspects.png", sheet)
+    save_png(sheet, run.path / "suspects.png")
 
     scores = {"score": findings.score, **findings.further}
-    _write_figure(folder / "scores.png", draw_scores(scores, _groups(findings, known)))
+    save_png(draw_scores(scores, _groups(findings, known)), run.path / "scores.png")
 
-    evaluated = evaluations(folder)
+    evaluated = evaluations(run)
     courses = {"round": _rounds(findings, known, evaluated), "epoch": evaluated}
     courses = {unit: lines for unit, lines in courses.items() if lines}
     if courses:
-        _write_figure(folder / "rounds.png", draw_courses(courses))
+        save_png(draw_courses(courses), run.path / "rounds.png")
 
 
 def _caption(known: TrainingSet, findings: Findings, row: int) -> str:
@@ -190,15 +181,3 @@ def _on_cpu(findings: Findings) -> Findings:
         rounds=findings.rounds.cpu(),
         round_epochs=findings.round_epochs.cpu(),
     )
-
-
-def _write_figure(path: Path, figure: Figure) -> None:
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    _write(path, buffer.getvalue())
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)

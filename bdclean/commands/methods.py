@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from inspect import isabstract
 from types import ModuleType
+from typing import TypeGuard
 
 from rich.console import Console
 from rich.table import Table
@@ -24,8 +25,7 @@ ROOMS: tuple[tuple[str, ModuleType], ...] = (
 def methods() -> Iterator[tuple[str, type[BackdoorModule]]]:
     """All methods of the package and of other packages, each with its kind."""
     for kind, room in ROOMS:
-        for name in room.__all__:
-            found = getattr(room, name)
+        for found in vars(room).values():
             if is_method(found):
                 yield kind, found
     for found in load_plugins(METHODS).values():
@@ -33,7 +33,7 @@ def methods() -> Iterator[tuple[str, type[BackdoorModule]]]:
             yield "plugin", found
 
 
-def is_method(found: object) -> bool:
+def is_method(found: object) -> TypeGuard[type[BackdoorModule]]:
     """Whether it is a class that can be fitted or tested."""
     return isinstance(found, type) and issubclass(found, BackdoorModule) and not isabstract(found)
 

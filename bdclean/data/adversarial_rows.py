@@ -9,8 +9,7 @@ import hashlib
 import json
 import logging
 import math
-import sys
-import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,11 +24,12 @@ from bdclean.backbones import SplitModel, frozen_copy, load_model
 from bdclean.backbones.split import FORMAT_KEY
 from bdclean.data.decoding import cache_home
 from bdclean.errors import AttackError, WeightsError
+from bdclean.files import sha256_of_file, sha256_of_tensor
 from bdclean.functional.pgd import PGD, pgd
+from bdclean.progress import follow
 
 BATCH_SIZE = 128
-SECONDS_BETWEEN_LINES = 10.0
-TRAINED_BY = "-c train/surrogate/adversarial (or train/surrogate) trains one."
+TRAINED_BY = "-c train/surrogate/adversarial (or train/surrogate) trains one"
 
 log = logging.getLogger(__name__)
 
@@ -53,14 +53,14 @@ def adversarial_rows(
         WeightsError: Its file is damaged.
     """
     surrogate = _surrogate_file(perturbation)
-    store = _cache_file(_sha256(surrogate), perturbation.pgd, images, labels)
+    store = _cache_file(sha256_of_file(surrogate), perturbation.pgd, images, labels)
     kept = _from_cache(store, images)
     if kept is not None:
         return kept
     model = load_surrogate(surrogate, num_classes, images.shape[-1])
     changed = perturb(model, images, labels, perturbation.pgd)
     try:
-        weights.write({"images": changed}, store, {"sha256": _digest(changed)})
+        weights.write({"images": changed}, store, {"sha256": sha256_of_tensor(changed)})
     except WeightsError as error:
         log.warning("The perturbed images are not kept for the next run: %s", error)
     return changed
@@ -71,7 +71,7 @@ def surrogate_hash(perturbation: Adversarial) -> str | None:
     if perturbation.surrogate is None:
         return None
     file = Path(perturbation.surrogate).expanduser()
-    return _sha256(file) if file.is_file() else None
+    return sha256_of_file(file) if file.is_file() else None
 
 
 def load_surrogate(file: Path, num_classes: int, input_size: int) -> SplitModel:
@@ -125,20 +125,19 @@ def perturb(model: SplitModel, images: Tensor, labels: Tensor, config: PGD) -> T
 
     labels = labels.clone()  # the caller may be in inference mode
     changed = torch.empty_like(images)
-    start = said = time.perf_counter()
+
+    def batches() -> Iterator[int]:
+        for first in range(0, len(images), BATCH_SIZE):
+            part = slice(first, first + BATCH_SIZE)
+            changed[part] = of_batch(images[part].to(device), labels[part].to(device)).cpu()
+            yield len(changed[part])
+
     with (
         torch.autocast(device.type, enabled=False),
         torch.backends.cudnn.flags(deterministic=True, benchmark=False, allow_tf32=False),
     ):
-        for first in range(0, len(images), BATCH_SIZE):
-            part = slice(first, first + BATCH_SIZE)
-            changed[part] = of_batch(images[part].to(device), labels[part].to(device)).cpu()
-            now, done = time.perf_counter(), first + BATCH_SIZE
-            if now - said >= SECONDS_BETWEEN_LINES and done < len(images):
-                left = (now - start) / done * (len(images) - done)
-                _say(f"{done:,} of {len(images):,} images perturbed, about {left:.0f} s left")
-                said = now
-    _say(f"{len(images):,} images perturbed in {time.perf_counter() - start:.0f} s on {device}")
+        show = getattr(rank_zero_only, "rank", 0) == 0
+        follow(batches(), len(images), f"perturbing images on {device}", show=show)
     return changed
 
 
@@ -146,11 +145,6 @@ def _as_levels(adversarial: Tensor, clean: Tensor, epsilon: float) -> Tensor:
     middle, radius = clean.float(), math.floor(epsilon)
     levels = (adversarial * 255).round()
     return levels.clamp(middle - radius, middle + radius).clamp(0, 255).to(torch.uint8)
-
-
-@rank_zero_only
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _surrogate_file(perturbation: Adversarial) -> Path:
@@ -169,7 +163,7 @@ def _cache_file(surrogate: str, config: PGD, images: Tensor, labels: Tensor) -> 
     """A file under the user's cache folder that changes whenever its content would."""
     settings = json.dumps({"surrogate": surrogate, "pgd": asdict(config)}, sort_keys=True)
     digest = hashlib.sha256(f"v1 {settings}".encode())
-    digest.update(f"{_digest(images)} {_digest(labels.long())}".encode())
+    digest.update(f"{sha256_of_tensor(images)} {sha256_of_tensor(labels.long())}".encode())
     return cache_home() / "perturbations" / f"{digest.hexdigest()[:32]}.safetensors"
 
 
@@ -182,17 +176,7 @@ def _from_cache(store: Path, images: Tensor) -> Tensor | None:
         kept = tensors["images"]
     except (WeightsError, KeyError):
         kept, metadata = torch.empty(0), {}
-    if kept.shape == images.shape and _digest(kept) == metadata.get("sha256"):
+    if kept.shape == images.shape and sha256_of_tensor(kept) == metadata.get("sha256"):
         return kept
     log.warning("%s is damaged; the perturbed images are made again", store)
     return None
-
-
-def _digest(tensor: Tensor) -> str:
-    shape = f"{tensor.dtype} {tuple(tensor.shape)}".encode()
-    return hashlib.sha256(shape + tensor.contiguous().numpy().tobytes()).hexdigest()
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -32,7 +32,7 @@ from bdclean.data.sources import read_flat_folder
 from bdclean.data.splits import RoleRows, Splits, draw_from_folder
 from bdclean.data.views import ViewMaker
 from bdclean.errors import ConfigError, DataError
-from bdclean.types import Batch, Role, TrainingSet, View
+from bdclean.types import Batch, ImageFacts, Role, TrainingSet, View
 
 Labels = Literal["hidden", "visible"]
 Loader = DataLoader[dict[str, Any]]
@@ -304,6 +304,11 @@ class ImageDataModule(LightningDataModule, ABC):
     def predict_dataloader(self) -> list[Loader]:
         """The same sets as `test_dataloader`."""
         return self.test_dataloader()
+
+    @property
+    def facts(self) -> ImageFacts:
+        """What modules have to know of the data."""
+        return ImageFacts(self.num_classes, self.input_size, self.mean, self.std)
 
     @property
     def further_tests(self) -> tuple[str, ...]:

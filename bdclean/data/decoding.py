@@ -3,11 +3,8 @@
 import hashlib
 import math
 import os
-import platform
 import shutil
-import sys
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -15,12 +12,12 @@ from typing import Literal
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 from torchvision.transforms import functional as tv
 
-from bdclean.errors import DataError
+from bdclean.errors import DataError, FileError
+from bdclean.files import replacing
+from bdclean.progress import follow
 
 Resizing = Literal["fill", "stretch", "imagenet"]
 """How a picture of another size becomes a square of side S.
@@ -36,7 +33,10 @@ UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 # Formats in which two pictures of one size have files of one size: unpacked with equal dates, a
 # clean and a poisoned copy of a data set would have one key.
 _PLAIN = frozenset({".bmp", ".ppm", ".pgm", ".tif", ".tiff"})
-_LINE_SECONDS = 30  # between two lines of progress where there is no terminal
+_WAY_OUT = (
+    "set the environment variable XDG_CACHE_HOME to a folder on a larger disk, or set "
+    "data.init_args.cache to false to hold them in memory."
+)
 
 
 def load_images(
@@ -64,7 +64,8 @@ def load_images(
         (N, 3, S, S), uint8, in the order of `files`.
 
     Raises:
-        DataError: Naming the first file that is not a readable image; or if the disk is too full.
+        DataError: Naming the first file that is not a readable image; or if the cache cannot be
+            written, because the disk is too full or the folder is protected.
     """
     shape = (len(files), 3, input_size, input_size)
     if not cache:
@@ -73,7 +74,10 @@ def load_images(
         return torch.from_numpy(images)
     store = _cache_file(files, names, input_size, resizing)
     if not store.is_file():
-        _write(store, shape, files, resizing)
+        try:
+            _write(store, shape, files, resizing)
+        except FileError as error:
+            raise DataError(f"{error} Make room, {_WAY_OUT}") from error
     return torch.from_numpy(np.load(store, mmap_mode="c"))
 
 
@@ -102,23 +106,16 @@ def _cache_file(
 
 def _write(store: Path, shape: tuple[int, ...], files: Sequence[Path], resizing: Resizing) -> None:
     """Decodes into `store`, which exists only when it is complete."""
-    store.parent.mkdir(parents=True, exist_ok=True)
-    needed, free = math.prod(shape), shutil.disk_usage(store.parent).free
-    if needed > free:  # writing to a mapped file on a full disk would kill the process
-        raise DataError(
-            f"{len(files):,} decoded images take {needed / 1e9:.1f} GB and {store.parent} has "
-            f"{free / 1e9:.1f} GB free; make room, set the environment variable XDG_CACHE_HOME to "
-            "a folder on a larger disk, or set cache to false to hold them in memory."
-        )
-    # The cache may be shared by nodes, on which numbers of processes repeat.
-    temporary = store.with_suffix(f".{platform.node()}.{os.getpid()}")
-    try:
+    with replacing(store) as temporary:
+        needed, free = math.prod(shape), shutil.disk_usage(store.parent).free
+        if needed > free:  # writing to a mapped file on a full disk would kill the process
+            raise DataError(
+                f"{len(files):,} decoded images take {needed / 1e9:.1f} GB and {store.parent} has "
+                f"{free / 1e9:.1f} GB free; make room, {_WAY_OUT}"
+            )
         images = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
         _decode(images, files, resizing)
         images.flush()
-        temporary.replace(store)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _decode(images: np.ndarray, files: Sequence[Path], resizing: Resizing) -> None:
@@ -127,25 +124,8 @@ def _decode(images: np.ndarray, files: Sequence[Path], resizing: Resizing) -> No
         images[row] = np.asarray(picture).transpose(2, 0, 1)
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        _watch(pool.map(fill, range(len(files))), len(files))
-
-
-def _watch(done: Iterable[None], total: int) -> None:
-    """Waits for all, with a bar on a terminal and a line now and then elsewhere."""
-    if sys.stderr.isatty():
-        console = Console(stderr=True)
-        for _ in track(done, "Decoding images", total, console=console, transient=True):
-            pass
-        return
-    start = told = time.perf_counter()
-    for count, _ in enumerate(done, 1):
-        now = time.perf_counter()
-        if now - told >= _LINE_SECONDS:
-            rate = count / (now - start)
-            left = (total - count) / rate
-            line = f"decoding images: {count:,} of {total:,}, {rate:,.0f}/s, {left:,.0f} s left"
-            print(line, file=sys.stderr, flush=True)
-            told = now
+        done = pool.map(fill, range(len(files)))
+        follow((1 for _ in done), len(files), "decoding images", brief=True)
 
 
 def _decode_one(file: Path, size: int, resizing: Resizing) -> Image.Image:

@@ -10,10 +10,10 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
+from bdclean.commands.attack_preview import write_preview
 from bdclean.data import ImageDataModule
 from bdclean.errors import ConfigError
 from bdclean.experiments.export import export
-from bdclean.experiments.preview import write_preview
 from bdclean.shipped import path_of
 
 

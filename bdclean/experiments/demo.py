@@ -23,9 +23,8 @@ from lightning import seed_everything
 from rich.console import Console
 
 from bdclean.backbones import save_model
+from bdclean.commands.attack_preview import preview
 from bdclean.errors import ConfigError
-from bdclean.experiments import features, report
-from bdclean.experiments.report import Picture, Row
 from bdclean.experiments.stages import (
     DemoSettings,
     fit,
@@ -33,13 +32,20 @@ from bdclean.experiments.stages import (
     make_cbd,
     make_data,
     make_probe,
+    make_trainer,
     make_victim,
     measure,
 )
+from bdclean.figures import triggers
+from bdclean.figures.features import FeatureMap, feature_map, plot_features
+from bdclean.figures.png import to_png
 from bdclean.modules import BackdoorModule
+from bdclean.reporting import page
+from bdclean.reporting.page import Picture, Row
 
 LARGEST_SEED = 2**32 - 1
 RESULTS, REPORT = "results.json", "report.html"
+NUM_SAMPLES = 6  # images that show the trigger
 _QUIET_LOGGERS = ("lightning.pytorch", "lightning.fabric")
 _QUIET_WARNINGS = (
     # 1,000 images in memory need no worker processes.
@@ -77,7 +83,7 @@ class Demo:
         """
         self.train()
         with quiet(), one_thread():
-            report.write_json(self.out / RESULTS, self.rows)
+            page.write_json(self.out / RESULTS, self.rows)
             self._write_report()
         return self.rows
 
@@ -160,9 +166,7 @@ class Demo:
     def _write_report(self) -> None:
         say("report: draws the features of all three models by t-SNE")
         maps = [
-            features.feature_map(
-                title, self._modules[method], self.data, self.seed, self.settings.tsne_iterations
-            )
+            self._map(title, self._modules[method])
             for method, title in (("victim", "victim"), ("CBD + probe", "CBD"), ("BCU", "BCU"))
         ]
         pictures = (
@@ -170,14 +174,14 @@ class Demo:
                 "The trigger",
                 "Test images as they are, with the patch in the lower right corner, and the "
                 "absolute difference.",
-                features.png_base64(features.plot_trigger(self.data)),
+                to_png(triggers.draw([preview("BadNets", self.data, NUM_SAMPLES)], amplify=1)),
             ),
             Picture(
                 "Features before and after purification",
                 "t-SNE of the backbone's features of all test images, one map per model. Colours "
                 "are classes; the attack's target is class 0. Distances between two maps mean "
                 "nothing.",
-                features.png_base64(features.plot_features(maps)),
+                to_png(plot_features(maps)),
             ),
         )
         libraries = {name: version(name) for name in ("bdclean", "torch", "lightning")}
@@ -191,8 +195,20 @@ class Demo:
             "A classifier of scikit-learn's digits learned a backdoor (BadNets); CBD and BCU "
             "purified it with clean images and without their labels."
         )
-        page, settings = self.out / REPORT, json.dumps(facts, indent=2)
-        report.write_html(page, "bdclean demo", introduction, self.rows, pictures, settings)
+        settings = json.dumps(facts, indent=2)
+        page.write_html(
+            self.out / REPORT, "bdclean demo", introduction, self.rows, pictures, settings
+        )
+
+    def _map(self, title: str, module: BackdoorModule) -> FeatureMap:
+        """The features of all clean and triggered test images."""
+        loaders = make_trainer().predict(module, datamodule=self.data) or []
+        clean, triggered = (torch.cat([b["features"] for b in batches]) for batches in loaders)
+        labels = self.data.test_set.labels
+        assert labels is not None  # noqa: S101  (digits have labels)
+        features = {"clean": clean, "triggered": triggered}
+        iterations = self.settings.tsne_iterations
+        return feature_map(title, features, labels, self.seed, iterations=iterations)
 
 
 @contextmanager
@@ -264,6 +280,6 @@ def run_demo(args: Sequence[str]) -> None:
     words = parser.parse_args(list(args))
     rows = Demo(words.out, words.seed).run()
     console = Console(soft_wrap=False)
-    console.print(report.table(rows))
-    console.print(report.note(rows), soft_wrap=True)
+    console.print(page.table(rows))
+    console.print(page.note(rows), soft_wrap=True)
     console.print(f"Written to {words.out}: the three models, {RESULTS}, {REPORT}", soft_wrap=True)

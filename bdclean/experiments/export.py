@@ -26,8 +26,8 @@ from bdclean.attacks import PoisonPlan
 from bdclean.data import ImageDataModule, RoleImages
 from bdclean.data.images import labels_of
 from bdclean.errors import ConfigError
-from bdclean.experiments.progress import follow
 from bdclean.functional.seeds import derive_seed
+from bdclean.progress import follow
 
 COLUMNS = ("file", "row", "base_row", "source", "label_true", "label_seen", "poison", "cover")
 _CHUNK = 256  # images per task of a thread

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
@@ -19,16 +18,16 @@ from torch import Tensor
 from bdclean.backbones import SplitModel, load_model
 from bdclean.backbones.perturber import Perturber
 from bdclean.backbones.source import WeightsSource
+from bdclean.commands.pictures import png_path, save_picture
 from bdclean.data import ImageDataModule
 from bdclean.errors import ConfigError
-from bdclean.experiments.features import FeatureMap, plot_features, to_plane
-from bdclean.experiments.preview import png_path, save_png
+from bdclean.figures.features import FeatureMap, feature_map, plot_features
 from bdclean.functional.contrastive import nt_xent
 from bdclean.functional.pgd import PGD, pgd
 from bdclean.functional.seeds import derive_seed
+from bdclean.runs import RunFolder
 
 _CHUNK = 100  # images at a time
-_ITERATIONS = 1000  # scikit-learn's
 
 
 def run_figure(args: Sequence[str]) -> None:
@@ -44,15 +43,14 @@ def run_figure(args: Sequence[str]) -> None:
     chosen = make_parser().parse_args(list(args)).tsne
     out = png_path(chosen.out)
     maps = []
-    for run in dict.fromkeys(chosen.runs):
-        config = read_config(Path(run))
-        data = make_data(config)
+    for run in (RunFolder(Path(folder)) for folder in dict.fromkeys(chosen.runs)):
+        data = make_data(run)
         images = choose(data, chosen)
         target = None if data.attack is None else data.attack.single_target()
-        for title, model in models(Path(run), config):
-            maps.append(feature_map(title, model, images, chosen, target))
+        for title, model in models(run, run.read_config()):
+            maps.append(draw_map(title, model, images, chosen, target))
             print(f"{title}: {len(maps[-1].clean)} clean images", flush=True)
-    save_png(plot_features(maps), out)
+    save_picture(plot_features(maps), out)
     print(f"Written to {out}")
 
 
@@ -79,28 +77,13 @@ def make_parser() -> ArgumentParser:
     return parser
 
 
-def read_config(run: Path) -> dict[str, Any]:
-    """The config of a run.
-
-    Raises:
-        ConfigError: If there is none.
-    """
-    file = run / "config.yaml"
-    if not file.is_file():
-        raise ConfigError(f"{run}: there is no config.yaml; give folders that bdclean fit wrote.")
-    config: dict[str, Any] = yaml.safe_load(file.read_text())
-    return config
-
-
-def make_data(config: dict[str, Any]) -> ImageDataModule:
+def make_data(run: RunFolder) -> ImageDataModule:
     """The data module of a run, its test set at hand.
 
     Raises:
         ConfigError: If the run had no attack.
     """
-    parser = ArgumentParser()
-    parser.add_argument("--data", type=ImageDataModule, required=True)
-    data: ImageDataModule = parser.instantiate(parser.parse_object({"data": config["data"]})).data
+    data = run.make_data()
     if data.attack is None:
         raise ConfigError("data.attack: the run had no attack, so there is no trigger to show.")
     data.setup("test")
@@ -128,7 +111,7 @@ def choose(data: ImageDataModule, chosen: Namespace) -> dict[str, Tensor]:
     return groups
 
 
-def models(run: Path, config: dict[str, Any]) -> list[tuple[str, SplitModel]]:
+def models(run: RunFolder, config: dict[str, Any]) -> list[tuple[str, SplitModel]]:
     """The model that a run started from, if it had one and its file is there, and its product.
 
     A file that is not there is told of on standard error.
@@ -136,11 +119,11 @@ def models(run: Path, config: dict[str, Any]) -> list[tuple[str, SplitModel]]:
     Raises:
         ConfigError: If the run has no product yet.
     """
-    product = run / "model.safetensors"
-    if not product.is_file():
-        raise ConfigError(f"{run}: there is no model.safetensors; let the run end first.")
-    after = load_model(product)
-    found = [(f"{run.name}: after", after)]
+    if not run.weights.is_file():
+        raise ConfigError(f"{run.path}: there is no model.safetensors; let the run end first.")
+    after = load_model(run.weights)
+    name = run.path.name
+    found = [(f"{name}: after", after)]
     given = config["model"].get("init_args", {})
     info = after.info
     source = WeightsSource(
@@ -153,16 +136,16 @@ def models(run: Path, config: dict[str, Any]) -> list[tuple[str, SplitModel]]:
         given.get("stem"),
     )
     if source.is_there:
-        found.insert(0, (f"{run.name}: before", source.load()))
+        found.insert(0, (f"{name}: before", source.load()))
     elif source.weights is not None:
         print(
-            f"{run.name}: no panel of the model before, as {source.weights} is not there.",
+            f"{name}: no panel of the model before, as {source.weights} is not there.",
             file=sys.stderr,
         )
     return found
 
 
-def feature_map(
+def draw_map(
     title: str,
     model: SplitModel,
     images: dict[str, Tensor],
@@ -179,11 +162,14 @@ def feature_map(
     count = sum(map(len, features.values()))
     if chosen.perplexity >= count:
         raise ConfigError(f"--perplexity={chosen.perplexity}: it must be below the {count} points.")
-    points = to_plane(list(features.values()), chosen.seed, _ITERATIONS, chosen.perplexity)
-    plane = dict(zip(features, points, strict=True))
-    adversarial = plane.get("adversarial")
-    labels = images["labels"].numpy()
-    return FeatureMap(title, plane["clean"], labels, plane["triggered"], adversarial, target)
+    return feature_map(
+        title,
+        features,
+        images["labels"],
+        chosen.seed,
+        perplexity=chosen.perplexity,
+        target=target,
+    )
 
 
 def attack(model: SplitModel, images: Tensor, chosen: Namespace) -> Tensor:

@@ -1,7 +1,6 @@
 """Everything that touches Lightning's Trainer and its loops; no other file does."""
 
 import math
-import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -40,12 +39,6 @@ def is_fitting(trainer: Trainer) -> bool:
 def uses_ddp(trainer: Trainer) -> bool:
     """Whether DDP waits for the gradients of every parameter that trains."""
     return isinstance(trainer.strategy, DDPStrategy)
-
-
-def global_seed() -> int | None:
-    """The global seed as Lightning set it, or None."""
-    seed = os.environ.get("PL_GLOBAL_SEED")
-    return None if seed is None else int(seed)
 
 
 def ignore_eval_mode() -> None:

@@ -1,6 +1,7 @@
 """Modules that make a model."""
 
 from bdclean.training.adversarial import AdversarialTraining
+from bdclean.training.clean_part import CleanPart
 from bdclean.training.input_aware import InputAwareTraining
 from bdclean.training.knn import KNN
 from bdclean.training.linear_probe import LinearProbe
@@ -10,6 +11,7 @@ from bdclean.training.supervised import Supervised
 __all__ = [
     "KNN",
     "AdversarialTraining",
+    "CleanPart",
     "InputAwareTraining",
     "LinearProbe",
     "SimCLR",

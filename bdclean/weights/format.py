@@ -6,10 +6,8 @@ with torch's restricted unpickler alone, and what it refuses is refused here.
 
 import hashlib
 import json
-import os
 import pickle
 import re
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from bdclean.errors import WeightsError
+from bdclean.errors import FileError, WeightsError
+from bdclean.files import write_bytes
 
 SAFETENSORS = ".safetensors"
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")
@@ -86,10 +85,9 @@ def write(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, 
     }
     content = _sorted_header(save(tensors, dict(metadata)))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, content)
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be written: {error.strerror}.") from error
+        write_bytes(path, content)
+    except FileError as error:
+        raise WeightsError(str(error)) from error
     return hashlib.sha256(content).hexdigest()
 
 
@@ -101,23 +99,6 @@ def _sorted_header(content: bytes) -> bytes:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the format aligns the tensors to 8 bytes
     return len(text).to_bytes(8, "little") + text + content[8 + size :]
-
-
-def _replace(path: Path, content: bytes) -> None:
-    # In the same folder, because a rename is atomic only within one file system.
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(name).chmod(0o666 & ~umask)  # mkstemp gives 0600; others may read weights
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

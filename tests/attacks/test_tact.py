@@ -9,6 +9,7 @@ from bdclean.attacks.assets_patches import patch
 from bdclean.data import Digits
 from bdclean.data.splits import Splits
 from bdclean.training import Supervised
+from bdclean.types import ImageFacts
 
 CIFAR10 = torch.arange(50_000) % 10
 CIFAR100 = torch.arange(50_000) % 100
@@ -130,7 +131,7 @@ def test_covers_keep_the_trigger_from_leaking_to_other_classes():
         splits = Splits(defense=0, probe=0, seed=1)
         data = Digits(attack=attack, splits=splits, shuffle_seed=1)
         module = Supervised(
-            *(10, 32, data.mean, data.std),
+            ImageFacts(10, 32, data.mean, data.std),
             width=4,
             batch_size=64,
             augmentation="none",

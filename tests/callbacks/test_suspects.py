@@ -11,8 +11,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from bdclean.purification.dataset import DatasetDefense
-from bdclean.purification.staged import Stage
 from lightning import LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
@@ -20,46 +18,38 @@ from torch.nn import functional as F
 
 from bdclean.attacks import BadNets
 from bdclean.callbacks import RunRecord, Suspects, suspects
-from bdclean.callbacks.suspect_figures import draw_sheet
 from bdclean.cli import main
 from bdclean.data import Digits, Splits
-from bdclean.metrics import BackdoorModule
+from bdclean.figures.suspects import draw_sheet
 from bdclean.metrics.identification import identification
-from bdclean.purification import Recipe
-from bdclean.types import Findings, TrainingSet
+from bdclean.modules import BackdoorModule, Recipe, Stage
+from bdclean.runs import RunFolder
+from bdclean.sifting import Sifter
+from bdclean.types import Findings, ImageFacts, TrainingSet
 
 FILES = {"suspects.csv", "suspects.png", "scores.png", "rounds.png"}
 CONFIGS = Path(__file__).parents[2] / "configs"
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-RGB = tuple[float, float, float]
-
-
-class Toy(DatasetDefense):
+class Toy(Sifter):
     """Trains for an epoch, twice, and flags the fifth of the samples whose loss is lowest."""
 
-    def __init__(self, num_classes: int, input_size: int, mean: RGB, std: RGB, width: int = 4):
+    name = "toy"
+
+    def __init__(self, facts: ImageFacts, width: int = 4):
         recipe = Recipe(epochs=1, lr=0.05, batch_size=40, augmentation="none")
-        super().__init__(num_classes, input_size, mean, std, "resnet18", width, "auto", recipe)
+        super().__init__(facts, "resnet18", width, "auto", recipe)
 
     @property
     def further_scores(self):
         return ("consistency",)
 
     def plan(self):
-        return Stage("fit", 1), Stage("judge", 0), Stage("fit", 1), Stage("judge", 0)
+        fit = Stage("fit", self.recipe, reads=self.everything, step=self.fit_labels)
+        return (fit, Stage("judge", begin=self.judge)) * 2
 
-    def fit_view(self):
-        return self.labelled()
-
-    def fit_optimizer(self):
-        return self.sgd(self.recipe)
-
-    def fit_step(self, batch):
-        return self.cross_entropy(batch, "loss")
-
-    def begin_judge(self):
+    def judge(self):
         logits, labels = self.logits_of_each(), self.labels_of_each()
         loss = F.cross_entropy(logits, labels, reduction="none")
         # few levels, so that there are ties
@@ -137,8 +127,7 @@ class Run:
 def fit(folder, data=None, **arguments):
     seed_everything(0, verbose=False)
     data = Few() if data is None else data
-    facts = {name: getattr(data, name) for name in ("num_classes", "input_size", "mean", "std")}
-    module = Toy(**facts)
+    module = Toy(data.facts)
     settings = {
         "accelerator": "cpu",
         "devices": 1,
@@ -232,13 +221,13 @@ def test_nothing_but_what_shows_the_truth_depends_on_it(runs):
 
 def test_writing_again_gives_the_same_bytes(run, tmp_path):
     (tmp_path / "metrics.csv").write_bytes(run.bytes("metrics.csv"))  # complete by now
-    suspects._write_files(tmp_path, run.module.findings(), run.data)
+    suspects._write_files(RunFolder(tmp_path), run.module.findings(), run.data)
     for name in FILES:
         assert (tmp_path / name).read_bytes() == run.bytes(name)
 
 
 def test_validation_is_read_from_the_log_of_the_run(run):
-    read = suspects.evaluations(run.folder)
+    read = suspects.evaluations(RunFolder(run.folder))
     assert {key: sorted(course) for key, course in read.items()} == {
         "val/acc": [0, 1],
         "val/asr": [0, 1],
@@ -343,7 +332,7 @@ class Plain:
 
 
 def test_without_rounds_and_evaluations_there_is_no_picture_of_them(tmp_path):
-    suspects._write_files(tmp_path, made([1.0, 2.0, 3.0]), Plain())
+    suspects._write_files(RunFolder(tmp_path), made([1.0, 2.0, 3.0]), Plain())
     assert {path.name for path in tmp_path.iterdir()} == FILES - {"rounds.png"}
     assert b"\n1,\xe9,1,2,0,\n" in (tmp_path / "suspects.csv").read_bytes()
 
@@ -358,7 +347,7 @@ def test_pictures_captions_and_flags_are_in_the_order_of_the_table(tmp_path, mon
     monkeypatch.setattr(suspects, "draw_sheet", keep)
     monkeypatch.setattr(suspects, "NUM_PICTURES", 2)
     found = made([2.0, 1.0, 3.0], [False, True, True], [-1, 7, 0])
-    suspects._write_files(tmp_path, found, Plain())
+    suspects._write_files(RunFolder(tmp_path), found, Plain())
     ((images, captions, flagged, heading),) = drawn
     assert images[:, 0, 0, 0].tolist() == [2, 0]
     assert captions == ["2 → 0", "0"]
@@ -371,7 +360,7 @@ def test_pictures_captions_and_flags_are_in_the_order_of_the_table(tmp_path, mon
     "score", [[math.nan] * 3, [1.0] * 3, [math.inf, -math.inf, 0.0], [3e38, -3e38, 0.0]]
 )
 def test_odd_scores_are_drawn(tmp_path, score):
-    suspects._write_files(tmp_path, made(score, rounds=1), Plain())
+    suspects._write_files(RunFolder(tmp_path), made(score, rounds=1), Plain())
     assert {path.name for path in tmp_path.iterdir()} == FILES
 
 

@@ -378,4 +378,4 @@ def test_a_surrogate_and_a_victim_from_the_command_line(tmp_path, monkeypatch, c
     assert facts["surrogate_hash"] == record["hashes"]["weights"]
     assert facts["num_label_changed"] == 0
     assert facts["num_poisoned"] > 0
-    assert "images perturbed in" in capsys.readouterr().err
+    assert "perturbing images on cpu: " in capsys.readouterr().err

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from bdclean import progress
 from bdclean.data import decoding
 from bdclean.errors import DataError
 
@@ -110,12 +111,21 @@ def test_a_full_disk_is_found_out_before_decoding(files, monkeypatch):
     decoding.load_images(*files, 8)
 
 
+def test_a_cache_that_cannot_be_written_is_told(files, tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(DataError, match=r"cannot be written.*XDG_CACHE_HOME.*cache to false"):
+        decoding.load_images(*files, 8)
+    decoding.load_images(*files, 8, cache=False)
+
+
 def test_long_decoding_shows_progress(files, capsys, monkeypatch):
     decoding.load_images(*files, 8, cache=False)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(decoding, "_LINE_SECONDS", 0)
+    monkeypatch.setattr(progress, "FIRST_LINE", 0.0)
+    monkeypatch.setattr(progress, "BETWEEN_LINES", 0.0)
     decoding.load_images(*files, 8, cache=False)
-    assert "decoding images: 4 of 5, " in capsys.readouterr().err
+    assert "decoding images: 4/5 images  " in capsys.readouterr().err
 
     class Terminal(io.StringIO):
         def isatty(self):
@@ -123,7 +133,7 @@ def test_long_decoding_shows_progress(files, capsys, monkeypatch):
 
     monkeypatch.setattr(sys, "stderr", Terminal())
     decoding.load_images(*files, 8, cache=False)
-    assert "Decoding images" in sys.stderr.getvalue()
+    assert "decoding images" in sys.stderr.getvalue()
 
 
 def test_names_need_not_be_utf_8(files, tmp_path, levels):

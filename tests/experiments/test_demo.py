@@ -15,9 +15,9 @@ from rich.console import Console
 from bdclean.backbones import load_model
 from bdclean.backbones.head import cache_features
 from bdclean.cli import main
-from bdclean.experiments import report
 from bdclean.experiments.demo import Demo
 from bdclean.experiments.stages import DemoSettings, make_data
+from bdclean.reporting import page as report
 from bdclean.weights import read
 
 TINY = DemoSettings(

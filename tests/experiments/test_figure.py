@@ -1,11 +1,10 @@
 """Features in the plane, of a run of the command line."""
 
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+import yaml
 from jsonargparse import Namespace
 from PIL import Image
 
@@ -13,7 +12,7 @@ from bdclean.attacks import BadNets
 from bdclean.backbones import ModelInfo, build, save_model
 from bdclean.cli import main
 from bdclean.experiments import figure
-from bdclean.experiments.features import FeatureMap, plot_features, to_plane
+from bdclean.runs import RunFolder
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -64,7 +63,7 @@ def settings(**changes):
 
 
 def test_the_images_are_those_of_the_test_set(run):
-    data = figure.make_data(figure.read_config(run))
+    data = figure.make_data(RunFolder(run))
     groups = figure.choose(data, settings())
     known = {image.numpy().tobytes() for image in data.test_set.images}
     stamped = {i.numpy().tobytes() for i in data.trigger.poison(data.test_set.images)}
@@ -78,7 +77,7 @@ def test_the_images_are_those_of_the_test_set(run):
 
 
 def test_adversarial_images_leave_their_features_within_the_ball(run):
-    (_, before), (_, after) = figure.models(run, figure.read_config(run))
+    (_, before), (_, after) = figure.models(RunFolder(run), RunFolder(run).read_config())
     assert not torch.equal(before.backbone.conv1.weight, after.backbone.conv1.weight)
     images = torch.rand(10, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     moved = figure.attack(after.eval(), images, settings())
@@ -92,12 +91,12 @@ def test_adversarial_images_leave_their_features_within_the_ball(run):
 
 
 def test_a_run_from_data_alone_has_no_panel_before(run, tmp_path, capsys):
-    config = figure.read_config(run)
+    config = RunFolder(run).read_config()
     config["model"]["init_args"]["weights"] = None
-    assert [title for title, _ in figure.models(run, config)] == ["cbd: after"]
+    assert [title for title, _ in figure.models(RunFolder(run), config)] == ["cbd: after"]
     assert capsys.readouterr().err == ""
     config["model"]["init_args"]["weights"] = str(tmp_path / "gone.safetensors")
-    assert [title for title, _ in figure.models(run, config)] == ["cbd: after"]
+    assert [title for title, _ in figure.models(RunFolder(run), config)] == ["cbd: after"]
     assert "no panel of the model before" in capsys.readouterr().err
 
 
@@ -109,31 +108,9 @@ def test_no_image_is_attacked_alone(count):
     assert max(map(len, chunks)) <= figure._CHUNK
 
 
-def test_groups_keep_their_order_in_the_plane():
-    generator = torch.Generator().manual_seed(0)
-    near, far = (torch.randn(30, 8, generator=generator) * 0.05 + s for s in (1.0, 0.0))
-    far = far + torch.tensor([5.0, -5, 5, -5, 5, -5, 5, -5])
-    one, two = to_plane([near, far], seed=0, iterations=300, perplexity=10)
-    assert one.shape == two.shape == (30, 2)
-    between = np.linalg.norm(one.mean(0) - two.mean(0))
-    assert between > max(one.std(), two.std())
-
-
 def test_attacks_on_every_class_have_no_single_target():
     assert BadNets(target=3).single_target() == 3
     assert BadNets(label_rule="all_to_all").single_target() is None
-
-
-def test_many_classes_are_not_named():
-    points = np.zeros((40, 2), dtype=np.float32)
-    for classes, named in ((10, 12), (20, 2)):
-        each = FeatureMap("one", points, np.arange(40) % classes, points[:3], points[:2])
-        (legend,) = plot_features([each]).legends
-        assert len(legend.get_texts()) == named
-        (legend,) = plot_features([replace(each, target=3), replace(each, target=1)]).legends
-        names = [text.get_text() for text in legend.get_texts()]
-        assert len(names) == named + 2
-        assert names.count("clean 3, target") == 1
 
 
 @pytest.mark.parametrize(
@@ -154,9 +131,10 @@ def test_wrong_use_is_one_message(run, capsys, words, message):
 
 
 def test_a_run_without_an_attack_or_a_product_is_told(run, tmp_path):
-    config = figure.read_config(run)
+    config = RunFolder(run).read_config()
     config["data"]["init_args"]["attack"] = None
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(figure.ConfigError, match="no attack"):
-        figure.make_data(config)
+        figure.make_data(RunFolder(tmp_path))
     with pytest.raises(figure.ConfigError, match="let the run end first"):
-        figure.models(tmp_path, config)
+        figure.models(RunFolder(tmp_path), config)

@@ -1,1 +1,0 @@
-"""Programs on top of the package: the demo, tables of results, and experiments."""

@@ -1,0 +1,89 @@
+"""Files that are whole or absent, and hashes of what is in them."""
+
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bdclean.errors import FileError
+
+if TYPE_CHECKING:  # no command has to load torch to write a text
+    from torch import Tensor
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Writes a file whole or not at all; missing folders are made.
+
+    The block writes to the path that it is given, which lies in the same folder, because a rename
+    is atomic only within one file system. When the block ends, the file gets its name and replaces
+    one that has it. When the block raises, nothing is left.
+
+    Args:
+        path: The file to write.
+
+    Yields:
+        An empty file to write to.
+
+    Raises:
+        FileError: If the file cannot be written: its folder is protected, the disk is full ...
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.open("xb").close()  # with the permissions that a new file gets
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())  # else a crash may leave a name without its content
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise FileError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Writes a file whole or not at all; see `replacing`.
+
+    Raises:
+        FileError: If it cannot be written.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a file in UTF-8 whole or not at all; see `replacing`.
+
+    Names of files need not be UTF-8; what Python read of them is written back as it was.
+
+    Raises:
+        FileError: If it cannot be written.
+    """
+    write_bytes(path, text.encode("utf-8", "surrogateescape"))
+
+
+def sha256_of_file(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's content, in hexadecimal.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_tensor(tensor: "Tensor") -> str:
+    """SHA-256 of a tensor's type, shape and values, in hexadecimal.
+
+    Args:
+        tensor: On the CPU, of a type that numpy knows.
+    """
+    shape = f"{tensor.dtype} {tuple(tensor.shape)}".encode()
+    return hashlib.sha256(shape + tensor.contiguous().numpy().tobytes()).hexdigest()

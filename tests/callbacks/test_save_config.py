@@ -1,0 +1,113 @@
+"""The config of a fit is kept beside its results, and that of another run is never replaced."""
+
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from jsonargparse import ArgumentParser
+from lightning import LightningModule
+
+from bdclean.callbacks import SaveRunConfig
+from bdclean.errors import ConfigError
+
+MODULE = LightningModule()
+
+
+class GoesOn(SaveRunConfig):
+    may_change = False
+    way_out = "Name another folder."
+
+
+def callback(rate=0.1, ckpt_path=None, kind=SaveRunConfig):
+    parser = ArgumentParser()
+    parser.add_argument("--rate", type=float, default=0.1)
+    parser.add_argument("--ckpt_path", type=str, default=None)
+    words = ["--rate", str(rate)] + ([] if ckpt_path is None else ["--ckpt_path", ckpt_path])
+    return kind(parser, parser.parse_args(words))
+
+
+def trainer(folder, refusal=None, **changes):
+    """What the callback asks of a Trainer; `refusal` is what the first process has found."""
+    strategy = SimpleNamespace(broadcast=lambda mine: mine if refusal is None else refusal)
+    facts = {"default_root_dir": str(folder), "is_global_zero": True, "fast_dev_run": 0}
+    return SimpleNamespace(**(facts | {"strategy": strategy} | changes))
+
+
+def start(folder, *arguments, **changes):
+    saved = callback(*arguments)
+    saved.setup(trainer(folder, **changes), MODULE, "fit")
+    saved.on_fit_start(trainer(folder, **changes), MODULE)
+
+
+def names(folder):
+    return sorted(file.name for file in folder.iterdir())
+
+
+def test_it_is_written_when_the_fit_starts_and_not_before(tmp_path):
+    folder = tmp_path / "deep" / "run"
+    saved = callback(0.5, "last")
+    saved.setup(trainer(folder), MODULE, "fit")
+    assert not folder.exists()
+    saved.on_fit_start(trainer(folder), MODULE)
+    assert names(folder) == ["config.yaml"]
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config == {"rate": 0.5, "ckpt_path": None}  # so that it can be run again
+
+
+def test_an_equal_one_is_left_alone(tmp_path):
+    start(tmp_path)
+    before = (tmp_path / "config.yaml").stat().st_mtime_ns
+    start(tmp_path)
+    start(tmp_path, 0.1, "last")
+    assert names(tmp_path) == ["config.yaml"]
+    assert (tmp_path / "config.yaml").stat().st_mtime_ns == before
+
+
+def test_that_of_another_run_is_refused(tmp_path):
+    start(tmp_path)
+    before = (tmp_path / "config.yaml").read_text()
+    with pytest.raises(ConfigError, match=r"config\.yaml belongs to a run with another config\."):
+        start(tmp_path, 0.2)
+    with pytest.raises(ConfigError, match="Choose another folder with --run"):
+        callback(0.2).require_own(tmp_path)
+    callback().require_own(tmp_path)
+    callback(0.2).require_own(tmp_path / "new")
+    assert names(tmp_path) == ["config.yaml"]
+    assert (tmp_path / "config.yaml").read_text() == before
+
+
+def test_a_resumed_run_may_go_on_with_another(tmp_path):
+    start(tmp_path)
+    callback(0.2, "last").require_own(tmp_path)
+    start(tmp_path, 0.2, "last")
+    start(tmp_path, 0.3, "last")
+    assert names(tmp_path) == ["config.1.yaml", "config.2.yaml", "config.yaml"]
+    rates = [yaml.safe_load((tmp_path / name).read_text())["rate"] for name in names(tmp_path)]
+    assert rates == [0.2, 0.3, 0.1]
+
+
+def test_unless_it_has_to_go_on_as_it_began(tmp_path):
+    start(tmp_path)
+    with pytest.raises(ConfigError, match=r"another config\. Name another folder\."):
+        callback(0.2, "last", GoesOn).require_own(tmp_path)
+    callback(0.1, "last", GoesOn).require_own(tmp_path)
+
+
+def test_a_development_run_writes_nothing(tmp_path):
+    start(tmp_path, fast_dev_run=1)
+    assert names(tmp_path) == []
+
+
+def test_other_processes_write_nothing_and_learn_of_a_refusal(tmp_path):
+    start(tmp_path, is_global_zero=False)
+    assert names(tmp_path) == []
+    with pytest.raises(ConfigError, match="it is taken"):
+        start(tmp_path, is_global_zero=False, refusal="it is taken")
+
+
+def test_it_is_written_once(tmp_path):
+    saved = callback()
+    saved.on_fit_start(trainer(tmp_path), MODULE)
+    (tmp_path / "config.yaml").unlink()
+    saved.on_fit_start(trainer(tmp_path), MODULE)
+    assert names(tmp_path) == []
