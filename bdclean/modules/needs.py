@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bdclean.errors import ConfigError
-from bdclean.types import View
+from bdclean.types import Role, View
 
 LabelSource = Literal["train", "clean", "pseudo", "untrusted"]
 """Which labels a method reads: those that the attacker trains on (`train`), correct ones of a few
@@ -45,8 +45,8 @@ class Needs:
             probes: Whether the method ends with a linear probe, which reads clean labels.
 
         Raises:
-            ConfigError: If the view shows images of another role, or labels, also such as the
-                method has made itself.
+            ConfigError: If the view shows images of another role, or labels, the method's own
+                included.
         """
         allowed = {self.images} | ({"probe"} if probes or "clean" in self.labels else set())
         if view.role not in allowed:
@@ -54,17 +54,17 @@ class Needs:
                 f"{method} asks for images of the role {view.role!r}, but declares "
                 f"needs.images={self.images!r}."
             )
-        made = view.subset is not None and view.subset.labels is not None
-        if made and view.role == "defense" and "pseudo" not in self.labels:
-            raise ConfigError(
-                f"{method} gives images of the role {view.role!r} labels of its own, but declares "
-                f"needs.labels={self.labels_name!r}."
-            )
-        if not view.labels or (view.role == "probe" and "probe" in allowed):
+        own = view.subset is not None and view.subset.labels is not None
+        if not own and (not view.labels or (view.role == "probe" and "probe" in allowed)):
             return
-        shown = {"train": {"train", "untrusted"}, "defense": {"clean"}, "probe": {"clean"}}
-        if not shown[view.role] & set(self.labels):
+        shown: dict[Role, set[LabelSource]] = {
+            "train": {"train", "untrusted"},
+            "defense": {"clean"},
+            "probe": {"clean"},
+        }
+        if not (shown[view.role] | ({"pseudo"} if own else set())) & set(self.labels):
+            asks = "gives labels of its own to" if own else "asks for the labels of"
             raise ConfigError(
-                f"{method} asks for the labels of the role {view.role!r}, but declares "
+                f"{method} {asks} the role {view.role!r}, but declares "
                 f"needs.labels={self.labels_name!r}."
             )

@@ -123,3 +123,35 @@ def test_pseudo_labels_need_a_teacher_with_a_head(fitted, suspect):
     module.teacher.replace_head(None)
     with pytest.raises(ConfigError, match="head"):
         module.pseudo_labels()
+
+
+class SelfTaught(Tuner):
+    """Trains on the answers of the suspect."""
+
+    name = "self-taught"
+
+    def plan(self):
+        recipe = Recipe(epochs=1, lr=0.01, batch_size=6)
+        train = Stage(
+            "train",
+            recipe,
+            reads=lambda: recipe.view("defense", subset=self.pseudo_labels(7)),
+            step=self.train_step,
+        )
+        return (train,)
+
+    def train_step(self, batch):
+        self.seen = [*getattr(self, "seen", ()), (batch["index"], batch["label"])]
+        return self.cross_entropy(batch)
+
+
+def test_batches_carry_pseudo_labels_where_the_data_hides_its_own(
+    facts, suspect, make_data, make_trainer
+):
+    module, data = SelfTaught(**facts, weights=suspect), make_data()
+    assert data.defense_labels == "hidden"
+    make_trainer().fit(module, data)
+    index, label = (torch.cat(part) for part in zip(*module.seen, strict=True))
+    assert sorted(index.tolist()) == list(range(24))
+    assert torch.equal(label, module.pseudo_labels().labels[index])
+    assert module.protocol()["labels"] == "pseudo"
