@@ -5,6 +5,7 @@ import timm
 import torch
 import torchvision
 from lightly.models import ResNetGenerator
+from lightning import Trainer
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
@@ -12,8 +13,9 @@ from bdclean.backbones import ModelInfo, build, load_model, save_model
 from bdclean.backbones.build import IMAGENET_MEAN, IMAGENET_STD
 from bdclean.backbones.head import ProbeHead
 from bdclean.errors import ConfigError, WeightsError
-from bdclean.purification import CBD
+from bdclean.purification import CBD, Projection
 from bdclean.training import KNN, InputAwareTraining, LinearProbe, SimCLR
+from bdclean.types import ImageFacts
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 X = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -43,6 +45,15 @@ def theirs():
 
 def _save(state, path, **metadata):
     torch.save({"state_dict": state, **metadata}, path)
+    return path
+
+
+def _save_run(module, path):
+    """A checkpoint as our modules write it."""
+    checkpoint = {"state_dict": module.state_dict(), "epoch": 3}
+    module._trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    module.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, path)
     return path
 
 
@@ -219,42 +230,41 @@ def test_a_lightning_checkpoint_of_ours_brings_its_normalisation(tmp_path, their
         _load(path, mean=(0.5, 0.5, 0.5))
 
 
+def _given(theirs, path, **more):
+    torch.save(theirs, path)
+    facts = ImageFacts(4, 64, MEAN, STD)
+    weights = {"weights": str(path), "arch": "resnet18", "width": 8, "stem": "imagenet"}
+    return {"facts": facts} | weights | more
+
+
 @pytest.mark.parametrize("kind", ["SimCLR", "CBD"])
 def test_checkpoints_of_our_runs_are_read_whole(kind, tmp_path, theirs):
-    """With the parts that served training alone, and whatever else Lightning keeps."""
+    """Without the parts that served training alone, and whatever else Lightning keeps."""
     body = {k: v for k, v in theirs.state_dict().items() if k[:3] != "fc."}
-    torch.save(body, tmp_path / "x.pth")
-    given = {"weights": str(tmp_path / "x.pth"), "arch": "resnet18", "width": 8}
-    facts = {"num_classes": 4, "input_size": 64, "mean": MEAN, "std": STD, "stem": "imagenet"}
     if kind == "SimCLR":
-        module = SimCLR(**facts, **given)
+        module = SimCLR(**_given(body, tmp_path / "x.pth"))
     else:
-        module = CBD(**facts, **given, projection="joint", probe="none")
-        module._install(module.source.load(), module.source.load())
-    path = _save(module.state_dict(), tmp_path / "last.ckpt", epoch=3)
-    part = "projection" if kind == "SimCLR" else "projections, teacher"
-    with pytest.warns(UserWarning, match=f"under {part} serve"):
-        model = _load(path, mean=None, std=None)
-    assert model.info.mean == pytest.approx(MEAN)
+        module = CBD(**_given(body, tmp_path / "x.pth"), projection=Projection("joint"), probe=None)
+        module.make_networks()
+        module.add_networks()
+    path = _save_run(module, tmp_path / "last.ckpt")
+    tops = {name.split(".")[0] for name in module.state_dict()}
+    assert tops == {"model", "projection"} or tops == {"model", "projections", "teacher"}
     wanted = module.model.state_dict()
-    assert {k: v for k, v in model.state_dict().items() if not torch.equal(v, wanted[k])} == {}
+    for model in (_load(path, mean=None, std=None), load_model(path).eval()):
+        assert model.info == module.model.info
+        assert model.info.mean == pytest.approx(MEAN)
+        assert {k: v for k, v in model.state_dict().items() if not torch.equal(v, wanted[k])} == {}
 
 
-@pytest.mark.filterwarnings("ignore:.*under teacher serve")
 @pytest.mark.parametrize("kind", ["LinearProbe", "CBD"])
 def test_checkpoints_with_a_probe_head_are_read_whole(kind, tmp_path, theirs):
-    torch.save(theirs.state_dict(), tmp_path / "x.pth")
-    given = {"weights": str(tmp_path / "x.pth"), "arch": "resnet18", "width": 8}
-    facts = {"num_classes": 4, "input_size": 64, "mean": MEAN, "std": STD, "stem": "imagenet"}
-    if kind == "CBD":
-        module = CBD(**facts, **given, projection="none")
-        module._install(module.source.load(), module.source.load())
-    else:
-        module = LinearProbe(**facts, **given)
-        module._install(module.source.load())
-    module.model.replace_head(4, "probe")
+    method = {"CBD": CBD, "LinearProbe": LinearProbe}[kind]
+    module = method(**_given(theirs.state_dict(), tmp_path / "x.pth"))
+    module.make_networks()
+    module.add_networks()
     module.model.head.measure_(torch.rand(20, 64))
-    path = _save(module.state_dict(), tmp_path / "last.ckpt", epoch=3)
+    path = _save_run(module, tmp_path / "last.ckpt")
     model = _load(path)
     assert (model.info.head, model.info.num_classes) == ("probe", 4)
     save_model(model, tmp_path / "ours.safetensors")
@@ -263,22 +273,24 @@ def test_checkpoints_with_a_probe_head_are_read_whole(kind, tmp_path, theirs):
         state = read.state_dict()
         assert state.keys() == wanted.keys()
         assert all(torch.equal(state[name], tensor) for name, tensor in wanted.items())
-    with pytest.raises(ConfigError, match="has 4 classes"):
+    with pytest.raises(ConfigError, match=r"num_classes=10, but .* with num_classes=4"):
         _load(path, num_classes=10)
 
 
 def test_a_probe_head_of_other_features_is_reported(tmp_path, theirs):
+    model = build(ModelInfo("resnet18", 4, 64, MEAN, STD, 8, "imagenet", "probe"))
     state = {f"model.backbone.{k}": v for k, v in theirs.state_dict().items() if k[:3] != "fc."}
+    state |= {f"model.normalize.{k}": v for k, v in model.normalize.state_dict().items()}
     state |= {f"model.head.{k}": v for k, v in ProbeHead(9, 4).state_dict().items()}
+    record = {"networks": {"model": model.info.to_metadata()}}
     with pytest.raises(WeightsError, match=r"3 misshaped \(head\.mean"):
-        _load(_save(state, tmp_path / "last.ckpt"))
+        _load(_save(state, tmp_path / "last.ckpt", bdclean=record))
 
 
 def test_a_checkpoint_of_input_aware_training_is_read_without_its_trigger(tmp_path):
-    module = InputAwareTraining(4, 16, MEAN, STD, width=4)
-    path = _save(module.state_dict(), tmp_path / "last.ckpt")
-    with pytest.warns(UserWarning, match="tensors under mask, pattern serve training alone"):
-        model = load_model(path, arch="resnet18", width=4, input_size=16)
+    module = InputAwareTraining(ImageFacts(4, 16, MEAN, STD), width=4)
+    path = _save_run(module, tmp_path / "last.ckpt")
+    model = load_model(path, arch="resnet18", width=4, input_size=16)
     assert model.info.mean == pytest.approx(MEAN)
     wanted = module.model.state_dict()
     assert all(torch.equal(wanted[name], tensor) for name, tensor in model.state_dict().items())
@@ -290,11 +302,11 @@ def test_the_stem_can_be_named(kind, tmp_path):
     model = build(ModelInfo("resnet18", None, 96, MEAN, STD, width=4, stem="cifar"))
     torch.save(model.backbone.state_dict(), tmp_path / "x.pth")
     given = {"weights": str(tmp_path / "x.pth"), "arch": "resnet18", "width": 4}
-    facts = {"num_classes": 4, "input_size": 96, "mean": MEAN, "std": STD}
+    facts = ImageFacts(4, 96, MEAN, STD)
     method = {"CBD": CBD, "LinearProbe": LinearProbe, "KNN": KNN}[kind]
     with pytest.raises(WeightsError, match="stem imagenet"):
-        method(**facts, **given).source.load()
-    loaded = method(**facts, **given, stem="cifar").source.load()
+        method(facts, **given).source.load()
+    loaded = method(facts, **given, stem="cifar").source.load()
     assert torch.equal(loaded.backbone.conv1.weight, model.backbone.conv1.weight)
 
 

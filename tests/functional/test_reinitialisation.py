@@ -229,7 +229,7 @@ def test_depth_of_other_networks():
         ({"sizes": [1, 2]}, "10 groups meet 2 sizes"),
         ({"sizes": [0] * 10}, "sizes are"),
         ({"groups": [0, 2, 1, 1, 1, 1, 1, 1, 1, 1]}, "must not fall"),
-        ({"groups": [0, 1], "sizes": [4, 4]}, "2 stages are too few"),
+        ({"groups": [0, 1], "sizes": [4, 4]}, "2 blocks are too few"),
     ],
 )
 def test_wrong_settings_are_named(change, text):
