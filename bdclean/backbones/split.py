@@ -88,7 +88,7 @@ class ModelInfo:
         for field in fields(cls):
             try:
                 values[field.name] = json.loads(metadata[field.name])
-            except (KeyError, ValueError) as error:
+            except (KeyError, ValueError, RecursionError) as error:
                 raise WeightsError(
                     f"The metadata has no readable value for {field.name!r}."
                 ) from error

@@ -149,15 +149,21 @@ def _first_sentence(error: object) -> str:
 
 def _network_of(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The state dict of a torch file; of a checkpoint of ours, the model and what describes it."""
-    record = content.get(_RECORD) if isinstance(content, Mapping) else None
+    state = _state_dict(content, path)
+    if not isinstance(content, Mapping) or _RECORD not in content:
+        return state, {}
+    record = content[_RECORD]
     networks = record.get("networks") if isinstance(record, Mapping) else None
     described = networks.get(_MODEL) if isinstance(networks, Mapping) else None
-    state = _state_dict(content, path)
-    if not isinstance(described, Mapping):
-        return state, {}
-    own = {name: tensor for name, tensor in state.items() if name.startswith(f"{_MODEL}.")}
-    metadata = {str(key): str(value) for key, value in described.items()}
-    return {name.removeprefix(f"{_MODEL}."): tensor for name, tensor in own.items()}, metadata
+    if not isinstance(described, Mapping) or not _is_text(described):
+        raise WeightsError(f"{path}: its entry {_RECORD!r} does not describe a model.")
+    prefix = f"{_MODEL}."
+    own = {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): tensor for name, tensor in own.items()}, dict(described)
+
+
+def _is_text(metadata: Mapping[Any, Any]) -> bool:
+    return all(isinstance(part, str) for pair in metadata.items() for part in pair)
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:

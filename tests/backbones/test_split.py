@@ -89,6 +89,7 @@ def test_metadata_round_trip():
         ({"width": "eight"}, "'width'"),
         ({"width": "8.5"}, "whole numbers"),
         ({"arch": "7"}, "arch is text"),
+        ({"arch": "[" * 100_000}, "'arch'"),
         ({"std": "[1, 1]"}, "one number for each of R, G, B"),
         ({"std": "7"}, "does not describe a model"),
         ({"mean": json.dumps("abc")}, "does not describe a model"),

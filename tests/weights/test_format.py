@@ -115,6 +115,78 @@ def test_finds_the_nested_state_dict(tmp_path, nest):
     assert read(tmp_path / "x.pt")[0].keys() == _state().keys()
 
 
+INFO = {"bdclean_format": "1", "arch": '"resnet18"', "width": "4"}
+
+
+def _checkpoint(record):
+    """Two networks, of which `model` is the product, as our modules keep them."""
+    ours = {f"model.{name}": tensor for name, tensor in _state().items()}
+    others = {f"teacher.{name}": tensor + 1 for name, tensor in _state().items()}
+    kept = {"state_dict": ours | others, "epoch": 3, "hyper_parameters": {"lr": 0.1}}
+    return kept if record is None else kept | {"bdclean": record}
+
+
+def test_of_a_checkpoint_of_ours_the_model_is_read_and_what_describes_it(tmp_path):
+    record = {"method": "cbd", "stage": 1, "networks": {"teacher": {"x": "y"}, "model": INFO}}
+    torch.save(_checkpoint(record), tmp_path / "last.ckpt")
+    found, metadata = read(tmp_path / "last.ckpt")
+    assert metadata == INFO
+    assert found.keys() == _state().keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in _state().items())
+
+
+def test_a_checkpoint_without_our_entry_is_a_foreign_file(tmp_path):
+    torch.save(_checkpoint(None), tmp_path / "last.ckpt")
+    found, metadata = read(tmp_path / "last.ckpt")
+    assert metadata == {}
+    assert found.keys() == _checkpoint(None)["state_dict"].keys()
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        [INFO],
+        "model",
+        7,
+        {},
+        {"networks": None},
+        {"networks": [INFO]},
+        {"networks": {}},
+        {"networks": {"teacher": INFO}},
+        {"networks": {"model": "resnet18"}},
+        {"networks": {"model": [("arch", "resnet18")]}},
+        {"networks": {"model": INFO | {"width": 4}}},
+        {"networks": {"model": INFO | {"width": None}}},
+        {"networks": {"model": INFO | {"width": torch.ones(3)}}},
+        {"networks": {"model": INFO | {"arch": {"name": "resnet18"}}}},
+        {"networks": {"model": INFO | {3: "resnet18"}}},
+    ],
+)
+def test_an_entry_that_describes_no_model_is_refused(tmp_path, record):
+    path = tmp_path / "last.ckpt"
+    torch.save(_checkpoint(record), path)
+    with pytest.raises(WeightsError, match="its entry 'bdclean' does not describe a model") as told:
+        read(path)
+    assert str(path) in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_an_entry_of_a_model_that_is_not_there_is_refused(tmp_path):
+    content = _checkpoint({"networks": {"model": INFO}})
+    content["state_dict"] = {k: v for k, v in content["state_dict"].items() if "teacher" in k}
+    torch.save(content, tmp_path / "last.ckpt")
+    with pytest.raises(WeightsError, match="holds no tensors"):
+        read(tmp_path / "last.ckpt")
+
+
+def test_an_entry_is_not_executed(tmp_path):
+    victim = tmp_path / "executed"
+    torch.save(_checkpoint({"networks": {"model": TouchFile(victim)}}), tmp_path / "last.ckpt")
+    with pytest.raises(WeightsError, match="mkdir"):
+        read(tmp_path / "last.ckpt")
+    assert not victim.exists()
+
+
 @pytest.mark.parametrize("suffix", [".pt", ".ckpt"])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path, suffix, zipped):
