@@ -42,6 +42,7 @@ from torch import distributed
 from bdclean.attacks import BadNets
 from bdclean.data import Digits, Splits
 from bdclean.training import Supervised
+from bdclean.types import ImageFacts
 
 class Compare(Supervised):
     def on_train_start(self):
@@ -58,7 +59,7 @@ class Compare(Supervised):
             print("plans equal", plans[0][0])
 
 data = Digits(attack=BadNets(target=6, rate=0.06), splits=Splits(defense=300, probe=100))
-module = Compare(10, 32, data.mean, data.std, width=4)
+module = Compare(ImageFacts(10, 32, data.mean, data.std), width=4)
 Trainer(accelerator="cpu", devices=2, strategy="ddp", max_steps=1, logger=False,
         enable_checkpointing=False, enable_progress_bar=False).fit(module, datamodule=data)
 """
