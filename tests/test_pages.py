@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([ROOT / "README.md", *DOCS.rglob("*.md")])
 NOT_API = {"commands", "configs", "experiments"}  # used from the command line alone
-GROUND = {"errors", "types"}
+GROUND = {"errors", "files", "progress", "runs", "types"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
