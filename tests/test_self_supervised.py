@@ -90,7 +90,8 @@ def test_a_probe_without_images_is_told_before_the_training(backbone, tmp_path, 
         Image.new("RGB", (32, 32), (number,) * 3).save(tmp_path / "photos" / f"{number}.png")
     words = ["fit", *stack("trainer/cpu", "data/photos", "purify/cbd/ssl")]
     words += ["--data.defense_root", str(tmp_path / "photos"), "--data.input_size", "32"]
-    words += ["--model.weights", str(backbone / "model.safetensors"), "--model.batch_size", "16"]
+    words += ["--model.weights", str(backbone / "model.safetensors")]
+    words += ["--model.recipe.batch_size", "16"]
     with pytest.raises(SystemExit) as stop:
         main([*words, "--run", str(tmp_path / "run")])
     assert stop.value.code == 2
@@ -116,8 +117,8 @@ def test_cbd_cleans_it_with_a_flat_folder_of_photos(backbone, tmp_path):
         Image.fromarray(pixels.numpy()).save(place)
     words = ["fit", *stack("trainer/cpu", "data/photos", "purify/cbd/ssl")]
     words += ["--data.defense_root", str(folder), "--data.input_size", "32"]
-    words += ["--model.weights", str(backbone / "model.safetensors"), "--model.probe", "none"]
-    words += ["--model.epochs", "1", "--model.batch_size", "16", "--model.pgd_steps", "2"]
+    words += ["--model.weights", str(backbone / "model.safetensors"), "--model.probe", "null"]
+    words += ["--model.recipe", "{epochs: 1, batch_size: 16}", "--model.pgd.steps", "2"]
     assert not any("label" in word or "class" in word for word in words)
     main([*words, "--run", str(tmp_path / "run")])
     before, after = (load_file(r / "model.safetensors") for r in (backbone, tmp_path / "run"))

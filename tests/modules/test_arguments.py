@@ -7,7 +7,7 @@ import torch
 from grouping import make_of
 from lightning import Trainer
 
-from bdclean.attacks import InputAware
+from bdclean.attacks import BadNets, InputAware
 from bdclean.backbones import ModelInfo, build, save_model
 from bdclean.commands.methods import methods
 from bdclean.data import Digits, Splits
@@ -42,6 +42,7 @@ ARGUMENTS = {
         "rounds": {"count": 2, "candidates": 3},
     },
     "Supervised": {"width": 4, "batch_size": 20, "milestones": [0.25]},
+    "CleanPart": {"width": 4, "batch_size": 20},
     "AdversarialTraining": {"width": 4, "batch_size": 20, "pgd": {"steps": 1}},
     "SimCLR": {"width": 4, "batch_size": 20, "warmup_epochs": 1},
     "InputAwareTraining": {
@@ -64,7 +65,7 @@ def weights(tmp_path):
 
 def fit(module, tmp_path):
     """One step on the digits; gives the checkpoint."""
-    attack = InputAware() if isinstance(module, InputAwareTraining) else None
+    attack = InputAware() if isinstance(module, InputAwareTraining) else BadNets(target=6)
     data = Digits(attack=attack, splits=Splits(defense=100, probe=100))
     trainer = Trainer(
         accelerator="cpu",
@@ -100,9 +101,9 @@ def groups(module):
 
 @pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind.__name__)
 def test_a_checkpoint_loads_without_trainer_and_without_unpickling(kind, weights, tmp_path):
-    needs_file = "source" in vars(make_of(kind, {"facts": FACTS}, ARGUMENTS.get(kind.__name__, {})))
+    needs_file = "source" in vars(make_of(kind, {"facts": FACTS}, ARGUMENTS[kind.__name__]))
     given = {"facts": FACTS} | ({"weights": weights} if needs_file else {})
-    module = make_of(kind, given, ARGUMENTS.get(kind.__name__, {}))
+    module = make_of(kind, given, ARGUMENTS[kind.__name__])
     path = fit(module, tmp_path)
     kept = torch.load(path, weights_only=True)["hyper_parameters"]
     assert is_plain(kept)

@@ -5,6 +5,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from bdclean.backbones import ModelInfo
+from bdclean.commands.methods import methods
 from bdclean.errors import ConfigError
 from bdclean.modules import BackdoorModule, Needs
 
@@ -191,3 +192,43 @@ def test_forward_is_the_model():
     module.model = LookUp()
     images = torch.full((2, 3, 2, 2), 3.0)
     assert module(images).argmax(1).tolist() == [3, 3]
+
+
+def test_a_method_adds_to_its_protocol():
+    class Told(Bare):
+        needs = Needs(labels=("untrusted", "clean"), images="train")
+
+        def details(self):
+            return {"purified": False}
+
+    module = Told()
+    module.model = LookUp()
+    assert module.protocol() == {
+        "method": "bare",
+        "head": "original",
+        "labels": "untrusted + clean",
+        "purified": False,
+    }
+
+
+def test_a_head_that_is_not_to_be_tested_is_told_and_refused(trainer):
+    class Drawn(Bare):
+        untested = "There is nothing to measure yet."
+
+    module = Drawn()
+    module.model = LookUp()
+    assert module.protocol()["head"] == "untrained"
+    with pytest.raises(ConfigError, match="nothing to measure yet"):
+        evaluate(trainer, module, loader(*CLEAN))
+
+
+@pytest.mark.parametrize("method", [method for _, method in methods()], ids=lambda m: m.__name__)
+def test_what_is_final_is_not_replaced(method):
+    final = {
+        name: value
+        for base in method.__mro__
+        for name, value in vars(base).items()
+        if getattr(value, "__final__", False)
+    }
+    assert {"protocol", "on_save_checkpoint", "on_load_checkpoint"} <= final.keys()
+    assert {name: getattr(method, name) for name in final} == final

@@ -6,6 +6,7 @@ from bdclean.attacks import AdaptiveBlend, BadNets, WaNet
 from bdclean.data import Digits
 from bdclean.errors import ConfigError
 from bdclean.training import CleanPart
+from bdclean.types import ImageFacts
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -21,7 +22,7 @@ class Watched(CleanPart):
 
 def fit(attack):
     data = Digits(attack=attack)
-    model = Watched(10, 32, data.mean, data.std, width=4)
+    model = Watched(ImageFacts(10, 32, data.mean, data.std), width=4)
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=1,
