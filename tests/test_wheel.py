@@ -123,8 +123,11 @@ def test_the_commands_of_the_pages_parse(run):
 
 QUICK = {
     "train/supervised/fast": ["--model.width", "4", "--trainer.max_epochs", "1"],
-    "purify/cbd": ["--model.epochs", "1", "--model.pgd_steps", "1", "--model.probe", "lbfgs"],
-    "measure/linear_probe": ["--model.probe", "lbfgs"],
+    "purify/cbd": [
+        *("--model.recipe.epochs", "1", "--model.pgd.steps", "1"),
+        *("--model.probe.solver", "lbfgs"),
+    ],
+    "measure/linear_probe": ["--model.probe.solver", "lbfgs"],
     "train/supervised": [],
 }
 
