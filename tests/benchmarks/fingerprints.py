@@ -55,42 +55,42 @@ from bdclean.cli import main as bdclean
 
 # Before every line of the table: the trainer and the data.
 BASE = "-c trainer/cpu -c data/digits --trainer.precision 32-true --trainer.deterministic true"
-ATTACK = "-c attack/badnets"
+ATTACK = "-c attack/badnets/cbd"
 ONE = "--model.width 4 --trainer.max_epochs 1"
 TWO = "--model.width 4 --trainer.max_epochs 2"
 VICTIM = "--model.weights @victim/model.safetensors"
-FAST, SLOW = f"{ATTACK} -c train/supervised_fast", f"{ATTACK} -c train/supervised"
+FAST, SLOW = f"{ATTACK} -c train/supervised/fast", f"{ATTACK} -c train/supervised"
 FEW = "--data.splits.defense 1200 --model.width 4"  # 100 images are left to train on
-SSL = "-c attack/badnets_ssl"
+SSL = "-c attack/badnets/cbd_ssl"
 VALIDATED = "--data.validate_in_fit true --data.splits.val 100"
 LEARNED = (
-    "-c attack/input_aware -c train/input_aware_fast --model.epochs 2 --model.mask_epochs 1 "
-    f"--model.batch_size 20 {FEW}"
+    "-c attack/input_aware/official -c train/input_aware/fast --model.recipe.epochs 1 "
+    f"--model.mask_epochs 1 --model.recipe.batch_size 20 {FEW}"
 )
 WORST = (
-    f"{ATTACK} -c train/surrogate_adversarial {TWO} --data.splits.defense 1100 "
-    "--model.batch_size 50 --model.pgd_steps 2"
+    f"{ATTACK} -c train/surrogate/adversarial {TWO} --data.splits.defense 1100 "
+    "--model.batch_size 50 --model.pgd.steps 2"
 )
-SHORT = f"{VICTIM} --model.epochs 2 --model.pgd_steps 2"
+SHORT = f"{VICTIM} --model.recipe.epochs 2 --model.pgd.steps 2"
 CBD = f"{ATTACK} -c purify/cbd {SHORT}"
-SOLVED = f"{CBD} --model.probe lbfgs"
+SOLVED = f"{CBD} --model.probe.solver lbfgs"
 PULL, KD, SFT = "--model.lambda_pull", "--model.lambda_kd", "--model.lambda_sft"
-BCU = f"{ATTACK} -c purify/bcu {VICTIM} --model.epochs 2"
+BCU = f"{ATTACK} -c purify/bcu {VICTIM} --model.recipe.epochs 2"
 # A training set of 300 images, in batches of 25.
 RECIPE = (
     "--data.splits.defense 1000 --data.attack.rate 0.1 --model.width 4 --model.recipe.epochs 2 "
     "--model.recipe.batch_size 25"
 )
 ADVRBD = (
-    f"{RECIPE} --model.rounds 2 --model.rounds_of_all 1 --model.partition_rate 0.1 "
-    "--model.pgd_steps 2 --model.ascent_steps 8 --model.enhance_steps 8 "
+    f"{RECIPE} --model.rounds.count 2 --model.rounds.of_all 1 --model.rounds.partition_rate 0.1 "
+    "--model.patch.pgd.steps 2 --model.rounds.ascent_steps 8 --model.enhance_steps 8 "
     "--model.finetune.epochs 1 --model.confidence 0.3"
 )
 ABL = f"{RECIPE} --model.isolation.epochs 2 --model.isolated 0.1 --model.unlearning.epochs 2"
 DBR = f"{RECIPE} --model.warm.epochs 1 --model.separate.epochs 1 --model.removal.epochs 2"
-SCAN = f"{RECIPE} --model.unlearn_epochs 2 --model.threshold 0.5"
+SCAN = f"{RECIPE} --model.unlearn.epochs 2 --model.unlearn.batch_size 25 --model.threshold 0.5"
 
-# Name, command, and words; `-c` names a file of configs, `@NAME` the folder of another run.
+# Name, command, and words; `-c` names a config, `@NAME` the folder of another run.
 TABLE = f"""
 victim                  fit {FAST} --model.width 4 --trainer.max_epochs 5 --model.batch_size 25
 supervised_onecycle     fit {FAST} {TWO}
@@ -110,52 +110,56 @@ augmentation_crop       fit {FAST} {ONE} --model.augmentation crop
 augmentation_simclr     fit {FAST} {ONE} --model.augmentation simclr
 augmentation_blur       fit {FAST} {ONE} --model.augmentation simclr_blur
 augmentation_imagenet   fit {FAST} {ONE} --model.augmentation imagenet
-augmentation_wanet      fit -c attack/wanet -c train/wanet {TWO}
-augmentation_physical   fit -c attack/physical_advrbd -c train/physical {TWO}
-augmentation_of_poison  fit -c attack/physical_backdoorbox -c train/supervised_fast {ONE} \
+augmentation_wanet      fit -c attack/wanet/cbd -c train/supervised/wanet {TWO}
+augmentation_physical   fit -c attack/physical/advrbd -c train/supervised/physical {TWO}
+augmentation_of_poison  fit -c attack/physical/backdoorbox -c train/supervised/fast {ONE} \
                             --data.attack.apply_to poison
-wanet_static            fit -c attack/wanet_advrbd -c train/supervised_fast {ONE}
-wanet_by_batch          fit -c attack/wanet_bcu -c train/supervised_fast {ONE}
-label_consistent        fit -c attack/label_consistent -c train/supervised_noaug {ONE} \
+wanet_static            fit -c attack/wanet/advrbd -c train/supervised/fast {ONE}
+wanet_by_batch          fit -c attack/wanet/bcu -c train/supervised/fast {ONE}
+label_consistent        fit -c attack/label_consistent/cbd -c train/supervised/noaug {ONE} \
                             --data.attack.surrogate @supervised_surrogate/model.safetensors
-clean_part              fit -c attack/tact_advrbd -c train/clean_part_fast {TWO}
+clean_part              fit -c attack/tact/advrbd -c bound/clean_part {TWO}
 adversarial             fit {WORST}
-adversarial_bn          fit {WORST} --model.attack_bn train
-simclr                  fit {SSL} -c train/simclr_fast {TWO} --model.batch_size 100
-simclr_lars             fit {SSL} -c train/simclr_lars {TWO}
-simclr_watched          fit {SSL} -c train/simclr_fast {ONE} {VALIDATED} --model.knn_k 20
-probe_sgd               fit {ATTACK} -c train/linear_probe {VICTIM} --model.epochs 4 \
-                            --model.batch_size 25
-probe_lbfgs             fit {ATTACK} -c train/linear_probe {VICTIM} --model.probe lbfgs
-probe_of_backbone       fit {ATTACK} -c train/linear_probe --model.epochs 2 \
+adversarial_bn          fit {WORST} --model.perturb_bn train
+simclr                  fit {SSL} -c train/simclr/fast {TWO} --model.batch_size 100
+simclr_lars             fit {SSL} -c train/simclr/lars {TWO}
+simclr_watched          fit {SSL} -c train/simclr/fast {ONE} {VALIDATED} --model.knn_k 20
+probe_sgd               fit {ATTACK} -c measure/linear_probe {VICTIM} \
+                            --model.probe.recipe.epochs 4 --model.probe.recipe.batch_size 25
+probe_lbfgs             fit {ATTACK} -c measure/linear_probe {VICTIM} --model.probe.solver lbfgs
+probe_of_backbone       fit {ATTACK} -c measure/linear_probe --model.probe.recipe.epochs 2 \
                             --model.weights @simclr/model.safetensors
-knn                     test {ATTACK} -c train/knn {VICTIM} --model.k 20
+knn                     test {ATTACK} -c measure/knn {VICTIM} --model.k 20
 input_aware             fit {LEARNED}
-input_aware_accumulated fit {LEARNED} --model.reproduce_grad_accum true --model.milestones [0]
-input_aware_frozen      fit -c attack/input_aware -c train/supervised_fast {FEW} \
+input_aware_accumulated fit {LEARNED} --model.reproduce_grad_accum true \
+                            --model.recipe.milestones [0]
+input_aware_frozen      fit -c attack/input_aware/official -c train/supervised/fast {FEW} \
                             --trainer.max_epochs 1 \
                             --data.attack.trigger @input_aware/trigger.safetensors
-cbd                     fit {CBD} --model.probe_epochs 4
-cbd_fast                fit {ATTACK} -c purify/cbd_fast {SHORT}
-cbd_ssl                 fit {SSL} -c purify/cbd_ssl {SHORT} \
+cbd                     fit {CBD} --model.probe.recipe.epochs 4
+cbd_fast                fit {ATTACK} -c purify/cbd/fast {SHORT}
+cbd_ssl                 fit {SSL} -c purify/cbd/ssl {SHORT} \
                             --model.weights @simclr/model.safetensors
-cbd_headless            fit {CBD} --model.probe none
+cbd_headless            fit {CBD} --model.probe null
 cbd_sft                 fit {SOLVED} {PULL} 0 {KD} 0 {SFT} 1
 cbd_pull_kd             fit {SOLVED} {PULL} .5 {KD} .5 {SFT} 0
 cbd_pull_sft            fit {SOLVED} {PULL} .5 {KD} 0 {SFT} .5
 cbd_pull                fit {SOLVED} {PULL} 1 {KD} 0 {SFT} 0
 cbd_pull_i              fit {SOLVED} {PULL} 1 {KD} 0 {SFT} 0 --model.adv_reference i
-cbd_l2                  fit {SOLVED} --model.norm l2 --model.epsilon 1024
-cbd_attack_bn           fit {SOLVED} --model.attack_bn train
-cbd_step                fit {SOLVED} --model.step_unit pixel255 --model.random_start false
+cbd_l2                  fit {SOLVED} --model.pgd.norm l2 --model.pgd.epsilon 1024
+cbd_attack_bn           fit {SOLVED} --model.perturb_bn train
+cbd_step                fit {SOLVED} --model.pgd.step_unit pixel255 \
+                            --model.pgd.random_start false
 cbd_bn                  fit {SOLVED} --model.adv_updates_bn false --model.reestimate_bn true
-cbd_rows                fit {SOLVED} --model.symmetric false --model.schedule multistep
+cbd_rows                fit {SOLVED} --model.symmetric false --model.recipe.schedule multistep
 cbd_bf16                fit {SOLVED} --trainer.precision bf16-mixed
-cbd_pretrain            fit {SOLVED} --model.projection pretrain --model.projection_epochs 2
-cbd_joint               fit {SOLVED} --model.projection joint --model.attack_bn train
-cbd_imagenet100         fit {ATTACK} -c purify/cbd_imagenet100 {SHORT} --model.probe_epochs 2
-cbd_imagenet100_ssl     fit {ATTACK} -c purify/cbd_imagenet100_ssl {SHORT} \
-                            --model.projection_epochs 1 --model.batch_size 64
+cbd_pretrain            fit {SOLVED} --model.projection.mode pretrain \
+                            --model.projection.epochs 2
+cbd_joint               fit {SOLVED} --model.projection.mode joint --model.perturb_bn train
+cbd_imagenet100         fit {ATTACK} -c purify/cbd/imagenet100 {SHORT} \
+                            --model.probe.recipe.epochs 2
+cbd_imagenet100_ssl     fit {ATTACK} -c purify/cbd/imagenet100_ssl {SHORT} \
+                            --model.projection.epochs 1 --model.recipe.batch_size 64
 bcu                     fit {BCU}
 bcu_uniform             fit {BCU} --model.strategy uniform
 bcu_decreasing          fit {BCU} --model.strategy decreasing --model.gamma 2
@@ -163,38 +167,38 @@ bcu_single_stage        fit {BCU} --model.strategy single_stage --model.single_g
 bcu_none                fit {BCU} --model.strategy none
 bcu_strong              fit {BCU} --model.strength 3 --model.reinit_seed 1
 bcu_ratios              fit {BCU} --model.ratios [0,0,.1,.1,.2,.2,.3,.3,.4,1]
-bcu_hard                fit {BCU} --model.labels hard --model.batch_size 100
-bcu_constant            fit {BCU} --model.schedule constant --model.batch_size 100
+bcu_hard                fit {BCU} --model.labels hard --model.recipe.batch_size 100
+bcu_constant            fit {BCU} --model.recipe.schedule constant --model.recipe.batch_size 100
 bcu_temperature         fit {BCU} --model.temperature_schedule constant
 bcu_checkpoint          fit {BCU} --model.weights @victim/checkpoints/last.ckpt \
                             --model.arch resnet18 --model.width 4
-advrbd                  fit {ATTACK} -c purify/advrbd {ADVRBD}
-advrbd_fast             fit {ATTACK} -c purify/advrbd_fast {ADVRBD}
-advrbd_score            fit {ATTACK} -c purify/advrbd {ADVRBD} --model.until score
-advrbd_identify         fit {ATTACK} -c purify/advrbd {ADVRBD} --model.until identify \
-                            --model.patch_shape disc --model.inner ce --model.num_masks 1 \
-                            --model.ascent_cap null --model.seed 1 --model.rounds_of_all 0
-advrbd_retrain          fit {ATTACK} -c purify/advrbd {ADVRBD} --model.until retrain \
-                            --model.fitting_augmentation crop --model.fitting_epochs 1
-abl                     fit {ATTACK} -c purify/abl {ABL}
-abl_fast                fit {ATTACK} -c purify/abl_fast {ABL}
-abl_official            fit {ATTACK} -c purify/abl_official {ABL} --model.ascent flooding
-abl_bench               fit {ATTACK} -c purify/abl_bench {ABL} --model.fresh_start true \
+advrbd                  fit {ATTACK} -c sift/advrbd {ADVRBD}
+advrbd_fast             fit {ATTACK} -c sift/advrbd/fast {ADVRBD}
+advrbd_score            fit {ATTACK} -c sift/advrbd {ADVRBD} --model.until score
+advrbd_identify         fit {ATTACK} -c sift/advrbd {ADVRBD} --model.until identify \
+                            --model.patch.shape disc --model.patch.inner ce \
+                            --model.patch.num_masks 1 --model.ascent_cap null \
+                            --model.seed 1 --model.rounds.of_all 0
+advrbd_retrain          fit {ATTACK} -c sift/advrbd {ADVRBD} --model.until retrain \
+                            --model.first_augmentation crop --model.first_epochs 1
+abl                     fit {ATTACK} -c sift/abl {ABL}
+abl_fast                fit {ATTACK} -c sift/abl/fast {ABL}
+abl_official            fit {ATTACK} -c sift/abl/official {ABL} --model.ascent flooding
+abl_bench               fit {ATTACK} -c sift/abl/bench {ABL} --model.fresh_start true \
                             --model.ascent_cap 1
-dbr                     fit {ATTACK} -c purify/dbr {DBR}
-dbr_fast                fit {ATTACK} -c purify/dbr_fast {DBR} --model.seed 1
-scan                    fit {ATTACK} -c purify/scan {SCAN}
-scan_eval               fit {ATTACK} -c purify/scan {SCAN} --model.unlearn_bn eval \
+dbr                     fit {ATTACK} -c sift/dbr {DBR}
+dbr_fast                fit {ATTACK} -c sift/dbr/fast {DBR} --model.seed 1
+scan                    fit {ATTACK} -c sift/scan {SCAN}
+scan_eval               fit {ATTACK} -c sift/scan {SCAN} --model.unlearn_bn eval \
                             --model.components 8
-scan_retrain            fit {ATTACK} -c purify/scan_fast {SCAN} --model.components 8
+scan_retrain            fit {ATTACK} -c sift/scan/fast {SCAN} --model.components 8
 """
 
 
 def full(words: str) -> list[str]:
-    """The words after `bdclean`, with the files that `-c` names."""
+    """The words after `bdclean`."""
     command, *rest = f"{words.split()[0]} {BASE} {' '.join(words.split()[1:])}".split()
-    pairs = zip(["", *rest], rest, strict=False)
-    return [command, *(str(ROOT / f"configs/{b}.yaml") if a == "-c" else b for a, b in pairs)]
+    return [command, *rest]
 
 
 RUNS = {line.split()[0]: full(line.split(maxsplit=1)[1]) for line in TABLE.strip().splitlines()}

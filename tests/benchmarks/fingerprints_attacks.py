@@ -22,40 +22,40 @@ from bdclean.data import ImageDataModule, ImageSet
 FOLDER = Path(__file__).resolve().parents[2] / "configs/attack"
 # Name, file, size of the images, classes.
 ATTACK_TABLE = """
-adaptive_blend_advrbd       adaptive_blend_advrbd        32  10
-adaptive_blend_toolbox      adaptive_blend_toolbox       32  10
-adaptive_patch_advrbd       adaptive_patch_advrbd        32  10
-adaptive_patch_toolbox      adaptive_patch_toolbox       32  10
-badnets                     badnets                      32  10
-badnets_advrbd              badnets_advrbd               32  10
-badnets_advrbd_imagenette   badnets_advrbd_imagenette    224 10
-badnets_advrbd_tinyimagenet badnets_advrbd_tinyimagenet  64  200
-badnets_bcu                 badnets_bcu                  32  10
-badnets_imagenet100         badnets_imagenet100          224 100
-badnets_imagenet100_ssl     badnets_imagenet100_ssl      224 100
-badnets_ssl                 badnets_ssl                  32  10
-blend                       blend                        32  10
-blend_advrbd                blend_advrbd                 32  10
-blend_bcu                   blend_bcu                    32  10
-blend_ssl                   blend_ssl                    32  10
-input_aware                 input_aware                  32  10
-input_aware_learned         input_aware                  32  10
-label_consistent            label_consistent             32  10
-label_consistent_bcu        label_consistent_bcu         32  10
-label_consistent_bcu_gtsrb  label_consistent_bcu_gtsrb   32  43
+adaptive_blend_advrbd       adaptive_blend/advrbd        32  10
+adaptive_blend_toolbox      adaptive_blend/toolbox       32  10
+adaptive_patch_advrbd       adaptive_patch/advrbd        32  10
+adaptive_patch_toolbox      adaptive_patch/toolbox       32  10
+badnets                     badnets/cbd                  32  10
+badnets_advrbd              badnets/advrbd               32  10
+badnets_advrbd_imagenette   badnets/advrbd_imagenette    224 10
+badnets_advrbd_tinyimagenet badnets/advrbd_tinyimagenet  64  200
+badnets_bcu                 badnets/bcu                  32  10
+badnets_imagenet100         badnets/cbd_imagenet100      224 100
+badnets_imagenet100_ssl     badnets/cbd_imagenet100_ssl  224 100
+badnets_ssl                 badnets/cbd_ssl              32  10
+blend                       blend/cbd                    32  10
+blend_advrbd                blend/advrbd                 32  10
+blend_bcu                   blend/bcu                    32  10
+blend_ssl                   blend/cbd_ssl                32  10
+input_aware                 input_aware/official         32  10
+input_aware_learned         input_aware/official         32  10
+label_consistent            label_consistent/cbd         32  10
+label_consistent_bcu        label_consistent/bcu         32  10
+label_consistent_bcu_gtsrb  label_consistent/bcu_gtsrb   32  43
 none                        none                         32  10
-physical_advrbd             physical_advrbd              32  10
-physical_backdoorbox        physical_backdoorbox         32  10
-sig                         sig                          32  10
-sig_advrbd                  sig_advrbd                   32  10
-sig_bcu                     sig_bcu                      32  10
-sig_bcu_gtsrb               sig_bcu_gtsrb                32  43
-sig_ssl                     sig_ssl                      32  10
-tact_advrbd                 tact_advrbd                  32  10
-tact_toolbox                tact_toolbox                 32  10
-wanet                       wanet                        32  10
-wanet_advrbd                wanet_advrbd                 32  10
-wanet_bcu                   wanet_bcu                    32  10
+physical_advrbd             physical/advrbd              32  10
+physical_backdoorbox        physical/backdoorbox         32  10
+sig                         sig/cbd                      32  10
+sig_advrbd                  sig/advrbd                   32  10
+sig_bcu                     sig/bcu                      32  10
+sig_bcu_gtsrb               sig/bcu_gtsrb                32  43
+sig_ssl                     sig/cbd_ssl                  32  10
+tact_advrbd                 tact/advrbd                  32  10
+tact_toolbox                tact/toolbox                 32  10
+wanet                       wanet/cbd                    32  10
+wanet_advrbd                wanet/advrbd                 32  10
+wanet_bcu                   wanet/bcu                    32  10
 """
 ATTACKS = {
     name: (file, int(size), int(classes))
@@ -175,7 +175,7 @@ def batches(attack: Attack, data: Noise) -> dict[str, Tensor]:
     draw, made = torch.Generator().manual_seed(4), {}
     for first in range(0, 300, 100):
         part = slice(first, first + 100)
-        images, labels = data.base.images[part] / 255, data.base_labels[part]
+        images, labels = data.stored.images[part] / 255, data.stored.labels[part]
         images, labels = attack.poison_batch(
             images, labels, data.trigger, data.num_classes, first, draw
         )
