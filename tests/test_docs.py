@@ -74,16 +74,16 @@ def test_a_data_set_of_ones_own(workplace):
     assert "width: 8" in Path("runs/bars/config.yaml").read_text()
 
 
-def test_a_new_method_in_forty_lines(workplace):
+def test_a_new_method_in_thirty_lines(workplace):
     (code,) = blocks("how_to/new_method.md", "python")
     lines = [line for line in code.splitlines() if line.strip()]
-    assert len(lines) <= 40
+    assert len(lines) <= 30
     (workplace / "dropped.py").write_text(code)
     base = ["-c", "trainer/cpu", "-c", "data/digits"]
     victim = ["-c", "attack/badnets/cbd", "-c", "train/supervised/fast"]
     main(["fit", *base, *victim, *QUICK_VICTIM, "--run", "runs/victim"])
     (words,) = commands(blocks("how_to/new_method.md", "bash")[0])
-    main([*words[1:], "--model.epochs", "2"])
+    main([*words[1:], "--model.recipe.epochs", "2"])
     record = json.loads(Path("runs/dropped/result.json").read_text())
     assert record["metrics"]["n_clean"] == 397
     assert record["protocol"]["labels"] == "none"
@@ -120,7 +120,8 @@ def test_a_backbone_from_elsewhere_is_cleaned_used_and_measured(workplace):
     clean, measure = blocks("how_to/self_supervised.md", "bash")
     (words,) = commands(clean)
     small = ["--data.input_size", "64"]
-    short = ["--model.epochs", "1", "--model.batch_size", "8", "--model.pgd_steps", "1"]
+    recipe = ["--model.recipe.epochs", "1", "--model.recipe.batch_size", "8"]
+    short = [*recipe, "--model.pgd.steps", "1"]
     main([*words[1:], *small, *short])
 
     (code,) = blocks("how_to/self_supervised.md", "python")
@@ -139,7 +140,7 @@ def test_a_backbone_from_elsewhere_is_cleaned_used_and_measured(workplace):
 
     few = ["--data.splits.probe", "24", *small]  # all of them: the full-label evaluation
     for words, file in zip(commands(measure), ("probe/result", "knn/test"), strict=True):
-        extra = ["--model.epochs", "1"] if "fit" in words else []
+        extra = ["--model.probe.recipe.epochs", "1"] if "fit" in words else []
         main([*words[1:], *few, *extra])
         assert json.loads(Path(f"runs/{file}.json").read_text())["metrics"]["n_clean"] == 24
 

@@ -1,5 +1,6 @@
 """The pages of the documentation: short lines, complete navigation, a page for every room."""
 
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -10,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([ROOT / "README.md", *DOCS.rglob("*.md")])
 NOT_API = {"commands", "configs", "experiments"}  # used from the command line alone
-GROUND = {"errors", "types"}
+GROUND = {"errors", "files", "progress", "runs", "types"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -63,3 +64,34 @@ def test_what_a_room_offers_is_documented():
 def test_pictures_are_well_formed():
     for picture in DOCS.rglob("*.svg"):
         assert ElementTree.parse(picture).getroot().tag.endswith("svg")  # noqa: S314  (ours)
+
+
+CODE = {
+    file.relative_to(ROOT).as_posix(): file.read_text()
+    for folder in ("bdclean", "tests", "docs")
+    for file in sorted((ROOT / folder).rglob("*.py"))
+}
+THEIRS = {"bars.py", "dropped.py", "stripes.py", "eval_linear.py"}  # of readers and other projects
+
+
+def holds(files, name):
+    return any(re.search(rf"\b{name.split('.')[-1]}\b", CODE[file]) for file in files)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_code_that_a_page_names_exists(page):
+    """Files in backticks, names after a file (`a/b.py`: `name`), and `Class.name`."""
+    text = page.read_text()
+    wrong = []
+    for path, names in re.findall(r"`([\w/]+\.py)`(?:: ((?:`\w[\w.]*`(?:, )?)+))?", text):
+        files = [file for file in CODE if f"/{file}".endswith(f"/{path}")]
+        if files:
+            named = re.findall(r"[\w.]+", names)
+            wrong += [f"{path}: {name}" for name in named if not holds(files, name)]
+        elif path.split("/")[-1] not in THEIRS:
+            wrong.append(path)
+    for owner, name in re.findall(r"`([A-Z]\w+)\.([a-z]\w+)`", text):
+        files = [file for file, code in CODE.items() if re.search(rf"^class {owner}\b", code, re.M)]
+        if files and not holds(files, name):
+            wrong.append(f"{owner}.{name}")
+    assert wrong == []

@@ -103,10 +103,10 @@ def test_the_configs_are_listed(run, site):
 
 @pytest.mark.slow
 def test_the_commands_of_the_pages_parse(run):
-    for name in ("new_attack", "new_method"):
+    for name in ("new_attack", "new_method", "data_sets"):
         page = (ROOT / f"docs/how_to/{name}.md").read_text()
         (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-        (file,) = set(re.findall(r"`(\w+\.py)`", page)) & {"stripes.py", "dropped.py"}
+        (file,) = set(re.findall(r"`(\w+\.py)`", page)) & {"stripes.py", "dropped.py", "bars.py"}
         (run.place / file).write_text(code)
     for attack, variant in (("label_consistent", "cbd"), ("input_aware", "official")):
         run("-m", "bdclean", "config", "cp", f"attack/{attack}/{variant}", f"{attack}.yaml")
@@ -123,8 +123,11 @@ def test_the_commands_of_the_pages_parse(run):
 
 QUICK = {
     "train/supervised/fast": ["--model.width", "4", "--trainer.max_epochs", "1"],
-    "purify/cbd": ["--model.epochs", "1", "--model.pgd_steps", "1", "--model.probe", "lbfgs"],
-    "measure/linear_probe": ["--model.probe", "lbfgs"],
+    "purify/cbd": [
+        *("--model.recipe.epochs", "1", "--model.pgd.steps", "1"),
+        *("--model.probe.solver", "lbfgs"),
+    ],
+    "measure/linear_probe": ["--model.probe.solver", "lbfgs"],
     "train/supervised": [],
 }
 

@@ -32,7 +32,7 @@ def preview(name: str, data: ImageDataModule, images: int = 1, seed: int = 0) ->
         ConfigError: There is no attack, or fewer images than asked for.
     """
     if data.attack is None:
-        raise ConfigError(f"{name}: data.init_args.attack is null; give attacks with --attacks.")
+        raise ConfigError(f"{name}: --data.attack=null; give attacks with --attacks.")
     data.prepare_data()
     _ = data.plan  # tells of settings that do not fit the data
     triggered = cast(RoleImages, data.test_dataloader()[1].dataset)

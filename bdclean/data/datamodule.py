@@ -4,7 +4,6 @@ Nothing above this room can reach back into it; that is how the threat model of 
 method is kept.
 """
 
-import os
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from functools import cached_property
@@ -32,6 +31,7 @@ from bdclean.data.sources import read_flat_folder
 from bdclean.data.splits import RoleRows, Splits, draw_from_folder
 from bdclean.data.views import ViewMaker
 from bdclean.errors import ConfigError, DataError
+from bdclean.functional.seeds import global_seed
 from bdclean.types import Batch, ImageFacts, Role, TrainingSet, View
 
 Labels = Literal["hidden", "visible"]
@@ -356,7 +356,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def _seed(self) -> int:
         if self.shuffle_seed is not None:
             return self.shuffle_seed
-        return int(os.environ.get("PL_GLOBAL_SEED", 0))
+        return global_seed() or 0
 
     # ------------------------------------------------------------------ the run record
 

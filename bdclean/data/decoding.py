@@ -35,7 +35,7 @@ UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 _PLAIN = frozenset({".bmp", ".ppm", ".pgm", ".tif", ".tiff"})
 _WAY_OUT = (
     "set the environment variable XDG_CACHE_HOME to a folder on a larger disk, or set "
-    "data.init_args.cache to false to hold them in memory."
+    "--data.cache to false to hold them in memory."
 )
 
 

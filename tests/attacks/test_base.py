@@ -85,7 +85,9 @@ def test_a_misspelt_argument_is_refused_by_name(parser, name, attack_type):
         attack_type(0.2)  # of which argument?
 
 
-@pytest.mark.parametrize(("name", "key"), [(n, k) for n, keys in FIXED.items() for k in keys])
+@pytest.mark.parametrize(
+    ("name", "key"), [(n, k) for n, keys in FIXED.items() for k in sorted(keys)]
+)
 def test_what_an_attack_has_fixed_is_no_argument(parser, name, key):
     with pytest.raises(ArgumentError, match=f"'{key}' is not accepted"):
         parser.parse_args(["--data.attack", name, f"--data.attack.{key}", "all_to_one"])

@@ -51,7 +51,7 @@ def _ours(images: Tensor) -> list[Candidate]:
         return geometry.resized_crop(images, boxes, torch.rand(batch, generator=g) < 0.5)
 
     def simclr_in_one_order() -> Tensor:
-        factors, _ = colour.draw_jitter(batch, g)
+        factors, _ = colour.draw_factors(batch, g)
         gray = (torch.rand(batch, generator=g) < recipes.GRAY_RATE).float()
         result = _one_order(crop(), factors)
         return colour.blend_(result, 1 - gray, gray, torch.zeros(batch))
@@ -67,13 +67,13 @@ def _ours(images: Tensor) -> list[Candidate]:
             "jitter",
             "bdclean, order per image",
             batch,
-            lambda: colour.color_jitter_(work, *colour.draw_jitter(batch, g)),
+            lambda: colour.color_jitter_(work, *colour.draw_factors(batch, g)),
         ),
         (
             "jitter",
             "bdclean, one fixed order",
             batch,
-            lambda: _one_order(work, colour.draw_jitter(batch, g)[0]),
+            lambda: _one_order(work, colour.draw_factors(batch, g)[0]),
         ),
     ]
 

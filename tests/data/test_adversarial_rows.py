@@ -358,7 +358,7 @@ def test_a_surrogate_and_a_victim_from_the_command_line(tmp_path, monkeypatch, c
         quick = ["--model.width", "4", "--trainer.max_epochs", "1", "--run", run]
         return ["fit", *words, *quick, "--trainer.limit_train_batches", "2"]
 
-    quick = ["--model.pgd_steps", "1", "--test_after_fit", "false"]
+    quick = ["--model.pgd.steps", "1", "--test_after_fit", "false"]
     main([*fit("surrogate", "train/surrogate/adversarial"), *quick])
     record = json.loads(Path("surrogate/result.json").read_text())
     assert record["protocol"]["method"] == "adversarial_training"

@@ -40,7 +40,7 @@ def test_without_flips_all_else_is_drawn_the_same(images):
     g, upright = generator(), torch.zeros(64, dtype=torch.bool)
     boxes = geometry.draw_boxes(64, 32, 32, g)
     torch.rand(64, generator=g)
-    factors, order = colour.draw_jitter(64, g)
+    factors, order = colour.draw_factors(64, g)
     gray = (torch.rand(64, generator=g) < 0.2).float()
     expected = geometry.resized_crop(images, boxes, upright)
     expected = colour.color_jitter_(expected, factors, order)

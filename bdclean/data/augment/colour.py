@@ -11,7 +11,7 @@ TINY = 1e-12  # keeps 0 / 0 out of the hue of gray pixels
 LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights of R, G, B
 
 
-def draw_jitter(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw_factors(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draws a colour jitter per image.
 
     Args:
@@ -43,7 +43,7 @@ def color_jitter_(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
 
     Args:
         images: (B, 3, H, W), in [0, 1]. Overwritten.
-        factors: (B, 4), as from `draw_jitter`.
+        factors: (B, 4), as from `draw_factors`.
         order: (B, 4), likewise.
 
     Returns:

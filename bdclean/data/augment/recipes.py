@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bdclean.data.augment.blur import random_blur
-from bdclean.data.augment.colour import blend_, color_jitter_, draw_jitter
+from bdclean.data.augment.colour import blend_, color_jitter_, draw_factors
 from bdclean.data.augment.geometry import LINEAR, PADDING, draw_boxes, pad_crop, resized_crop
 from bdclean.data.augment.physical import physical
 from bdclean.errors import ConfigError, DataError
@@ -68,7 +68,7 @@ def simclr(images: Tensor, generator: torch.Generator, flip_rate: float) -> Tens
     batch, _, height, width = images.shape
     boxes = draw_boxes(batch, height, width, generator)
     mirror = _chance(batch, flip_rate, generator)
-    factors, order = draw_jitter(batch, generator)
+    factors, order = draw_factors(batch, generator)
     gray = _chance(batch, GRAY_RATE, generator).float()
     images = color_jitter_(resized_crop(images, boxes, mirror), factors, order)
     return blend_(images, keep=1 - gray, gray=gray, mean=torch.zeros_like(gray))

@@ -148,7 +148,7 @@ def test_hue_of_all_8_bit_corner_colours_stays_close() -> None:
 def test_jitter_equals_torchvision_in_all_24_orders() -> None:
     order = torch.tensor(list(itertools.permutations(range(4))))
     images = _images(24)
-    factors, _ = colour.draw_jitter(24, _generator(5))
+    factors, _ = colour.draw_factors(24, _generator(5))
     factors[0] = torch.tensor([1.4, 0.6, 1.4, 0.1])
     result = colour.color_jitter_(images.clone(), factors, order)
     for row in range(24):
@@ -169,7 +169,7 @@ def test_simclr_composes_the_operations_in_torchvisions_order() -> None:
     g = _generator(9)
     boxes = geometry.draw_boxes(32, 32, 32, g)
     mirror = torch.rand(32, generator=g) < 0.5
-    factors, order = colour.draw_jitter(32, g)
+    factors, order = colour.draw_factors(32, g)
     gray = torch.rand(32, generator=g) < 0.2
     assert gray.any()
     assert not gray.all()
@@ -217,7 +217,7 @@ def test_images_of_a_batch_get_parameters_of_their_own(name: str) -> None:
 
 
 def test_the_jitter_order_is_a_uniform_permutation_per_image() -> None:
-    _, order = colour.draw_jitter(24_000, _generator())
+    _, order = colour.draw_factors(24_000, _generator())
     _, counts = torch.unique(order, dim=0, return_counts=True)
     assert len(counts) == 24
     assert counts.min() > 1000 - 5 * math.sqrt(1000)
@@ -225,7 +225,7 @@ def test_the_jitter_order_is_a_uniform_permutation_per_image() -> None:
 
 
 def test_jitter_rate_and_ranges() -> None:
-    factors, _ = colour.draw_jitter(20_000, _generator())
+    factors, _ = colour.draw_factors(20_000, _generator())
     neutral = (factors == torch.tensor([1.0, 1.0, 1.0, 0.0])).all(1)
     assert neutral.float().mean().item() == pytest.approx(0.2, abs=0.015)
     used = factors[~neutral]
