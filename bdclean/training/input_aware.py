@@ -211,6 +211,11 @@ class InputAwareTraining(StagedModule):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.lr * self.gamma**passed
 
+    def on_validation_model_zero_grad(self) -> None:
+        """Clears all gradients, as Lightning does when an epoch ends, unless G's are kept."""
+        if not self.reproduce_grad_accum:
+            super().on_validation_model_zero_grad()
+
     def kept(self) -> dict[str, Any]:
         """Adds gradients that the next step goes on with."""
         if not self.reproduce_grad_accum:
