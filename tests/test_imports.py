@@ -115,9 +115,7 @@ def test_the_loops_of_lightning_are_touched_in_one_file():
         for path in files()
         if any(name in path.read_text() for name in LOOPS)
     }
-    # the callback of exact resume tells a loader where it stopped
-    assert found <= {"modules/trainer.py", "callbacks/resume.py"}
-    assert "modules/trainer.py" in found
+    assert found == {"modules/trainer.py"}
 
 
 def test_the_reader_of_imports_sees_every_form():
