@@ -168,7 +168,7 @@ def test_a_method_that_works_on_batch_norm_refuses_a_network_without(
 
     kinds = {"resnet18": None, "timm:vit_tiny_patch16_224": "no batch norm layers"}
     for arch, refusal in kinds.items():
-        info = ModelInfo(arch, 4, 8 if refusal is None else 224, (0.5,) * 3, (0.2,) * 3, 4)
+        info = ModelInfo(arch, 4, 8 if refusal is None else 224, (0.5,) * 3, (0.2,) * 3)
         path = str(tmp_path / "suspect.safetensors")
         save_model(build(info), path)
         module = OnNorms(replace(facts["facts"], input_size=info.input_size), path)
