@@ -24,7 +24,7 @@ def stored(files=(), classes=()):
 
 
 def made(attack=BadNets(target=1, rate=0.25), splits=SPLITS, **facts):  # noqa: B008
-    trigger = None if attack is None else attack.make_trigger(SIZE)
+    trigger = None if attack is None else attack.make_trigger((SIZE, SIZE))
     return PoisonedSet.draw(stored(**facts), K, splits, attack, trigger)
 
 
