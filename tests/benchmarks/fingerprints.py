@@ -132,7 +132,7 @@ probe_of_backbone       fit {ATTACK} -c measure/linear_probe --model.probe.recip
 knn                     test {ATTACK} -c measure/knn {VICTIM} --model.k 20
 input_aware             fit {LEARNED}
 input_aware_accumulated fit {LEARNED} --model.reproduce_grad_accum true \
-                            --model.recipe.milestones [0]
+                            --model.recipe.lr 0.001 --model.recipe.schedule constant
 input_aware_frozen      fit -c attack/input_aware/official -c train/supervised/fast {FEW} \
                             --trainer.max_epochs 1 \
                             --data.attack.trigger @input_aware/trigger.safetensors
@@ -204,8 +204,6 @@ def full(words: str) -> list[str]:
 RUNS = {line.split()[0]: full(line.split(maxsplit=1)[1]) for line in TABLE.strip().splitlines()}
 
 # Runs that are stopped again and again, and gone on with each time: after which batches.
-# `input_aware_accumulated` may differ: Lightning clears the gradients that it keeps whenever an
-# epoch ends, also where it is stopped.
 STOPPED = {
     "supervised_onecycle": (3, 11),
     "adversarial": (2, 7),
