@@ -189,7 +189,7 @@ WRONG = {
     "no attack": (DIGITS, "attack is null"),
     "a file without attack": (
         [*DIGITS, "--attacks", str(CONFIGS / "attack/none.yaml")],
-        "none: data.init_args.attack is null",
+        "none: --data.attack is null",
     ),
     "two places for attacks": ([*DIGITS, "-c", BADNETS, "--attacks", SIG], "has the attack"),
     "a missing file": ([*DIGITS, "--attacks", BADNETS, "missing.yaml"], "missing.yaml"),
