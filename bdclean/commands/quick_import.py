@@ -6,6 +6,7 @@ command uses either of them that way, and together they take a quarter of the ti
 reads its first option.
 """
 
+import gc
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,19 +36,23 @@ class _NoPlots(DistributionFinder):
 
 @contextmanager
 def _without_extras() -> Iterator[None]:
-    finder, stand_in = _NoPlots(), ModuleType(_SIGNAL)
+    finder, stand_in, collecting = _NoPlots(), ModuleType(_SIGNAL), gc.isenabled()
     vars(stand_in)["hamming"] = None  # the name that torchmetrics looks for
     sys.meta_path.insert(0, finder)
     sys.modules[_SIGNAL] = stand_in
+    gc.disable()  # nearly all that an import makes stays; looking through it takes half a second
     try:
         yield
     finally:
         sys.meta_path.remove(finder)
         del sys.modules[_SIGNAL]  # the next import gets the real one
+        gc.freeze()  # nor does a later collection, or the one at exit, look through it
+        if collecting:
+            gc.enable()
 
 
 def import_lightning() -> None:
-    """Imports Lightning, as any import does where its parts are imported already."""
+    """Imports Lightning; does nothing where parts of it are imported already."""
     if {"torchmetrics", _PLOTS, _SIGNAL} & set(sys.modules):
         return
     with _without_extras():
