@@ -23,3 +23,13 @@ class FileError(BdcleanError):
 
 class AttackError(ConfigError):
     """An attack's setting does not fit the data set or the image size."""
+
+
+def behind(error: BaseException | None, *kinds: type[BaseException]) -> BaseException | None:
+    """The first error of some kinds that caused `error`, which may be `error` itself.
+
+    Libraries wrap what a class raises in errors of their own.
+    """
+    while error is not None and not isinstance(error, kinds):
+        error = error.__cause__ or error.__context__
+    return error

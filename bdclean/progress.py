@@ -7,7 +7,8 @@ from collections.abc import Iterable
 FIRST_LINE = 10.0
 """Seconds until the first line, where there is no terminal."""
 BETWEEN_LINES = 30.0
-"""Seconds between two lines after that."""
+"""Seconds between two lines after that, at least. The longer the work, the more."""
+_SHARE, _MOST = 0.02, 600.0  # of the time so far, and in seconds
 
 _UNITS = ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
 
@@ -33,7 +34,7 @@ class Pace:
         now = time.perf_counter()
         if now < self._next:
             return False
-        self._next = now + BETWEEN_LINES
+        self._next = now + min(_MOST, max(BETWEEN_LINES, _SHARE * (now - self.start)))
         return True
 
 

@@ -110,6 +110,11 @@ class RunFolder:
         kept = [*self.path.glob("*.ckpt"), *self.checkpoints.glob("*.ckpt")]
         return max(kept, key=lambda path: path.stat().st_mtime, default=None)
 
+    @property
+    def is_requeued(self) -> bool:
+        """Whether Lightning has kept a checkpoint from which it resumes a job of a cluster."""
+        return any(self.path.glob("hpc_ckpt_*.ckpt"))
+
     def configs(self) -> list[Path]:
         """The config, and those under which the run was resumed; in order."""
         return [file for file in (self.config, *_numbered(self.config)) if file.is_file()]

@@ -1,6 +1,7 @@
 """The command line as a user meets it, in one process on the digits."""
 
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 import bdclean
 from bdclean.backbones import load_model
 from bdclean.cli import main
+from bdclean.commands import COMMANDS, lightning
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -25,13 +27,17 @@ def stack(*names):
 BASE = stack("trainer/cpu", "data/digits", "attack/badnets/cbd")
 QUICK = {
     "train/supervised/fast": ["--model.width", "4", "--trainer.max_epochs", "1"],
-    "measure/linear_probe": ["--model.probe", "lbfgs"],
-    "purify/cbd": ["--model.epochs", "1", "--model.pgd_steps", "2", "--model.probe", "lbfgs"],
-    "purify/bcu": ["--model.epochs", "1"],
+    "measure/linear_probe": ["--model.probe.solver", "lbfgs"],
+    "purify/cbd": [
+        *("--model.recipe.epochs", "1", "--model.pgd.steps", "2"),
+        *("--model.probe.solver", "lbfgs"),
+    ],
+    "purify/bcu": ["--model.recipe.epochs", "1"],
     "sift/advrbd/fast": [
-        *("--model.width", "4", "--model.recipe.epochs", "1", "--model.rounds", "1"),
-        *("--model.pgd_steps", "1", "--model.num_masks", "1", "--model.finetune.epochs", "1"),
-        *("--model.ascent_steps", "8", "--model.enhance_steps", "4"),
+        *("--model.width", "4", "--model.recipe.epochs", "1", "--model.rounds.count", "1"),
+        *("--model.patch.pgd.steps", "1", "--model.patch.num_masks", "1"),
+        *("--model.finetune.epochs", "1", "--model.rounds.ascent_steps", "8"),
+        *("--model.enhance_steps", "4"),
     ],
     "sift/abl/fast": [
         *("--model.width", "4", "--model.isolation.epochs", "1"),
@@ -43,7 +49,7 @@ QUICK = {
     ],
     "sift/scan": [
         *("--model.width", "4", "--model.recipe.epochs", "1", "--model.components", "8"),
-        *("--model.threshold", "0.5", "--model.unlearn_epochs", "1"),
+        *("--model.threshold", "0.5", "--model.unlearn.epochs", "1"),
     ],
 }
 # They start without a weights file.
@@ -71,6 +77,47 @@ def victim(tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "victim"
     fit(run, "train/supervised/fast")
     return run
+
+
+HEAVY = ("torch", "lightning", "matplotlib", "jsonargparse")
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
+def test_one_help_lists_every_command(capsys, words):
+    main(words)
+    shown = capsys.readouterr().out
+    for name, command in COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(command.does)}$", shown, re.MULTILINE)
+
+
+def test_every_command_of_the_table_is_there():
+    assert all(callable(command.load()) for command in COMMANDS.values())
+
+
+@pytest.mark.parametrize(
+    ("words", "status"), [("['--help']", 0), ("['--version']", 0), ("['fit', '-c', 'no']", 2)]
+)
+def test_what_needs_no_model_imports_nothing_heavy(run_python, words, status):
+    text = (
+        f"import sys\nfrom bdclean.cli import main\ntry:\n    main({words})\n    status = 0\n"
+        f"except SystemExit as stop:\n    status = stop.code\n"
+        f"print('loaded', status, [m for m in {HEAVY} if m in sys.modules])"
+    )
+    assert run_python("-c", text).splitlines()[-1] == f"loaded {status} []"
+
+
+def test_a_refused_fit_imports_what_it_needs(run_python):
+    """Each of these takes a part of a second or more, for nothing."""
+    text = (
+        "import sys\nfrom bdclean.cli import main\n"
+        "try:\n    main(['fit', '--model', 'CBD', '--model.epsilom', '3'])\n"
+        "except SystemExit as stop:\n    assert stop.code == 2\n"
+        "heavy = ('matplotlib', 'sklearn', 'timm', 'lightly', 'scipy.signal', 'scipy.stats')\n"
+        "print([m for m in heavy if m in sys.modules])\n"
+        "import matplotlib.pyplot, scipy.signal\n"
+        "print(scipy.signal.windows.hamming(2).shape)"
+    )
+    assert run_python("-c", text).splitlines() == ["[]", "(2,)"]
 
 
 def test_version(capsys):
@@ -104,7 +151,7 @@ def test_a_run_folder_is_complete(victim):
 
 @pytest.mark.parametrize(("instructions", "told"), [(True, False), (False, True)])
 def test_slow_bfloat16_is_told(tmp_path, monkeypatch, caplog, instructions, told):
-    monkeypatch.setattr("bdclean.cli.cpu_has_bfloat16", lambda: instructions)
+    monkeypatch.setattr("bdclean.commands.lightning.cpu_has_bfloat16", lambda: instructions)
     quick = ["--model.width", "4", "--trainer.fast_dev_run", "true", "--test_after_fit", "false"]
     with caplog.at_level("INFO"):
         main(["fit", *BASE, *stack("train/supervised/fast"), "--run", str(tmp_path), *quick])
@@ -147,7 +194,7 @@ def test_validate_reads_held_out_training_images(tmp_path, victim):
 def test_the_links_reach_the_model(victim):
     """A misspelt link would be ignored in silence; these facts have no default."""
     config = yaml.safe_load((victim / "config.yaml").read_text())
-    assert "num_classes" not in config["model"]["init_args"]
+    assert "facts" not in config["model"]["init_args"]
     model = load_model(victim / "model.safetensors")
     assert (model.info.num_classes, model.info.input_size) == (10, 32)
     assert model.info.mean == pytest.approx((0.305, 0.305, 0.305))
@@ -157,8 +204,8 @@ def test_the_checkpoint_does_not_override_the_command_line(tmp_path, victim):
     """Lightning would let hyper-parameters of the checkpoint win over the words given here."""
     checkpoint = str(victim / "checkpoints" / "last.ckpt")
     config = str(victim / "config.yaml")
-    with pytest.raises(RuntimeError, match="size mismatch"):
-        main(["test", "-c", config, "--ckpt_path", checkpoint, "--model.width", "8"])
+    words = ["-c", config, "--ckpt_path", checkpoint, "--model.batch_size", "7"]
+    assert lightning.run("test", words).model.hparams["batch_size"] == 7
 
 
 def test_another_config_does_not_overwrite_a_run(victim, capsys):

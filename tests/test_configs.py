@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from lightning.pytorch import LightningDataModule, LightningModule
 
-from bdclean.callbacks import SaveRunConfig
-from bdclean.cli import LINKED, BdcleanCLI
+from bdclean.commands.lightning import LINKED, BdcleanCLI
+from bdclean.commands.rooms import import_rooms
+from bdclean.errors import ConfigError
 from bdclean.shipped import with_paths
 
 ROOT = Path(__file__).parents[1]
@@ -57,19 +57,11 @@ def parse_words(words):
         def before_instantiate_classes(self):
             raise ParsingDoneError
 
+    import_rooms()
     try:
         with pytest.raises(ParsingDoneError):
-            OnlyParse(
-                LightningModule,
-                LightningDataModule,
-                subclass_mode_model=True,
-                subclass_mode_data=True,
-                seed_everything_default=0,
-                auto_configure_optimizers=False,
-                save_config_callback=SaveRunConfig,
-                args=words,
-            )
-    except SystemExit as error:  # a parse error, already printed
+            OnlyParse(words[0], words[1:])
+    except ConfigError as error:
         pytest.fail(f"{words} does not parse: {error}")
 
 

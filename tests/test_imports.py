@@ -37,9 +37,8 @@ ALLOWED = {
     "runs": GROUND | {"data"},
     "callbacks": METHODS | {"figures", "runs"},
     "reporting": GROUND | {"figures", "runs"},
-    "experiments": RUNS | OUTSIDE | {"commands"},
     "commands": RUNS | OUTSIDE,
-    "cli": RUNS | OUTSIDE | {"commands", "experiments"},
+    "cli": {"errors", "commands"},
     "__main__": {"cli"},
 }
 EXCEPTIONS = {
@@ -115,7 +114,9 @@ def test_the_loops_of_lightning_are_touched_in_one_file():
         for path in files()
         if any(name in path.read_text() for name in LOOPS)
     }
-    assert found == {"modules/trainer.py"}
+    # the callback of exact resume tells a loader where it stopped
+    assert found <= {"modules/trainer.py", "callbacks/resume.py"}
+    assert "modules/trainer.py" in found
 
 
 def test_the_reader_of_imports_sees_every_form():

@@ -10,7 +10,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([ROOT / "README.md", *DOCS.rglob("*.md")])
-NOT_API = {"commands", "configs", "experiments"}  # used from the command line alone
+NOT_API = {"commands", "configs"}  # used from the command line alone
 GROUND = {"errors", "files", "progress", "runs", "types"}
 
 

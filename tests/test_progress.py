@@ -1,6 +1,7 @@
 """Progress is a bar on a terminal and lines elsewhere."""
 
 import sys
+from itertools import pairwise
 
 import pytest
 
@@ -50,6 +51,11 @@ def test_the_first_line_comes_early_and_the_others_rarely(monkeypatch):
     assert due == [10, 40, 70]
     assert due[0] <= 30
     assert pace.seconds == 99
+    for now in range(100, 86_500, 10):
+        if pace.due():
+            due.append(now - 100)
+    assert len(due) < 300  # lines of a day
+    assert max(b - a for a, b in pairwise(due)) <= 610
 
 
 @pytest.mark.parametrize(

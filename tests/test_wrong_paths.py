@@ -143,12 +143,12 @@ def test_a_product_without_a_head_needs_no_test_images(capsys):
     data = ["--data", "bdclean.data.ImageFolder", "--data.input_size", "16"]
     data += ["--data.num_classes", "2", "--data.defense_root", "set"]
     words = ["fit", *stack("trainer/cpu", "purify/cbd"), *data, "--run", "run"]
-    words += ["--model.weights", "suspect.safetensors", "--model.epochs", "1"]
-    words += ["--model.pgd_steps", "1", "--model.batch_size", "8"]
-    told = refused([*words, "--model.probe", "lbfgs"], capsys)
+    words += ["--model.weights", "suspect.safetensors", "--model.recipe.epochs", "1"]
+    words += ["--model.pgd.steps", "1", "--model.recipe.batch_size", "8"]
+    told = refused([*words, "--model.probe.solver", "lbfgs"], capsys)
     assert "root=null: without it there are no train images" in told
-    assert "--model.probe none" in told
-    main([*words, "--model.probe", "none"])
+    assert "--model.probe null" in told
+    main([*words, "--model.probe", "null"])
     assert "no classifier head" in capsys.readouterr().out
 
 
@@ -213,3 +213,164 @@ def test_further_evaluation_sets_are_counted_after_every_epoch():
     lines = Path("run/metrics.csv").read_text().splitlines()
     place = lines[0].split(",").index("val/leak")
     assert len([line for line in lines[1:] if line.split(",")[place]]) == 2
+
+
+# ---------------------------------------------------------------------- words
+
+DIGITS = ["-c", "data/digits", "-c", "attack/badnets/cbd"]
+BASE = ["fit", "-c", "trainer/cpu", *DIGITS, "-c", "train/supervised/fast"]
+AUGMENTATIONS = "none, crop, weak, simclr, simclr_blur, imagenet, wanet or physical"
+WORDS = {
+    "a misspelt argument": (
+        [*BASE, "--model.widht", "4"],
+        "--model.widht: Supervised has no such option. Did you mean --model.width?",
+    ),
+    "one of an attack": (
+        [*BASE, "--data.attack.rat", "0.1"],
+        "--data.attack.rat: BadNets has no such option. Did you mean --data.attack.rate?",
+    ),
+    "one of a group": (
+        [*BASE, "--data.splits.defence", "10"],
+        "--data.splits.defence: Digits has no such option. Did you mean --data.splits.defense?",
+    ),
+    "one of a class below the method": (
+        [*BASE, "--model.optimizer.init_args.lrr", "0.1"],
+        "--model.optimizer.lrr: SGD has no such option. Did you mean --model.optimizer.lr?",
+    ),
+    "one of the Trainer, which is not completed": (
+        [*BASE, "--trainer.max_epoch", "4"],
+        "--trainer.max_epoch: there is no such option. Did you mean --trainer.max_epochs?",
+    ),
+    "a misspelt section": (
+        [*BASE, "--trainr.max_epochs", "4"],
+        "--trainr.max_epochs: there is no such option. Did you mean --trainer.max_epochs?",
+    ),
+    "a word where a number belongs": (
+        [*BASE, "--model.width", "four"],
+        "--model.width=four: it must be a whole number or null.",
+    ),
+    "the same of an attack": (
+        [*BASE, "--data.attack.rate=much"],
+        "--data.attack.rate=much: it must be a number.",
+    ),
+    "the same of a class below the method": (
+        [*BASE, "--model.optimizer.lr", "fast"],
+        "--model.optimizer.lr=fast: it must be a number.",
+    ),
+    "one of a group of the method": (
+        ["fit", "-c", "trainer/cpu", *DIGITS, "-c", "purify/cbd", "--model.recipe.lrr", "1"],
+        "--model.recipe.lrr: CBD has no such option. Did you mean --model.recipe.lr?",
+    ),
+    "a value for a group": (
+        ["fit", "-c", "trainer/cpu", *DIGITS, "-c", "sift/advrbd", "--model.rounds", "1"],
+        "--model.rounds: set its options one by one, as --model.rounds.NAME VALUE.",
+    ),
+    "a word for a group that may be left out": (
+        ["fit", "-c", "trainer/cpu", *DIGITS, "-c", "purify/cbd", "--model.probe", "none"],
+        "--model.probe=none: it must be null, or set as --model.probe.NAME VALUE.",
+    ),
+    "no answer": (
+        [*BASE, "--test_after_fit", "maybe"],
+        "--test_after_fit=maybe: it must be true or false.",
+    ),
+    "none of the choices": (
+        [*BASE, "--model.augmentation", "wek"],
+        f"--model.augmentation=wek: it must be {AUGMENTATIONS}.",
+    ),
+    "an unknown class": (
+        [*BASE, "--data.attack", "BadNet"],
+        "--data.attack=BadNet: there is no such class. Did you mean BadNets?",
+    ),
+    "an unknown class of ours": (
+        [*BASE, "--model", "bdclean.purification.CBDD"],
+        "--model=bdclean.purification.CBDD: there is no such class. Did you mean CBD?",
+    ),
+    "an unknown callback": (
+        [*BASE, "--trainer.callbacks", "NoSuch"],
+        "--trainer.callbacks=NoSuch: there is no such class.",
+    ),
+    "an argument before its class": (
+        [*BASE, "--trainer.logger.save_dir", "x"],
+        "--trainer.logger.save_dir: name the class first, with --trainer.logger CLASS.",
+    ),
+    "an argument without a class": (
+        ["fit", "-c", "trainer/cpu", "--model.width", "4"],
+        "--model.width: name the class first, with --model CLASS or a config of it.",
+    ),
+    "no method": (
+        ["fit", "-c", "trainer/cpu", *DIGITS],
+        "--model is missing: give a method with -c (`bdclean config ls`), or a class as --model "
+        "CLASS.",
+    ),
+    "no data": (
+        ["fit", "-c", "trainer/cpu", "-c", "train/supervised/fast"],
+        "--data is missing: give a data set with -c (`bdclean config ls data`), or a class as "
+        "--data CLASS.",
+    ),
+    "no value": ([*BASE, "--run"], "--run: a value must follow it."),
+    "a word too many": ([*BASE, "album"], "album: it is one word too many."),
+    "a value out of range": (
+        [*BASE, "--model.width", "0"],
+        "--model.width=0: it must be at least 1.",
+    ),
+    "a command": (
+        ["predit"],
+        "predit is no command. Did you mean predict? The commands are fit, validate, test, "
+        "predict, demo, sift, attack, figure, methods, config; `bdclean --help` tells what each "
+        "does.",
+    ),
+    "a command of a command": (["attack", "preveiw"], "preveiw: it must be preview or export."),
+    "no command of a command": (["attack"], "SUBCOMMAND is missing: give preview or export."),
+    "an option of a command": (
+        ["attack", "preview", "-c", "data/digits", "--imags", "3"],
+        "--imags: there is no such option. Did you mean --images?",
+    ),
+    "a number of a command": (
+        ["figure", "tsne", "run", "--clean", "-3"],
+        "--clean=-3: it must be a whole number above 0.",
+    ),
+    "an option that is missing": (["attack", "export", "-c", "data/digits"], "--out is missing."),
+    "an option with a new name": (["demo", "--out", "x"], "--out: it is called --run now."),
+    "a misspelt config": (
+        ["fit", "-c", "purify/cdb"],
+        "-c purify/cdb: there is no such file and no config of that name. Did you mean "
+        "purify/cbd, purify/bcu or purify/cbd/ssl? `bdclean config ls` lists all names.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WORDS, ids=list(WORDS))
+def test_a_wrong_word_is_told_in_one_sentence(case, capsys):
+    words, message = WORDS[case]
+    assert refused(words, capsys) == f"bdclean: {message}"
+
+
+FILES = {
+    "a misspelt key": (
+        "model:\n  init_args:\n    widht: 4\n",
+        "--model.widht: Supervised has no such option. Did you mean --model.width?",
+    ),
+    "a misspelt key of the Trainer": (
+        "trainer:\n  max_epoch: 4\n",
+        "--trainer.max_epoch: there is no such option. Did you mean --trainer.max_epochs?",
+    ),
+    "no YAML": ("model:\n  - : {", "-c mine.yaml: it is no YAML (line 2: "),
+    "no keys": (
+        "just text\n",
+        "-c mine.yaml: it must hold keys and values, as `run: runs/mine`.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FILES, ids=list(FILES))
+def test_a_wrong_config_is_told_in_one_sentence(case, capsys):
+    text, message = FILES[case]
+    Path("mine.yaml").write_text(text)
+    assert refused([*BASE, "-c", "mine.yaml"], capsys).startswith(f"bdclean: {message}")
+
+
+def test_dashes_are_underscores_in_every_command(capsys):
+    words = ["--test-after-fit", "maybe"]
+    assert "--test_after_fit=maybe" in refused([*BASE, *words], capsys)
+    assert "--dry_run" in refused(["sift", "photos", "--dry-run", "--copy-clean", "x"], capsys)
+    assert "--pgd_steps=x" in refused(["figure", "tsne", "run", "--pgd-steps", "x"], capsys)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable
 
 import torch
-from lightly.utils.benchmarking import knn_predict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -95,6 +94,9 @@ class KNNHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Maps features (B, D) to (B, K): 1 for the class of the heaviest vote, else 0."""
+        # Here, because a refused command need not wait for it: it brings timm and more.
+        from lightly.utils.benchmarking import knn_predict
+
         with torch.autocast(features.device.type, enabled=False):
             ranking = knn_predict(
                 F.normalize(features.float(), dim=1),

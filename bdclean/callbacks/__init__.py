@@ -1,7 +1,7 @@
 """Callbacks: saved config, run record, suspects, exact resume, progress and prediction files."""
 
 from bdclean.callbacks.predictions import PredictionFiles
-from bdclean.callbacks.progress import ProgressLines
+from bdclean.callbacks.progress import ProgressLines, StageBar
 from bdclean.callbacks.read_test_set import ReadTestSet
 from bdclean.callbacks.resume import AtomicCheckpointIO, ExactResume
 from bdclean.callbacks.run_record import RunRecord
@@ -16,5 +16,6 @@ __all__ = [
     "ReadTestSet",
     "RunRecord",
     "SaveRunConfig",
+    "StageBar",
     "Suspects",
 ]

@@ -1,30 +1,90 @@
-"""Progress as plain lines, for logs and batch jobs."""
+"""How far a fit is: a bar on a terminal, plain lines in logs and batch jobs."""
 
+import math
 import sys
 import time
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+
+from bdclean.progress import Pace, duration, rate, time_left
+
+
+class FitClock:
+    """Where a fit is, and how long it still takes.
+
+    The stages of a method differ in speed, so all estimates are from the speed of the present one.
+
+    Attributes:
+        stage: The name of the present stage; "" where the module has none.
+    """
+
+    def __init__(self) -> None:
+        self.stage = ""
+        self._begin = self._since = time.perf_counter()
+        self._first: float | None = None  # where the stage began; epochs, as the next one
+        self._done = 0.0
+        self._images = 0
+
+    def start(self) -> None:
+        """Begins a fit."""
+        self._begin, self._first = time.perf_counter(), None
+
+    def before_batch(self, trainer: Trainer, module: LightningModule, batch_idx: int) -> None:
+        """Looks whether a stage begins with this batch."""
+        stage = getattr(module, "stage_name", None) or ""
+        if self._first is None or stage != self.stage:
+            self.stage = stage
+            self._since = time.perf_counter()
+            self._first = self._done = _epochs(trainer, batch_idx)
+            self._images = 0
+
+    def after_batch(self, trainer: Trainer, batch: Any, batch_idx: int) -> None:
+        """Counts the images of a batch."""
+        self._done = _epochs(trainer, batch_idx + 1)
+        if isinstance(batch, dict):
+            self._images += len(batch["index"]) * trainer.world_size
+
+    def speed(self) -> str:
+        """Images per second in the present stage."""
+        return rate(self._images, time.perf_counter() - self._since, "images")
+
+    def passed(self) -> str:
+        """Time since the fit began."""
+        return f"{duration(time.perf_counter() - self._begin)} passed"
+
+    def left(self, trainer: Trainer) -> str | None:
+        """Time until the end of the fit; None where its length is not known, or no batch done."""
+        total, first = trainer.max_epochs, self._first
+        if total is None or total < 0 or first is None or self._done <= first:
+            return None
+        return time_left(self._done - first, total - first, time.perf_counter() - self._since)
 
 
 class ProgressLines(Callback):
-    """One line per training epoch: loss, or the losses of a method's present stage, and speed."""
+    """A line every half minute: where the fit is, its losses, its speed, and the time left.
+
+    The first line comes after ten seconds, within an epoch as well, and every stage of a method
+    has one line at least. Losses are those that the present stage has logged since the last line.
+    """
 
     def __init__(self) -> None:
-        self._start = self._epoch_start = 0.0
-        self._first_epoch = self._images = 0
+        self._clock, self._pace = FitClock(), Pace()
+        self._told: set[str] = set()  # stages
         self._seen: dict[str, float] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock."""
-        self._start = self._epoch_start = time.perf_counter()
-        self._images = 0
-        self._first_epoch = trainer.current_epoch
+        self._clock.start()
+        self._pace = Pace()
+        self._told = set()
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the epoch's clock."""
-        self._epoch_start = time.perf_counter()
-        self._images = 0
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Looks whether a stage begins."""
+        self._clock.before_batch(trainer, pl_module, batch_idx)
 
     def on_train_batch_end(
         self,
@@ -34,25 +94,33 @@ class ProgressLines(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Counts images."""
-        self._images += len(batch["index"]) if isinstance(batch, dict) else 0
+        """Prints a line within an epoch if one is due."""
+        self._clock.after_batch(trainer, batch, batch_idx)
+        total = trainer.num_training_batches
+        if trainer.is_global_zero and batch_idx + 1 < total and self._pace.due():
+            self._print(trainer, f", batch {batch_idx + 1:,}/{total:,}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prints the line."""
-        if not trainer.is_global_zero:
-            return
-        now = time.perf_counter()
-        rate = self._images * trainer.world_size / max(1e-9, now - self._epoch_start)
-        done = trainer.current_epoch + 1
-        total = trainer.max_epochs or done
-        left = (now - self._start) / (done - self._first_epoch) * max(0, total - done)
-        shown = "".join(f"{name} {value:.4f}  " for name, value in self._news(trainer).items())
-        line = f"epoch {done}/{total}  {shown}{rate:,.0f} images/s  "
-        line += f"{_clock(now - self._start)} passed, {_clock(left)} left"
-        print(line, file=sys.stderr, flush=True)
+        """Prints a line if one is due, at the first end of a stage's epoch, and at the last."""
+        last = trainer.current_epoch + 1 == trainer.max_epochs
+        new = self._clock.stage not in self._told
+        if trainer.is_global_zero and (self._pace.due() or new or last):
+            self._print(trainer, "")
+
+    def _print(self, trainer: Trainer, within: str) -> None:
+        clock = self._clock
+        self._told.add(clock.stage)
+        total = trainer.max_epochs
+        of = f"/{total}" if total is not None and total > 0 else ""
+        place = f"epoch {trainer.current_epoch + 1}{of}{within}"
+        losses = [f"{name} {value:.4f}" for name, value in self._news(trainer).items()]
+        left = clock.left(trainer)
+        times = f"{clock.passed()}, {left}" if left else clock.passed()
+        head = f"{clock.stage}: {place}" if clock.stage else place
+        print("  ".join([head, *losses, clock.speed(), times]), file=sys.stderr, flush=True)
 
     def _news(self, trainer: Trainer) -> dict[str, float]:
-        """Losses of this epoch; a stage of a method may log other ones than the stage before."""
+        """Losses since the last line; a stage may log other ones than the stage before."""
         losses = {
             name.removeprefix("train/"): float(value)
             for name, value in trainer.callback_metrics.items()
@@ -63,6 +131,48 @@ class ProgressLines(Callback):
         return {"loss": news["loss"]} if "loss" in news else news
 
 
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"
+class StageBar(RichProgressBar):
+    """Lightning's bar, which also names the stage of the method and the time left for the fit."""
+
+    def __init__(self) -> None:
+        super().__init__(console_kwargs={"stderr": True})
+        self._clock = FitClock()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock."""
+        self._clock.start()
+        super().on_train_start(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Looks whether a stage begins."""
+        self._clock.before_batch(trainer, pl_module, batch_idx)
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Counts the images."""
+        self._clock.after_batch(trainer, batch, batch_idx)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def get_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """What stands behind the bar: the stage, the losses, and the time left for the fit."""
+        stage, left = self._clock.stage, self._clock.left(trainer)
+        shown = super().get_metrics(trainer, pl_module)
+        named = {"stage": stage} if stage else {}
+        return named | shown | ({"fit": left} if left else {})
+
+
+def _epochs(trainer: Trainer, batches: int) -> float:
+    """Epochs done, parts of them included."""
+    total = trainer.num_training_batches
+    return trainer.current_epoch + (batches / total if math.isfinite(total) and total else 0.0)

@@ -17,7 +17,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from bdclean.errors import ConfigError
 from bdclean.files import replacing
 from bdclean.functional.seeds import derive_seed, global_seed
-from bdclean.modules.trainer import batches_done
 from bdclean.types import ResumableLoader
 
 
@@ -33,7 +32,8 @@ class ExactResume(Callback):
         """
         loader = trainer.train_dataloader
         if isinstance(loader, ResumableLoader):
-            loader.start_at(batches_done(trainer) % len(loader))
+            ready = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+            loader.start_at(ready % len(loader))
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

@@ -2,23 +2,26 @@
 
 from pathlib import Path
 
+import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from bdclean.errors import ConfigError
 from bdclean.modules.trainer import is_trial
-from bdclean.runs import RunFolder
+from bdclean.runs import RunFolder, canonical
 
 
 class SaveRunConfig(SaveConfigCallback):
     """Writes `config.yaml` into the run folder when a fit starts, after all `setup` hooks.
 
-    An equal file is left alone, so that a requeued job passes. A different one is refused,
-    unless the run is being resumed: then the new config is written beside it, numbered.
+    A run that goes on finds its own file and leaves it alone; where its config has changed, the
+    new one is written beside it, numbered. A fit from the start finds no other run, and no
+    checkpoint of its own: it would train over them. What Lightning itself resumes, a requeued
+    job, is no fit from the start.
 
     Attributes:
-        may_change: Whether a resumed run may go on with another config.
-        way_out: What a refusal tells the user to do.
+        may_change: Whether a run may go on with another config.
+        way_out: What the refusal of another run's folder tells the user to do.
     """
 
     may_change = True
@@ -27,10 +30,10 @@ class SaveRunConfig(SaveConfigCallback):
     )
 
     def require_own(self, folder: Path) -> None:
-        """Refuses the folder of another run, before anything in it is touched.
+        """Refuses a folder in which there is something to lose, before anything is touched.
 
         Raises:
-            ConfigError: If `folder` belongs to a run with another config.
+            ConfigError: If `folder` belongs to a run with another config, or holds this run.
         """
         refusal = self._refusal(RunFolder(folder))
         if refusal:
@@ -43,7 +46,7 @@ class SaveRunConfig(SaveConfigCallback):
         """Saves on the first process; every process learns of a refusal.
 
         Raises:
-            ConfigError: If the run folder belongs to a run with another config.
+            ConfigError: As `require_own`.
         """
         if self.already_saved or is_trial(trainer):
             return
@@ -61,10 +64,34 @@ class SaveRunConfig(SaveConfigCallback):
         return refusal
 
     def _refusal(self, run: RunFolder) -> str | None:
-        resuming = self.config.get("ckpt_path") is not None
-        if run.belongs_to_another(self._text()) and not (resuming and self.may_change):
-            return f"{run.config} belongs to a run with another config. {self.way_out}"
+        another = run.belongs_to_another(self._text())
+        if self.config.get("ckpt_path") is not None:
+            return self._of_another(run) if another and not self.may_change else None
+        if not run.config.is_file():
+            return None
+        if another and not self._is_same(run):
+            return self._of_another(run)
+        if run.is_finished:
+            return (
+                f"{run.path} holds this run, and it has ended. Choose another folder with --run, "
+                "or delete that one."
+            )
+        if run.newest_checkpoint() is not None and not run.is_requeued:
+            return (
+                f"{run.path} holds this run, unfinished. Add --ckpt_path last to go on with it, "
+                "or choose another folder with --run."
+            )
         return None
+
+    def _of_another(self, run: RunFolder) -> str:
+        return f"{run.config} belongs to a run with another config. {self.way_out}"
+
+    def _is_same(self, run: RunFolder) -> bool:
+        """Whether the configs differ in nothing but where and on what they run."""
+        try:
+            return canonical(run.read_config()) == canonical(yaml.safe_load(self._text()))
+        except OSError:  # a weights file that one of them names is gone
+            return False
 
     def _text(self) -> str:
         config = self.config.clone()

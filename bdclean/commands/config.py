@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
 from bdclean import shipped
+from bdclean.commands.parsing import Parser
 from bdclean.errors import ConfigError
 
 
@@ -28,19 +27,19 @@ def run_config(words: Sequence[str]) -> None:
         print(f"Written to {copy(chosen.name, Path(chosen.dest))}.")
 
 
-def make_parser() -> ArgumentParser:
+def make_parser() -> Parser:
     """The parser of the three commands."""
-    parser = ArgumentParser(
+    parser = Parser(
         prog="bdclean config", description="The configs that `-c NAME` finds in every command."
     )
     commands = parser.add_subcommands()
-    ls = ArgumentParser(description="Names, and what each config is. Example: bdclean config ls")
+    ls = Parser(description="Names, and what each config is. Example: bdclean config ls")
     ls.add_argument("kind", nargs="?", type=str, default="", help="Only these: attack, purify ...")
     commands.add_subcommand("ls", ls, help="Lists the names.")
-    cat = ArgumentParser(description="Example: bdclean config cat purify/cbd")
+    cat = Parser(description="Example: bdclean config cat purify/cbd")
     cat.add_argument("name", type=str, help="A name that `bdclean config ls` lists.")
     commands.add_subcommand("cat", cat, help="Prints a config.")
-    cp = ArgumentParser(description="Example: bdclean config cp purify/cbd mine.yaml")
+    cp = Parser(description="Example: bdclean config cp purify/cbd mine.yaml")
     cp.add_argument("name", type=str, help="A name that `bdclean config ls` lists.")
     cp.add_argument("dest", type=str, help="A new file, or the folder to put it into.")
     commands.add_subcommand("cp", cp, help="Copies a config, to change it.")

@@ -1,7 +1,6 @@
 """The handwritten digits that come inside scikit-learn: real images without a download."""
 
 import torch
-from sklearn.datasets import load_digits
 from torch.nn.functional import interpolate
 
 from bdclean.data.datamodule import ImageDataModule
@@ -34,6 +33,8 @@ class Digits(ImageDataModule):
 
 
 def _read(part: slice) -> ImageSet:
+    from sklearn.datasets import load_digits  # half a second that other data sets do not need
+
     grey, labels = load_digits(return_X_y=True)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(_SPLIT_SEED))
     rows = order[part]

@@ -133,7 +133,8 @@ def set_max_epochs(trainer: Trainer, epochs: int) -> None:
 
 def ended_early(trainer: Trainer) -> bool:
     """Whether the epoch that ends here lacks batches: max_steps, max_time ... have ended it."""
-    return 0 < batches_done(trainer) < trainer.num_training_batches
+    done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    return 0 < done < trainer.num_training_batches
 
 
 def whole_epochs(trainer: Trainer) -> int:
@@ -150,11 +151,6 @@ def reopen_epoch(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     if ended_early(trainer) and epochs["current"]["processed"] == epochs["current"]["ready"]:
         for progress in epochs.values():
             progress["processed"] = progress["completed"] = progress["ready"] - 1
-
-
-def batches_done(trainer: Trainer) -> int:
-    """Batches of the present epoch that have begun, also in the run that is resumed."""
-    return trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
 
 def close_epoch(trainer: Trainer) -> None:

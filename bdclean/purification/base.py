@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from bdclean.backbones import SplitModel
-from bdclean.backbones.batchnorm import batch_norms
 from bdclean.backbones.head import ProbeHead
 from bdclean.backbones.source import WeightsSource
 from bdclean.backbones.split import Stem
@@ -84,11 +83,6 @@ class Purifier(StagedModule, ABC):
                 f"weights={self.source.weights}: the model has no classifier head, so "
                 f"{type(self).__name__} has no outputs to work with. Use CBD, which works on "
                 "features."
-            )
-        if self.needs.batch_norm and not batch_norms(suspect):
-            raise ConfigError(
-                f"weights={self.source.weights}: the network has no batch norm layers, and "
-                f"{type(self).__name__} works on them. Take another method, such as CBD."
             )
         teacher = suspect.copy() if self.needs_teacher else None
         self.install(model=self.make_student(suspect).train(), teacher=teacher)

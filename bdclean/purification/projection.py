@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
-from lightly.models.modules.heads import ProjectionHead
 from torch import Tensor, nn
 
 from bdclean.backbones.batchnorm import momentum_of
@@ -94,5 +93,8 @@ def _make(num_features: int, output_dim: int | None) -> nn.Module:
         return nn.Identity()
     norm = nn.BatchNorm1d(num_features)
     blocks = [(num_features, num_features, norm, nn.ReLU(), True)]
+    # Here, because a refused command need not wait for it: it brings timm and more.
+    from lightly.models.modules.heads import ProjectionHead
+
     head: nn.Module = ProjectionHead([*blocks, (num_features, output_dim, None, None)])
     return head

@@ -13,9 +13,6 @@ module with an attack that relabels nothing (`attack/badnets/cbd_ssl` and the li
 from typing import Any
 
 import torch
-from lightly.loss import NTXentLoss
-from lightly.models.modules.heads import SimCLRProjectionHead
-from lightly.utils.scheduler import CosineWarmupScheduler
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
@@ -101,6 +98,10 @@ class SimCLR(Training):
             raise ConfigError(f"batch_size={batch_size}: negatives need at least 2 images.")
         self.install(model=start_from(facts, None, arch, width, stem, weights))
         features = self.model.num_features
+        # Here, because a refused command need not wait for it: it brings timm and more.
+        from lightly.loss import NTXentLoss
+        from lightly.models.modules.heads import SimCLRProjectionHead
+
         self.projection = SimCLRProjectionHead(features, hidden_dim or features, output_dim)
         self.loss = NTXentLoss(temperature, gather_distributed=True)
         self.view = View("train", augmentation, views=2, batch_size=batch_size, drop_last=True)
@@ -132,6 +133,8 @@ class SimCLR(Training):
         optimizer = user_optimizer(self.optimizer, groups)
         steps = total_steps(self.trainer)
         warmup = min(steps, round(self.warmup_epochs * steps_per_epoch(self.trainer, self.view)))
+        from lightly.utils.scheduler import CosineWarmupScheduler
+
         scheduler = CosineWarmupScheduler(optimizer, warmup, steps)
         return {
             "optimizer": optimizer,

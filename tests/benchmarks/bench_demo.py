@@ -15,8 +15,8 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from bdclean.experiments.demo import Demo
-from bdclean.experiments.stages import DemoSettings
+from bdclean.commands.demo import Demo
+from bdclean.commands.demo_stages import DemoSettings
 
 
 def main() -> None:

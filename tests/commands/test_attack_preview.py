@@ -186,10 +186,10 @@ def test_the_command_draws_one_row_per_file(tmp_path, capsys):
 
 BADNETS, SIG = (str(CONFIGS / f"attack/{name}/cbd.yaml") for name in ("badnets", "sig"))
 WRONG = {
-    "no attack": (DIGITS, "attack is null"),
+    "no attack": (DIGITS, "attack=null"),
     "a file without attack": (
         [*DIGITS, "--attacks", str(CONFIGS / "attack/none.yaml")],
-        "none: data.init_args.attack is null",
+        "none: --data.attack=null",
     ),
     "two places for attacks": ([*DIGITS, "-c", BADNETS, "--attacks", SIG], "has the attack"),
     "a missing file": ([*DIGITS, "--attacks", BADNETS, "missing.yaml"], "missing.yaml"),

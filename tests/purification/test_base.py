@@ -1,11 +1,8 @@
 """What purifiers share: parts of the defender's images, and labels that the suspect gives them."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
-from bdclean.backbones import ModelInfo, build, save_model
 from bdclean.errors import ConfigError
 from bdclean.modules import Needs, Recipe, Stage
 from bdclean.purification import Purifier
@@ -158,22 +155,3 @@ def test_batches_carry_pseudo_labels_where_the_data_hides_its_own(
     assert sorted(index.tolist()) == list(range(24))
     assert torch.equal(label, module.pseudo_labels().labels[index])
     assert module.protocol()["labels"] == "pseudo"
-
-
-def test_a_method_that_works_on_batch_norm_refuses_a_network_without(
-    facts, make_data, make_trainer, tmp_path
-):
-    class OnNorms(Tuner):
-        needs = Needs(labels=("pseudo",), head=True, batch_norm=True)
-
-    kinds = {"resnet18": None, "timm:vit_tiny_patch16_224": "no batch norm layers"}
-    for arch, refusal in kinds.items():
-        info = ModelInfo(arch, 4, 8 if refusal is None else 224, (0.5,) * 3, (0.2,) * 3)
-        path = str(tmp_path / "suspect.safetensors")
-        save_model(build(info), path)
-        module = OnNorms(replace(facts["facts"], input_size=info.input_size), path)
-        if refusal is None:
-            module.make_networks()
-            continue
-        with pytest.raises(ConfigError, match=refusal):
-            module.make_networks()

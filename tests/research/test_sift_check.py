@@ -9,9 +9,9 @@ from sift_check import main, measure
 
 from bdclean.attacks import BadNets
 from bdclean.backbones import ModelInfo, build, save_model
+from bdclean.commands.attack_export import export
 from bdclean.data import Digits, Splits
 from bdclean.errors import DataError
-from bdclean.experiments.export import export
 
 RESULT = {"seed": 3, "identification": {"n": 0}, "cost": {"train_seconds": 9.0, "steps": 4}}
 

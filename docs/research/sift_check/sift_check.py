@@ -1,7 +1,7 @@
 """What a sift of an exported attack found, beside the truth that the export keeps.
 
     bdclean attack export ... --out EXPORTED
-    bdclean sift EXPORTED --out RUN
+    bdclean sift EXPORTED --run RUN
     python docs/research/sift_check/sift_check.py EXPORTED RUN --out record.json
 
 The record is RUN/result.json with `identification` compared with EXPORTED/rows.csv, and with ACC,

@@ -13,10 +13,10 @@ from PIL import Image
 
 from bdclean.attacks import BadNets, PhysicalBA, PoisonPlan, TaCT, Trigger, WaNet
 from bdclean.cli import main
+from bdclean.commands.attack_export import class_names, export
 from bdclean.data import Digits, ImageFolder, ImageSet, Splits
 from bdclean.data.sources import read_class_folder
 from bdclean.errors import AttackError, ConfigError
-from bdclean.experiments.export import class_names, export
 from bdclean.types import View
 
 CONFIGS = Path(__file__).parents[2] / "configs"

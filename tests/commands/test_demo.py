@@ -15,8 +15,8 @@ from rich.console import Console
 from bdclean.backbones import load_model
 from bdclean.backbones.head import cache_features
 from bdclean.cli import main
-from bdclean.experiments.demo import Demo
-from bdclean.experiments.stages import DemoSettings, make_data
+from bdclean.commands.demo import Demo
+from bdclean.commands.demo_stages import DemoSettings, make_data
 from bdclean.reporting import page as report
 from bdclean.weights import read
 
@@ -152,9 +152,10 @@ def test_the_page_records_the_settings(finished):
         (["--seed", "x"], "--seed"),
         (["--seed", "-1"], "--seed"),
         (["--seed", str(2**32)], "--seed"),
-        (["--out"], "--out"),
+        (["--run"], "--run"),
         (["--bogus", "1"], "--bogus"),
-        (["--out", "FILE"], "--out"),
+        (["--run", "FILE"], "--run"),
+        (["--out", "FILE"], "--out: it is called --run now."),
     ],
 )
 def test_wrong_use_ends_with_one_message(words, key, tmp_path, capsys):
@@ -178,7 +179,7 @@ def shown(rows, width):
 
 @pytest.mark.slow
 def test_the_real_demo(tmp_path, capsys):
-    main(["demo", "--out", str(tmp_path), "--seed", "0"])
+    main(["demo", "--run", str(tmp_path), "--seed", "0"])
     said = capsys.readouterr()
     rows = [report.Row(**row) for row in json.loads((tmp_path / "results.json").read_text())]
     assert shown(rows, 80) in said.out

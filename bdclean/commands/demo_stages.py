@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 
 from bdclean.attacks import BadNets
 from bdclean.backbones.split import Stem
@@ -21,7 +21,6 @@ from bdclean.training.linear_probe import LinearProbe
 from bdclean.types import AugmentationName, ImageFacts
 
 Precision = Literal["32-true", "bf16-mixed"]
-LINES_PER_STAGE = 5
 
 
 @dataclass(frozen=True)
@@ -166,16 +165,6 @@ def facts(data: Digits) -> ImageFacts:
     return ImageFacts(data.num_classes, data.input_size, data.mean, data.std)
 
 
-class FewLines(ProgressLines):
-    """Progress lines for a handful of epochs only, the last among them."""
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prints the line if it is one of the handful."""
-        done, total = trainer.current_epoch + 1, trainer.max_epochs or 1
-        if done == total or done % max(1, total // LINES_PER_STAGE) == 0:
-            super().on_train_epoch_end(trainer, pl_module)
-
-
 def make_trainer(
     epochs: int = -1, precision: Precision = "32-true", *, lines: bool = True
 ) -> Trainer:
@@ -184,7 +173,7 @@ def make_trainer(
     Args:
         epochs: Length of a fit; -1 where the method knows its own.
         precision: Lightning's.
-        lines: Print a few lines of progress.
+        lines: Print lines of progress.
     """
     return Trainer(
         accelerator="cpu",
@@ -196,7 +185,7 @@ def make_trainer(
         enable_model_summary=False,
         enable_progress_bar=False,
         limit_val_batches=0,
-        callbacks=[ExactResume(), FewLines()] if lines else [ExactResume()],
+        callbacks=[ExactResume(), ProgressLines()] if lines else [ExactResume()],
     )
 
 

@@ -7,13 +7,14 @@ Both read the files of `bdclean fit` for data and attack, and overrides such as
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
+from bdclean.commands.attack_export import export
 from bdclean.commands.attack_preview import write_preview
+from bdclean.commands.parsing import Parser, in_users_words
 from bdclean.data import ImageDataModule
 from bdclean.errors import ConfigError
-from bdclean.experiments.export import export
 from bdclean.shipped import path_of
 
 
@@ -28,23 +29,24 @@ def run_attack(args: Sequence[str]) -> None:
     """
     parser = make_parser()
     config = parser.parse_args(list(args))
-    if config.subcommand == "export":
-        chosen = parser.instantiate(config).export
-        export(chosen.data, chosen.out, test=chosen.test)
-        print(f"Written to {chosen.out}; rows.csv and plan.* hold the ground truth")
-    else:
-        chosen = config.preview
-        write_preview(
-            _modules(parser, list(args), config),
-            chosen.out,
-            images=chosen.images,
-            amplify=chosen.amplify,
-            seed=chosen.seed,
-        )
+    with in_users_words(lambda: config[config.subcommand]):
+        if config.subcommand == "export":
+            chosen = parser.instantiate(config).export
+            export(chosen.data, chosen.out, test=chosen.test)
+            print(f"Written to {chosen.out}; rows.csv and plan.* hold the ground truth")
+        else:
+            chosen = config.preview
+            write_preview(
+                _modules(parser, list(args), config),
+                chosen.out,
+                images=chosen.images,
+                amplify=chosen.amplify,
+                seed=chosen.seed,
+            )
 
 
 def _modules(
-    parser: ArgumentParser, words: list[str], config: Namespace
+    parser: Parser, words: list[str], config: Namespace
 ) -> Iterator[tuple[str, ImageDataModule]]:
     """A data module per attack: each file on top of the same words, all parsed beforehand."""
     files, attack = config.preview.attacks, config.preview.data.get("init_args.attack")
@@ -70,9 +72,9 @@ def _title(file: str) -> str:
     return "/".join(Path(file).with_suffix("").parts[-2:])
 
 
-def make_parser() -> ArgumentParser:
+def make_parser() -> Parser:
     """The parser of both commands."""
-    parser = ArgumentParser(prog="bdclean attack", description="Shows or writes poisoned images.")
+    parser = Parser(prog="bdclean attack", description="Shows or writes poisoned images.")
     commands = parser.add_subcommands()
 
     preview = _data_parser(
@@ -110,8 +112,8 @@ def make_parser() -> ArgumentParser:
     return parser
 
 
-def _data_parser(description: str) -> ArgumentParser:
-    parser = ArgumentParser(description=description)
+def _data_parser(description: str) -> Parser:
+    parser = Parser(description=description)
     parser.add_argument(
         "-c", "--config", action="config", help="Config, a name or a file; several stack in order."
     )

@@ -11,7 +11,7 @@ from PIL import Image
 from bdclean.attacks import BadNets
 from bdclean.backbones import ModelInfo, build, save_model
 from bdclean.cli import main
-from bdclean.experiments import figure
+from bdclean.commands import figure
 from bdclean.runs import RunFolder
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -39,8 +39,9 @@ def run(backbone, tmp_path_factory):
         "fit",
         *stack("trainer/cpu", "data/digits", "attack/badnets/cbd", "purify/cbd/ablation/sft"),
     ]
-    words += ["--data.splits.defense", "100", "--model.batch_size", "50", "--model.epochs", "1"]
-    main([*words, "--model.weights", backbone, "--model.probe", "none", "--run", str(folder)])
+    words += ["--data.splits.defense", "100", "--model.recipe.batch_size", "50"]
+    words += ["--model.recipe.epochs", "1"]
+    main([*words, "--model.weights", backbone, "--model.probe", "null", "--run", str(folder)])
     return folder
 
 
@@ -80,7 +81,7 @@ def test_adversarial_images_leave_their_features_within_the_ball(run):
     (_, before), (_, after) = figure.models(RunFolder(run), RunFolder(run).read_config())
     assert not torch.equal(before.backbone.conv1.weight, after.backbone.conv1.weight)
     images = torch.rand(10, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    moved = figure.attack(after.eval(), images, settings())
+    moved = figure.perturb(after.eval(), images, settings())
     assert (moved - images).abs().max() <= 8 / 255 + 1e-6
     step = torch.rand(10, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 16 / 255
     aimless = (images + step - 8 / 255).clamp(0, 1)

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from bdclean.backbones import SplitModel, load_model
 from bdclean.backbones.perturber import Perturber
 from bdclean.backbones.source import WeightsSource
+from bdclean.commands.parsing import Parser
 from bdclean.commands.pictures import png_path, save_picture
 from bdclean.data import ImageDataModule
 from bdclean.errors import ConfigError
@@ -54,11 +55,11 @@ def run_figure(args: Sequence[str]) -> None:
     print(f"Written to {out}")
 
 
-def make_parser() -> ArgumentParser:
+def make_parser() -> Parser:
     """The parser of the command."""
-    parser = ArgumentParser(prog="bdclean figure", description="Pictures of the papers.")
+    parser = Parser(prog="bdclean figure", description="Pictures of the papers.")
     commands = parser.add_subcommands()
-    tsne = ArgumentParser(
+    tsne = Parser(
         description="Features of clean, triggered and contrastive adversarial test images by "
         "t-SNE: a panel for the model that each run started from, if it had one, and a panel for "
         "its product. Example: bdclean figure tsne runs/cbd --out tsne.png"
@@ -157,7 +158,7 @@ def draw_map(
     groups = {name: images[name] for name in ("clean", "triggered", "adversarial")}
     pixels = {name: group.float() / 255 for name, group in groups.items() if len(group)}
     if "adversarial" in pixels:
-        pixels["adversarial"] = attack(model, pixels["adversarial"], chosen)
+        pixels["adversarial"] = perturb(model, pixels["adversarial"], chosen)
     features = {name: _features(model, group) for name, group in pixels.items()}
     count = sum(map(len, features.values()))
     if chosen.perplexity >= count:
@@ -172,19 +173,19 @@ def draw_map(
     )
 
 
-def attack(model: SplitModel, images: Tensor, chosen: Namespace) -> Tensor:
+def perturb(model: SplitModel, images: Tensor, chosen: Namespace) -> Tensor:
     """Versions of `images` (N, 3, H, W) that leave their own features, by eq. (1) of CBD."""
     settings = PGD(chosen.epsilon, chosen.pgd_steps)
-    attacker = Perturber(model)
+    perturber = Perturber(model)
     moved = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("figure, attack", chosen.seed))
         for chunk in _chunks(images):
             with torch.no_grad():
-                fixed = attacker.features(chunk)
+                fixed = perturber.features(chunk)
 
             def loss(x: Tensor, fixed: Tensor = fixed) -> Tensor:
-                return nt_xent(attacker.features(x), fixed, chosen.temperature)
+                return nt_xent(perturber.features(x), fixed, chosen.temperature)
 
             moved.append(pgd(chunk, loss, settings))
     return torch.cat(moved)

@@ -5,7 +5,6 @@ clean unlabelled images. CBD leaves no classifier, so its result is measured wit
 and so is the victim once more: each purified row has a row before it under the same kind of head.
 """
 
-import argparse
 import json
 import logging
 import platform
@@ -16,16 +15,15 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn
 
 import torch
+from jsonargparse.typing import NonNegativeInt
 from lightning import seed_everything
 from rich.console import Console
 
 from bdclean.backbones import save_model
 from bdclean.commands.attack_preview import preview
-from bdclean.errors import ConfigError
-from bdclean.experiments.stages import (
+from bdclean.commands.demo_stages import (
     DemoSettings,
     fit,
     make_bcu,
@@ -36,6 +34,9 @@ from bdclean.experiments.stages import (
     make_victim,
     measure,
 )
+from bdclean.commands.parsing import Parser
+from bdclean.commands.quiet import WARNINGS
+from bdclean.errors import ConfigError
 from bdclean.figures import triggers
 from bdclean.figures.features import FeatureMap, feature_map, plot_features
 from bdclean.figures.png import to_png
@@ -47,16 +48,7 @@ LARGEST_SEED = 2**32 - 1
 RESULTS, REPORT = "results.json", "report.html"
 NUM_SAMPLES = 6  # images that show the trigger
 _QUIET_LOGGERS = ("lightning.pytorch", "lightning.fabric")
-_QUIET_WARNINGS = (
-    # 1,000 images in memory need no worker processes.
-    r"The '.*_dataloader' does not have many workers",
-    # Lightning 2.6 flattens containers with a class that newer torch has deprecated.
-    r"`isinstance\(treespec, LeafSpec\)`",
-    # A teacher and a probed backbone are in evaluation mode on purpose.
-    r"Found \d+ module\(s\) in eval mode",
-    # The demo is made for the CPU.
-    r"GPU available but not used",
-)
+_GPU = r"GPU available but not used"  # the demo is made for the CPU
 
 
 class Demo:
@@ -99,7 +91,7 @@ class Demo:
                 (self.out / name).unlink(missing_ok=True)
         except OSError as error:
             raise ConfigError(
-                f"--out={self.out}: the folder cannot be written ({error})."
+                f"--run={self.out}: the folder cannot be written ({error})."
             ) from error
         self.rows = []
         with quiet(), one_thread():
@@ -232,7 +224,7 @@ def quiet() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in _QUIET_LOGGERS]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
-        for text in _QUIET_WARNINGS:
+        for text in (*WARNINGS, _GPU):
             warnings.filterwarnings("ignore", message=text)
         for logger in loggers:
             logger.setLevel(logging.ERROR)
@@ -248,21 +240,8 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports wrong use as every command of the package does."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"demo: {message}")
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) > LARGEST_SEED:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {LARGEST_SEED}")
-    return int(text)
-
-
 def run_demo(args: Sequence[str]) -> None:
-    """The command: `bdclean demo [--out DIR] [--seed N]`.
+    """The command: `bdclean demo [--run DIR] [--seed N]`.
 
     Args:
         args: The words after `bdclean demo`.
@@ -270,16 +249,19 @@ def run_demo(args: Sequence[str]) -> None:
     Raises:
         ConfigError: If the words are wrong, or the folder cannot be written.
     """
-    parser = _Parser(
+    parser = Parser(
         prog="bdclean demo",
         description="Plants a backdoor in a small model and removes it, in minutes on two cores.",
-        allow_abbrev=False,
+        renamed={"--out": "--run"},
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder to write into")
-    parser.add_argument("--seed", type=_seed, default=0, help="of everything that is drawn")
-    words = parser.parse_args(list(args))
-    rows = Demo(words.out, words.seed).run()
+    parser.add_argument("--run", type=str, default="runs/demo", help="Folder to write into.")
+    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="Of all that is drawn.")
+    chosen = parser.parse_args(args)
+    if chosen.seed > LARGEST_SEED:
+        raise ConfigError(f"--seed={chosen.seed}: it must be at most {LARGEST_SEED}.")
+    rows = Demo(Path(chosen.run), chosen.seed).run()
     console = Console(soft_wrap=False)
     console.print(page.table(rows))
     console.print(page.note(rows), soft_wrap=True)
-    console.print(f"Written to {words.out}: the three models, {RESULTS}, {REPORT}", soft_wrap=True)
+    console.print(f"Written to {chosen.run}: the three models, {RESULTS}, {REPORT}", soft_wrap=True)
+    console.print("Next: bdclean sift --help, bdclean fit --help", soft_wrap=True)

@@ -11,16 +11,18 @@ from PIL import Image
 
 from bdclean.backbones import load_model
 from bdclean.cli import main
+from bdclean.commands import sift
+from bdclean.commands.class_folders import image_size
 from bdclean.errors import ConfigError, DataError
-from bdclean.experiments import sift
 from bdclean.types import Findings, TrainingSet
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-OURS = "run: out\nmodel:\n  class_path: bdclean.purification.AdvrBD\n"
+OURS = "run: out\nmodel:\n  class_path: bdclean.sifting.AdvrBD\n"
 QUICK = [
     *("--size", "16", "--fast", "--model.width", "4", "--model.recipe.epochs", "1"),
-    *("--model.recipe.batch_size", "16", "--model.rounds", "1", "--model.pgd_steps", "1"),
-    *("--model.finetune.epochs", "1", "--model.partition_rate", "0.3", "--model.ascent_steps", "1"),
+    *("--model.recipe.batch_size", "16", "--model.rounds.count", "1"),
+    *("--model.patch.pgd.steps", "1", "--model.finetune.epochs", "1"),
+    *("--model.rounds.partition_rate", "0.3", "--model.rounds.ascent_steps", "1"),
     *("--trainer.accelerator", "cpu", "--trainer.precision", "32-true"),
 ]
 
@@ -52,7 +54,7 @@ def state(folder):
 
 def test_a_folder_in_suspects_and_a_model_out(folder, tmp_path, capsys):
     before, out, kept = state(folder), tmp_path / "out", tmp_path / "kept"
-    main(["sift", str(folder), "--out", str(out), "--copy-clean", str(kept), *QUICK])
+    main(["sift", str(folder), "--run", str(out), "--copy_clean", str(kept), *QUICK])
     told = capsys.readouterr().out
     assert state(folder) == before
     rows = list(csv.DictReader((out / "suspects.csv").open()))
@@ -68,7 +70,7 @@ def test_a_folder_in_suspects_and_a_model_out(folder, tmp_path, capsys):
     assert (out / "suspects.png").is_file()
     again, model = tmp_path / "again", (out / "model.safetensors").read_bytes()
     steps = json.loads((out / "result.json").read_text())["cost"]["steps"]
-    main(["sift", str(folder), "--out", str(out), "--copy-clean", str(again), *QUICK])
+    main(["sift", str(folder), "--run", str(out), "--copy_clean", str(again), *QUICK])
     assert "going on with it" in capsys.readouterr().out
     assert state(again) == state(kept)
     assert (out / "model.safetensors").read_bytes() == model
@@ -79,7 +81,7 @@ def test_a_folder_in_suspects_and_a_model_out(folder, tmp_path, capsys):
     pictures = [folder / row["file"] for row in rows[:2]]
     before = [(picture, picture.read_bytes()) for picture in pictures]
     Image.new("RGB", (20, 20)).save(pictures[0])
-    words = ["sift", str(folder), "--out", str(out), "--copy-clean", str(tmp_path / "no"), *QUICK]
+    words = ["sift", str(folder), "--run", str(out), "--copy_clean", str(tmp_path / "no"), *QUICK]
     with pytest.raises(SystemExit):
         main(words)
     assert "1 of the 90 training samples have another image or label" in capsys.readouterr().err
@@ -95,27 +97,27 @@ def test_a_folder_in_suspects_and_a_model_out(folder, tmp_path, capsys):
     # another sift of the same folder is refused, and nothing has moved
     before = state(out)
     with pytest.raises(SystemExit):
-        main(["sift", str(folder), "--out", str(out), *QUICK, "--model.rounds", "2"])
-    assert "Name another folder with --out" in capsys.readouterr().err
+        main(["sift", str(folder), "--run", str(out), *QUICK, "--model.rounds.count", "2"])
+    assert "Name another folder with --run" in capsys.readouterr().err
     assert state(out) == before
 
 
 def test_a_dry_run_scores_only(folder, tmp_path, capsys):
     out = tmp_path / "out"
-    main(["sift", str(folder), "--out", str(out), "--dry-run", *QUICK])
+    main(["sift", str(folder), "--run", str(out), "--dry-run", *QUICK])
     assert len(list(csv.DictReader((out / "suspects.csv").open()))) == 90
     assert "Nothing was flagged" in capsys.readouterr().out
 
 
 def test_the_size_is_that_of_the_images(folder, tmp_path):
-    assert sift.image_size(folder) == 32
+    assert image_size(folder) == 32
     big = tmp_path / "big" / "a"
     big.mkdir(parents=True)
     Image.new("RGB", (300, 240)).save(big / "x.jpg")
-    assert sift.image_size(tmp_path / "big") == 224
+    assert image_size(tmp_path / "big") == 224
     (big / "x.jpg").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"x\.jpg cannot be read as an image"):
-        sift.image_size(tmp_path / "big")
+        image_size(tmp_path / "big")
 
 
 class ReachedError(Exception):
@@ -189,14 +191,14 @@ def small(tmp_path):
 
 def test_wrong_use_ends_with_status_2(small, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["sift", str(small), "--dry-run", "--copy-clean", "kept"])
+        main(["sift", str(small), "--dry-run", "--copy_clean", "kept"])
     assert stop.value.code == 2
-    assert "--dry-run flags nothing" in capsys.readouterr().err
+    assert "--dry_run flags nothing" in capsys.readouterr().err
 
 
 def test_each_wrong_folder_has_its_message(small, tmp_path):
     def said(folder):
-        return refusal(folder, "--out", tmp_path / "out", error=DataError)
+        return refusal(folder, "--run", tmp_path / "out", error=DataError)
 
     assert "is no folder" in said(tmp_path / "nowhere")
     assert "is no folder" in said(small / "cat" / "0.png")
@@ -216,30 +218,30 @@ def test_hidden_folders_links_and_odd_names(small, tmp_path):
     for name in ("cat", "dog"):
         (linked / name).symlink_to(small / name)
     (linked / ".ipynb_checkpoints").mkdir()
-    assert sift.image_size(linked) == 32
+    assert image_size(linked) == 32
     (linked / "dog").rename(linked / "dog.png")
-    assert "--data.input_size=32" in words_of(linked, "--out", str(tmp_path / "out"))
+    assert "--data.input_size=32" in words_of(linked, "--run", str(tmp_path / "out"))
     (small / "cat" / "deep.png").mkdir()
     (small / "cat" / "._0.png").write_bytes(b"what macOS leaves behind")
-    assert sift.image_size(small) == 32
+    assert image_size(small) == 32
 
 
 def test_train_holds_the_classes_where_it_is(small, tmp_path):
     (tmp_path / "set" / "test").mkdir(parents=True)  # no class, and not looked at
     small.rename(tmp_path / "set" / "train")
-    assert f"--data.root={tmp_path}/set" in words_of(tmp_path / "set", "--out", str(tmp_path / "o"))
+    assert f"--data.root={tmp_path}/set" in words_of(tmp_path / "set", "--run", str(tmp_path / "o"))
     for part in ("val", "test_triggered", "test_leak"):
         (tmp_path / "set" / part).mkdir()
         Image.new("RGB", (4, 4)).save(tmp_path / "set" / part / "x.png")
-    words_of(tmp_path / "set", "--out", str(tmp_path / "o"))
+    words_of(tmp_path / "set", "--run", str(tmp_path / "o"))
     (tmp_path / "set" / "emu").mkdir()
-    words_of(tmp_path / "set", "--out", str(tmp_path / "o"))
+    words_of(tmp_path / "set", "--run", str(tmp_path / "o"))
     Image.new("RGB", (4, 4)).save(tmp_path / "set" / "emu" / "x.png")
-    told = refusal(tmp_path / "set", "--out", tmp_path / "o", error=DataError)
+    told = refusal(tmp_path / "set", "--run", tmp_path / "o", error=DataError)
     assert "holds train/ beside other folders with images (emu)" in told
     (tmp_path / "set" / "emu" / "x.png").unlink()
     out = tmp_path / "set" / "runs"
-    assert f"lies in {tmp_path}/set" in refusal(tmp_path / "set", "--out", out)
+    assert f"lies in {tmp_path}/set" in refusal(tmp_path / "set", "--run", out)
 
 
 # ---------------------------------------------------------------------- OUT
@@ -254,7 +256,7 @@ def test_out_is_never_in_the_data(small, tmp_path, monkeypatch):
     (small / "cat").symlink_to(away)
     before = set(tmp_path.rglob("*")), state(tmp_path)
     for out in (small, small / "runs", small / "dog", link, link / "a" / "b", away, away / "run"):
-        assert "stays as it is; name a folder outside" in refusal(small, "--out", out)
+        assert "stays as it is; name a folder outside" in refusal(small, "--run", out)
     monkeypatch.chdir(small)
     assert "runs/sift: it lies in" in refusal(".")
     monkeypatch.chdir(small / "dog")
@@ -265,39 +267,39 @@ def test_out_is_never_in_the_data(small, tmp_path, monkeypatch):
 def test_out_is_new_empty_or_a_run(small, tmp_path):
     out = tmp_path / "out"
     out.write_text("mine")
-    assert "is a file; name a folder" in refusal(small, "--out", out)
-    assert f"{out} is a file; name a folder" in refusal(small, "--out", out / "deeper")
+    assert "is a file; name a folder" in refusal(small, "--run", out)
+    assert f"{out} is a file; name a folder" in refusal(small, "--run", out / "deeper")
     out.unlink()
     out.mkdir()
-    words_of(small, "--out", str(out))
+    words_of(small, "--run", str(out))
     (out / "metrics.csv").write_text("mine")
-    assert "but no run of bdclean; name a new or empty folder" in refusal(small, "--out", out)
+    assert "but no run of bdclean; name a new or empty folder" in refusal(small, "--run", out)
     for text in (b"batch: 3\n", b"run: there\n", b"# run: class_path: bdclean.\n", b"\xff\xfe"):
         (out / "config.yaml").write_bytes(text)
-        assert "but no run of bdclean" in refusal(small, "--out", out)
+        assert "but no run of bdclean" in refusal(small, "--run", out)
     (out / "config.yaml").write_text(OURS)
-    words_of(small, "--out", str(out))
+    words_of(small, "--run", str(out))
     assert (out / "metrics.csv").read_text() == "mine"
-    assert "but no run of bdclean" in refusal(small, "--out", tmp_path)  # around the data
+    assert "but no run of bdclean" in refusal(small, "--run", tmp_path)  # around the data
 
 
 def test_a_dry_run_has_a_folder_of_its_own(small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "--run=runs/sift" in words_of(small)
     assert "--run=runs/sift-scores" in words_of(small, "--dry-run")
-    assert "--run=other" in words_of(small, "--dry-run", "--out", "other")
+    assert "--run=other" in words_of(small, "--dry-run", "--run", "other")
 
 
 def test_a_killed_sift_goes_on(small, tmp_path, capsys):
     out = tmp_path / "out"
-    assert not [w for w in words_of(small, "--out", str(out)) if "ckpt_path" in w]
+    assert not [w for w in words_of(small, "--run", str(out)) if "ckpt_path" in w]
     assert capsys.readouterr().out == ""
     (out / "checkpoints").mkdir(parents=True)
     (out / "checkpoints" / "last.ckpt").write_bytes(b"")
     (out / "config.yaml").write_text(OURS)
-    assert words_of(small, "--out", str(out))[-1] == "--ckpt_path=last"
+    assert words_of(small, "--run", str(out))[-1] == "--ckpt_path=last"
     assert capsys.readouterr().out == f"{out} holds a sift that was begun: going on with it.\n"
-    words = words_of(small, "--out", str(out), "--ckpt_path", "other.ckpt")
+    words = words_of(small, "--run", str(out), "--ckpt_path", "other.ckpt")
     assert [w for w in words if "ckpt_path" in w] == ["--ckpt_path"]
 
 
@@ -311,13 +313,13 @@ def test_a_killed_sift_goes_on(small, tmp_path, capsys):
         (["--fast", "{folder}"], "FOLDER comes first"),
         (["{folder}", "album"], "'album' is one word too many"),
         (["{folder}", "--fast", "album"], "'album' is one word too many"),
-        (["{folder}", "--run", "x"], "as --out"),
-        (["{folder}", "--run=x"], "as --out"),
+        (["{folder}", "--out", "x"], "--out: it is called --run now."),
+        (["{folder}", "--out=x"], "--out: it is called --run now."),
         (["{folder}", "--data", "x"], "FOLDER"),
         (["{folder}", "--data.root=x"], "FOLDER"),
         (["{folder}", "--data.init_args.root=x"], "FOLDER"),
-        (["{folder}", "--model", "x"], "--out"),
-        (["{folder}", "--model.until", "score"], "--dry-run"),
+        (["{folder}", "--model", "x"], "use bdclean fit for another method"),
+        (["{folder}", "--model.until", "score"], "give --dry_run"),
         (["{folder}", "--trainer.max_time", "00:01:00:00"], "the same command goes on"),
     ],
 )
@@ -327,12 +329,12 @@ def test_words_are_not_misread(small, args, message):
 
 def test_other_words_reach_the_fit_and_ours_win(small, tmp_path):
     out = str(tmp_path / "out")
-    words = words_of(small, "-c", "x.yaml", "--out", out, "--model.width", "4", "--data.name=a")
+    words = words_of(small, "-c", "x.yaml", "--run", out, "--model.width", "4", "--data.name=a")
     assert words[-8:] == [
         *("-c", "x.yaml", "--model.width", "4", "--data.name=a"),
         *("--model.until=relabel", f"--run={out}", f"--data.root={small}"),
     ]
-    assert words_of(small, "--out", out, "--dry", "1")[-5:-3] == ["--dry", "1"]  # no short forms
+    assert words_of(small, "--run", out, "--dry", "1")[-5:-3] == ["--dry", "1"]  # no short forms
 
 
 @pytest.mark.parametrize(
@@ -344,7 +346,7 @@ def test_the_precision_is_one_that_is_fast_here(
 ):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerator)
     monkeypatch.setattr(sift, "cpu_has_bfloat16", lambda: instructions)
-    words = words_of(small, "--out", str(tmp_path / "out"))
+    words = words_of(small, "--run", str(tmp_path / "out"))
     assert f"--trainer.precision={precision}" in words
 
 
@@ -367,7 +369,7 @@ def test_the_copy_appears_whole_at_the_end(small, tmp_path, capsys):
         assert len(list(target.parent.iterdir())) == 1  # made before the training
         return end(words)
 
-    sift.run_sift([str(small), "--out", str(out), "--copy-clean", str(target)], fit)
+    sift.run_sift([str(small), "--run", str(out), "--copy_clean", str(target)], fit)
     assert sorted(map(str, state(target))) == ["cat/1.png", "dog/0.png"]
     assert list(target.parent.iterdir()) == [target]
     assert target.stat().st_mode == small.stat().st_mode
@@ -380,7 +382,7 @@ def test_a_copy_in_the_way_is_refused(small, tmp_path):
     out = tmp_path / "out"
 
     def said(target):
-        return refusal(small, "--out", out, "--copy-clean", target)
+        return refusal(small, "--run", out, "--copy_clean", target)
 
     (tmp_path / "there").mkdir()
     (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
@@ -392,7 +394,7 @@ def test_a_copy_in_the_way_is_refused(small, tmp_path):
     assert "lies inside" in said(small / "cat" / "kept")
     assert "may lie in the other" in said(out)
     assert "may lie in the other" in said(out / "kept")
-    inside = refusal(small, "--out", tmp_path / "k" / "out", "--copy-clean", tmp_path / "k")
+    inside = refusal(small, "--run", tmp_path / "k" / "out", "--copy_clean", tmp_path / "k")
     assert "may lie in the other" in inside
     assert "cannot be written" in said(tmp_path / "file" / "kept")
     assert not out.exists()
@@ -408,18 +410,18 @@ def test_a_failed_copy_is_told_and_leaves_nothing(small, tmp_path):
         return result
 
     with pytest.raises(ConfigError, match="the copy failed"):
-        sift.run_sift([str(small), "--out", str(tmp_path / "o"), "--copy-clean", str(target)], fit)
+        sift.run_sift([str(small), "--run", str(tmp_path / "o"), "--copy_clean", str(target)], fit)
     assert not target.parent.exists()
     (tmp_path / "mine").mkdir()
     other = tmp_path / "mine" / "kept"
     with pytest.raises(ConfigError, match="the copy failed"):
-        sift.run_sift([str(small), "--out", str(tmp_path / "o"), "--copy-clean", str(other)], fit)
+        sift.run_sift([str(small), "--run", str(tmp_path / "o"), "--copy_clean", str(other)], fit)
     assert list(other.parent.iterdir()) == []
 
 
 def test_one_process_of_several_prints_and_copies(small, tmp_path, capsys, monkeypatch):
     target = tmp_path / "kept"
-    words = [str(small), "--out", str(tmp_path / "out"), "--copy-clean", str(target)]
+    words = [str(small), "--run", str(tmp_path / "out"), "--copy_clean", str(target)]
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     sift.run_sift(words, finished([0]))
     assert capsys.readouterr().out == ""
@@ -433,7 +435,7 @@ def test_one_process_of_several_prints_and_copies(small, tmp_path, capsys, monke
 
 
 def test_no_suspects_are_told_as_such(small, tmp_path, capsys):
-    sift.run_sift([str(small), "--out", str(tmp_path / "out")], finished([]))
+    sift.run_sift([str(small), "--run", str(tmp_path / "out")], finished([]))
     told = capsys.readouterr().out
     assert "None of 4 images is flagged" in told
     assert "trained on all of them" in told
@@ -441,19 +443,19 @@ def test_no_suspects_are_told_as_such(small, tmp_path, capsys):
 
 
 def test_the_classes_that_are_named_otherwise_come_first(small, tmp_path, capsys):
-    sift.run_sift([str(small), "--out", str(tmp_path / "out")], finished([1, 2, 3]))
+    sift.run_sift([str(small), "--run", str(tmp_path / "out")], finished([1, 2, 3]))
     lines = capsys.readouterr().out.splitlines()
     assert lines[1:3] == [
         "  dog: 2 of 2, of which the clean model names 1 otherwise",
         "  cat: 1 of 2, of which the clean model names 0 otherwise",
     ]
-    sift.run_sift([str(small), "--out", str(tmp_path / "new")], finished([1]))
+    sift.run_sift([str(small), "--run", str(tmp_path / "new")], finished([1]))
     assert "dog" not in capsys.readouterr().out
 
 
 def test_the_worst_come_first_under_their_class(small, tmp_path, capsys):
     fit = finished(None, torch.tensor([1.0, torch.nan, 5.0, 3.0]))
-    sift.run_sift([str(small), "--dry-run", "--out", str(tmp_path / "out")], fit)
+    sift.run_sift([str(small), "--dry-run", "--run", str(tmp_path / "out")], fit)
     told = capsys.readouterr().out
     names = [line.split()[1] for line in told.splitlines()[1:5]]
     assert names == ["dog/0.png", "dog/1.png", "cat/0.png", "cat/1.png"]
@@ -461,7 +463,7 @@ def test_the_worst_come_first_under_their_class(small, tmp_path, capsys):
 
 def test_images_that_are_held_out_are_told(small, tmp_path, capsys):
     for number, told in (0, False), (3, True):
-        words = [str(small), "--out", str(tmp_path / f"out{number}")]
+        words = [str(small), "--run", str(tmp_path / f"out{number}")]
         sift.run_sift(words, finished([1], held_out=number))
         line = "3 images held out by data.splits are neither judged nor copied"
         assert (line in capsys.readouterr().out) == told
@@ -476,7 +478,7 @@ def test_a_fit_that_was_cut_short(small, tmp_path):
     target = tmp_path / "kept"
     with pytest.raises(ConfigError, match=r"stopped before its end, so .*out holds no model"):
         sift.run_sift(
-            [str(small), "--out", str(tmp_path / "out"), "--copy-clean", str(target)], fit
+            [str(small), "--run", str(tmp_path / "out"), "--copy_clean", str(target)], fit
         )
     assert not target.exists()
 
@@ -485,9 +487,9 @@ def test_a_fit_that_was_cut_short(small, tmp_path):
 def test_a_limit_in_a_file_is_told(steps, judged, folder, tmp_path, capsys):
     """A stop in the first training, at its end, or in that of the new network: no copy."""
     (tmp_path / "limit.yaml").write_text(f"trainer:\n  max_steps: {steps}\n")
-    words = ["-c", str(tmp_path / "limit.yaml"), "--copy-clean", str(tmp_path / "kept"), *QUICK]
+    words = ["-c", str(tmp_path / "limit.yaml"), "--copy_clean", str(tmp_path / "kept"), *QUICK]
     with pytest.raises(SystemExit) as stop:
-        main(["sift", str(folder), "--out", str(tmp_path / "out"), *words])
+        main(["sift", str(folder), "--run", str(tmp_path / "out"), *words])
     assert stop.value.code == 2
     assert "The fit was stopped before its end" in capsys.readouterr().err
     assert not (tmp_path / "kept").exists()
@@ -504,6 +506,6 @@ def test_odd_names_are_told(tmp_path, capsys):
         place = tmp_path / "photos" / name
         place.mkdir(parents=True)
         Image.new("RGB", (4, 4)).save(place / "\udce9.png", "png")
-    words = [str(tmp_path / "photos"), "--dry-run", "--out", str(tmp_path / "out")]
+    words = [str(tmp_path / "photos"), "--dry-run", "--run", str(tmp_path / "out")]
     sift.run_sift(words, finished(None))
     assert r"cat/\udce9.png" in capsys.readouterr().out

@@ -1,0 +1,379 @@
+"""`bdclean fit | validate | test | predict`: LightningCLI, with what a run of ours needs.
+
+Added are the links from data to model, the run folder, exact resume, the run record, and what a
+command says at its end.
+"""
+
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import distributed
+
+from bdclean.callbacks import (
+    AtomicCheckpointIO,
+    ExactResume,
+    PredictionFiles,
+    ProgressLines,
+    ReadTestSet,
+    RunRecord,
+    SaveRunConfig,
+    StageBar,
+    Suspects,
+)
+from bdclean.callbacks.read_test_set import has_head
+from bdclean.commands import closing
+from bdclean.commands.parsing import OneDialect, in_users_words
+from bdclean.commands.quiet import quieten
+from bdclean.commands.rooms import import_rooms
+from bdclean.commands.trainer_help import trainer_help
+from bdclean.commands.words import spelled
+from bdclean.errors import BdcleanError, ConfigError, behind
+from bdclean.functional.precision import cpu_has_bfloat16
+from bdclean.modules import BackdoorModule
+from bdclean.modules.trainer import is_trial
+from bdclean.runs import RunFolder
+from bdclean.types import ImageFacts
+
+LINKED = tuple(field.name for field in fields(ImageFacts))
+"""Facts of the data set that models receive; they are never written into a config file."""
+
+
+def fit(words: Sequence[str]) -> None:
+    """The command `bdclean fit`; words are those after it."""
+    _command("fit", words)
+
+
+def validate(words: Sequence[str]) -> None:
+    """The command `bdclean validate`."""
+    _command("validate", words)
+
+
+def test(words: Sequence[str]) -> None:
+    """The command `bdclean test`."""
+    _command("test", words)
+
+
+def predict(words: Sequence[str]) -> None:
+    """The command `bdclean predict`."""
+    _command("predict", words)
+
+
+def _command(name: str, words: Sequence[str]) -> None:
+    if "--help_all" in spelled(words):
+        run(name, ["--help"])
+    elif {"-h", "--help"} & set(words):
+        import_rooms()
+        print(trainer_help(name, words))
+    else:
+        run(name, words)
+
+
+def run(
+    name: str,
+    words: Sequence[str],
+    cli: "type[BdcleanCLI] | None" = None,
+    again: str | None = None,
+) -> "BdcleanCLI":
+    """Runs a command of Lightning and returns it with its data, model and trainer.
+
+    Args:
+        name: `fit`, `validate`, `test` or `predict`.
+        words: Those after it.
+        cli: What runs it; None takes `BdcleanCLI`.
+        again: The command that goes on with a fit; None makes it of these words.
+
+    Raises:
+        ConfigError: If words, config files or settings are wrong.
+    """
+    import_rooms()
+    quieten()
+    try:
+        again = again or closing.command(name, closing.going_on(words))
+        done = (cli or BdcleanCLI)(name, words, again)
+    except SIGTERMException:  # a SystemExit of status 0, as if the run were done
+        sys.exit(128 + signal.SIGTERM)
+    except Exception as error:
+        refused = behind(error, MisconfigurationException)
+        if refused is None or behind(error, BdcleanError) is not None:
+            raise
+        raise ConfigError(str(refused)) from error
+    if distributed.is_available() and distributed.is_initialized():
+        # Gloo's threads should not outlive the interpreter; Lightning ends NCCL's group alone.
+        distributed.destroy_process_group()
+    return done
+
+
+class _Parser(OneDialect, LightningArgumentParser):  # type: ignore[misc]
+    """The parser of the commands of Lightning."""
+
+
+class _ModelMaker(_InstantiatorFn):
+    """Makes models as Lightning does, and also those that take no facts of the data."""
+
+    def __call__(
+        self,
+        class_type: type[Any],
+        *args: Any,
+        applied_instantiation_links: dict[str, Any],
+        **kwargs: Any,
+    ) -> Any:
+        """Makes one; a link whose target the class does not have is none."""
+        links = applied_instantiation_links if "facts" in kwargs else {}
+        return super().__call__(class_type, *args, applied_instantiation_links=links, **kwargs)
+
+
+class BdcleanCLI(LightningCLI):
+    """LightningCLI with a run folder, exact resume and links from data to model.
+
+    Args:
+        name: `fit`, `validate`, `test` or `predict`.
+        words: Those after it.
+        again: The command that goes on with a fit that was stopped.
+
+    Attributes:
+        save: Keeps the config of a fit.
+    """
+
+    save: ClassVar[type[SaveRunConfig]] = SaveRunConfig
+
+    def __init__(self, name: str, words: Sequence[str], again: str = "") -> None:
+        self.name, self.words, self.again = name, list(words), again
+        with in_users_words(lambda: vars(self).get("config", {}).get(name)):
+            super().__init__(
+                LightningModule,
+                LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                seed_everything_default=0,
+                auto_configure_optimizers=False,
+                parser_class=_Parser,
+                save_config_callback=self.save,
+                args=[name, *words],
+            )
+
+    # ------------------------------------------------------------------ options
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """This command alone, which saves time, and without the table of `--verbose`."""
+        return {self.name: LightningCLI.subcommands()[self.name] | {"verbose"}}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the run folder, the checkpoint, and the links."""
+        parser.add_argument(
+            "--run", type=str, default="runs/last", help="Folder that the run writes into."
+        )
+        parser.add_argument(
+            "--test_after_fit", type=bool, default=True, help="Measure ACC, ASR and PA at the end."
+        )
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {"checkpoint.filename": "last", "checkpoint.enable_version_counter": False}
+        )
+        parser.link_arguments("run", "checkpoint.dirpath", compute_fn=_checkpoints)
+        for fact in LINKED:
+            target = f"model.init_args.facts.{fact}"
+            parser.link_arguments(f"data.{fact}", target, apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        """Leaves the config as it was written.
+
+        Lightning reads hyper-parameters out of the file given as --ckpt_path and lets them
+        override YAML and command line. Here that file only resumes or evaluates our own run,
+        whose config is at hand.
+        """
+
+    # ------------------------------------------------------------------ data, model and trainer
+
+    def _add_instantiators(self) -> None:
+        """Makes models without the argument `facts` too, which a user's own may be."""
+        for make, kind in (
+            (_ModelMaker(cli=self, key="model"), LightningModule),
+            (_InstantiatorFn(cli=self, key="data"), LightningDataModule),
+        ):
+            self.parser.add_instantiator(make, kind, subclasses=True)
+
+    def instantiate_classes(self) -> None:
+        """Builds data, model and trainer.
+
+        Raises:
+            ConfigError: If one of them needs a package that is not there (a logger, a profiler).
+        """
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            missing = behind(error, ImportError)
+            if missing is None or behind(error, BdcleanError, MisconfigurationException):
+                raise
+            raise ConfigError(f"A package is missing. {missing}") from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer, writing into the run folder, with whole checkpoints and plain progress."""
+        config = self._get(self.config_init, "trainer", default={})
+        run = self.run_folder
+        plugins = config.get("plugins") or []
+        plugins = list(plugins) if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins.append(AtomicCheckpointIO())
+        callbacks = [*(config.get("callbacks") or []), *self._own_callbacks(config)]
+        if config.get("enable_progress_bar") is None and not sys.stderr.isatty():
+            kwargs["enable_progress_bar"] = any(isinstance(c, ProgressBar) for c in callbacks)
+        if config.get("enable_model_summary") is None:
+            kwargs["enable_model_summary"] = False
+        writes = not config.get("fast_dev_run")
+        if writes:
+            self._require_own(run.path)
+        if config.get("logger") in (None, True):
+            if writes:
+                _keep_old_metrics(run)
+            kwargs["logger"] = CSVLogger(run.path, name="", version="")
+        kwargs |= {"default_root_dir": str(run.path), "plugins": plugins, "callbacks": callbacks}
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+            raise ConfigError(f"trainer: {error}") from error
+        on_cpu = isinstance(trainer.accelerator, CPUAccelerator)
+        if on_cpu and trainer.precision.startswith("bf16") and not cpu_has_bfloat16():
+            rank_zero_info(
+                "This CPU has no instructions for bfloat16: --trainer.precision 32-true is faster."
+            )
+        return trainer
+
+    def _own_callbacks(self, config: Any) -> list[Callback]:
+        run = str(self.run_folder.path)
+        callbacks = [ExactResume(), RunRecord(run), Suspects(run), PredictionFiles(run)]
+        if self._get(self.config_init, "test_after_fit"):
+            callbacks.append(ReadTestSet())
+        theirs = any(isinstance(each, ProgressBar) for each in config.get("callbacks") or [])
+        if not theirs and config.get("enable_progress_bar") is None:
+            callbacks.append(StageBar() if sys.stderr.isatty() else ProgressLines())
+        return callbacks
+
+    def _require_own(self, run: Path) -> None:
+        """Refuses a fit in the folder of another one, before loggers and checkpoints touch it."""
+        if self.subcommand == "fit":
+            self.save(self._parser("fit"), self.config["fit"]).require_own(run)
+
+    @property
+    def run_folder(self) -> RunFolder:
+        """Where this command writes: `--run`, or the folder of the run that is evaluated."""
+        checkpoint = self._get(self.config, "ckpt_path")
+        evaluated = None
+        if self.subcommand != "fit" and checkpoint:
+            evaluated = RunFolder.of_checkpoint(checkpoint)
+        return evaluated or RunFolder(Path(self._get(self.config, "run")))
+
+    # ------------------------------------------------------------------ running
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Lets `last` mean the checkpoint of a requeued job as well, if that is the newer one."""
+        words: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        if words.get("ckpt_path") == "last":
+            newest = self.run_folder.newest_checkpoint()
+            if newest is not None and newest.name.startswith("hpc_ckpt_"):
+                words["ckpt_path"] = str(newest)
+        if subcommand in ("validate", "test"):
+            words["verbose"] = False  # of its own table; see `after_test`
+        return words
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs the command; the logger's folder goes again if nothing was written into it."""
+        run = self.run_folder.path
+        new = not run.exists()
+        try:
+            super()._run_subcommand(subcommand)
+        except SystemExit as stop:
+            if not isinstance(stop.__context__, KeyboardInterrupt):
+                raise
+            self._say_how_to_go_on()
+            raise KeyboardInterrupt from stop
+        except Exception:
+            if new:
+                with suppress(OSError):  # it was not made, or it holds files
+                    run.rmdir()
+            raise
+
+    def after_fit(self) -> None:
+        """Tests the final weights, which are in memory, unless told not to; says what was done."""
+        if is_trial(self.trainer) or self.trainer.interrupted:
+            return
+        untested = self._untested()
+        if untested is None:
+            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        if self.trainer.is_global_zero:
+            record = self._record()
+            folder = self.run_folder.path
+            words = closing.going_on(self.words)
+            print(closing.written(folder))
+            print(untested or closing.measured(record["metrics"], _attack(record)))
+            print(f"Next: {closing.next_command(record, folder, words)}")
+
+    def after_test(self) -> None:
+        """Says what was measured."""
+        if self.trainer.is_global_zero and not is_trial(self.trainer):
+            record = self._record()
+            print(closing.written(self.run_folder.path, ["test.json"]))
+            print(closing.measured(record["metrics"], _attack(record)))
+            print(f"Next: {closing.command('predict', self.words)}")
+
+    def after_validate(self) -> None:
+        """Says what was measured; nothing is written but the logger's files."""
+        metrics = {
+            key.removeprefix("val/"): float(value)
+            for key, value in self.trainer.callback_metrics.items()
+            if key.startswith("val/")
+        }
+        if isinstance(self.model, BackdoorModule):
+            metrics |= self.model.evaluation_counts("val")
+        if self.trainer.is_global_zero:
+            attack = getattr(self.datamodule, "attack", None)
+            name = None if attack is None else type(attack).__name__
+            print(closing.measured(metrics, name, "held-out training"))
+
+    def _untested(self) -> str | None:
+        """Why the result is not tested; None if it is."""
+        if not self._get(self.config_init, "test_after_fit"):
+            return "Not measured, because --test_after_fit is false."
+        if not has_head(self.model):
+            return "Not measured: the result has no classifier head; train a probe to measure it."
+        if isinstance(self.model, BackdoorModule) and self.model.untested is not None:
+            return f"There is no test. {self.model.untested}"
+        return None
+
+    def _record(self) -> dict[str, Any]:
+        callbacks = vars(self.trainer)["callbacks"]
+        return next(each for each in callbacks if isinstance(each, RunRecord)).record
+
+    @rank_zero_only
+    def _say_how_to_go_on(self) -> None:
+        if self.subcommand == "fit" and self.run_folder.newest_checkpoint() is not None:
+            print(f"bdclean: stopped. This goes on: {self.again}", file=sys.stderr)
+        else:
+            print("bdclean: stopped; there is no checkpoint to go on from.", file=sys.stderr)
+
+
+def _attack(record: dict[str, Any]) -> str | None:
+    attack = record["data"].get("attack")
+    return None if attack is None else str(attack["attack"])
+
+
+def _checkpoints(run: str) -> str:
+    return f"{run}/checkpoints"
+
+
+@rank_zero_only
+def _keep_old_metrics(run: RunFolder) -> None:
+    run.keep_old_metrics()

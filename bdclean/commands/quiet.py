@@ -1,0 +1,47 @@
+"""Keeps back what Lightning says about settings that are meant as they are."""
+
+import logging
+import warnings
+
+WARNINGS = (
+    "Experiment logs directory",  # holds config.yaml before the logger looks at it
+    "LightningCLI's args parameter",  # the words are those of the process
+    "Total length of `list` across ranks is zero",  # stages without validation
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 on torch 2.12
+    r"The '.*_dataloader' does not have many workers",  # images in memory need none
+    r"The number of training batches \(\d+\) is smaller than the logging interval",
+    "`max_epochs` was not set",  # methods know their own length
+    r"Found \d+ module\(s\) in eval mode",  # a teacher and a probed backbone are on purpose
+)
+_INFOS = (
+    "Seed set to",  # the record holds it
+    "GPU available",
+    "TPU available",
+    "HPU available",
+    "Using bfloat16 Automatic Mixed Precision",
+    "💡 Tip",  # advertisements
+    "Loading `train_dataloader` to estimate number of stepping batches",
+    "`Trainer.fit` stopped: `max_epochs=",  # its regular end
+    "Restoring states from the checkpoint path",  # "Restored all states" follows
+    "\nDetected KeyboardInterrupt",  # the command says how to go on
+)
+_LOGGERS = (
+    "lightning.pytorch.utilities.rank_zero",
+    "pytorch_lightning.utilities.rank_zero",  # takes its place where another package imports it
+    "lightning.fabric.utilities.rank_zero",
+    "lightning.fabric.utilities.seed",
+)
+
+
+def quieten() -> None:
+    """Ignores the warnings, and filters the messages, from here on; safe to call again."""
+    for text in WARNINGS:
+        warnings.filterwarnings("ignore", message=text)
+    for name in _LOGGERS:
+        logging.getLogger(name).addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    # Under several processes a message begins with its rank.
+    return not text.partition("] ")[2].startswith(_INFOS) and not text.startswith(_INFOS)

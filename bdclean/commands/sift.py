@@ -1,0 +1,212 @@
+"""`bdclean sift FOLDER`: which images of a labelled folder are poisoned, and a model without them.
+
+A thin front for `bdclean fit` with AdvrBD. The user's files are read, never moved or changed.
+"""
+
+import shlex
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import torch
+from jsonargparse import Namespace
+from torch import Tensor
+
+from bdclean.callbacks.suspects import ranking
+from bdclean.commands import front
+from bdclean.commands.class_folders import classes_of, image_size, training_folder
+from bdclean.data import ImageFolder
+from bdclean.errors import ConfigError
+from bdclean.functional.precision import cpu_has_bfloat16
+from bdclean.shipped import find
+from bdclean.types import Findings, TrainingSet
+
+_FAST = "sift/advrbd/fast"
+_COPY = "--copy_clean"
+_FOLDER = "sift reads class folders; give the data as FOLDER alone"
+_OTHER = "sift is AdvrBD; use bdclean fit for another method"
+_LENGTH = (
+    "the stages of sift have lengths of their own. Stop it when you like: the same command goes on"
+)
+_TAKEN = {
+    "--out": "it is called --run now",
+    **dict.fromkeys(("--data", "--data.class_path"), _FOLDER),
+    **dict.fromkeys(("--data.root", "--data.init_args.root"), _FOLDER),
+    **dict.fromkeys(("--model", "--model.class_path"), _OTHER),
+    "--model.until": "give --dry_run to score only",
+    **{
+        f"--trainer.{limit}": _LENGTH
+        for limit in ("max_epochs", "max_steps", "max_time", "limit_train_batches", "fast_dev_run")
+    },
+}
+"""Options of `bdclean fit` that sift sets itself, and what to do instead."""
+
+
+def make_parser() -> front.FrontParser:
+    """The command's own options; all others are those of `bdclean fit`."""
+    parser = front.FrontParser(
+        "sift",
+        "FOLDER",
+        _TAKEN,
+        description="Finds poisoned images in FOLDER/CLASS/* (or FOLDER/train/CLASS/*) with "
+        "AdvrBD, and trains a model on what is left, and then on them too with new labels. Writes "
+        "suspects.csv, a picture sheet and model.safetensors into RUN. FOLDER stays as it is. The "
+        "same command again continues one that was stopped.",
+        epilog="Other words go to `bdclean fit`: --model.arch resnet34, --model.width 16, "
+        "--trainer.accelerator gpu, --trainer.precision 32-true, --data.allow_flip false ...",
+    )
+    parser.add_argument("folder", type=str, metavar="FOLDER", help="One folder for each class.")
+    parser.add_argument(
+        "--run",
+        type=str | None,
+        metavar="RUN",
+        help="Run folder; runs/sift, or runs/sift-scores of a dry run, if left out.",
+    )
+    parser.add_argument(
+        "--size", type=int | None, help="Side of the images; taken from them if left out."
+    )
+    parser.add_argument("--fast", action="store_true", help="8 epochs instead of 100.")
+    parser.add_argument("--dry_run", action="store_true", help="Score only; flag nothing.")
+    parser.add_argument(
+        _COPY, type=str | None, metavar="DIR", help="Copy what is kept to a new folder."
+    )
+    return parser
+
+
+def run_sift(args: Sequence[str], fit: front.Fit | None = None) -> None:
+    """The command. Only the first of several processes prints and copies.
+
+    Args:
+        args: The words after `bdclean sift`.
+        fit: Runs the training; None takes that of `bdclean fit`.
+
+    Raises:
+        ConfigError: If the options contradict each other, or RUN or DIR is in the way.
+        DataError: If FOLDER does not hold images in two or more class folders.
+    """
+    options, others = make_parser().divide(args)
+    if options.copy_clean is not None and options.dry_run:
+        raise ConfigError(f"{_COPY}: --dry_run flags nothing; leave one of them out.")
+    run = Path(options.run or ("runs/sift-scores" if options.dry_run else "runs/sift"))
+    target = None if options.copy_clean is None else Path(options.copy_clean)
+    source = training_folder(Path(options.folder))
+    classes = classes_of(source)
+    # A class folder may be a link to elsewhere.
+    places = [Path(options.folder), source, *(source / name for name in classes)]
+    front.check_run(run, places)
+    if target is not None:
+        front.check_copy(_COPY, target, run, places)
+    size = image_size(source) if options.size is None else options.size
+    words = _words(options, size, others, run)
+    first = front.is_first_process()
+    if first and words[-1] == front.CONTINUE:
+        print(f"{run} holds a sift that was begun: going on with it.")
+    fit = fit or partial(front.fit, again=shlex.join(["bdclean", "sift", *args]))
+    with nullcontext() if target is None or not first else front.beside(_COPY, target) as copy:
+        model, data = fit(words)
+        if first:
+            kept = _report(model.findings() if model.finished else None, data, run)
+            if target is not None and copy is not None:
+                front.copy_files(_COPY, source, kept, copy, target)
+                print(f"{len(kept)} files copied to {target}.")
+
+
+def _words(options: Namespace, size: int, others: Sequence[str], run: Path) -> list[str]:
+    half = torch.accelerator.is_available() or cpu_has_bfloat16()
+    settings = {
+        "trainer.precision": "bf16-mixed" if half else "32-true",
+        "trainer.max_epochs": "-1",
+        "trainer.reload_dataloaders_every_n_epochs": "1",
+        "trainer.num_sanity_val_steps": "0",
+        "test_after_fit": "false",
+        "data": "bdclean.data.ImageFolder",
+        "data.input_size": str(size),
+        "data.splits.defense": "0",
+        "data.splits.probe": "0",
+        "model": "bdclean.sifting.AdvrBD",
+    }
+    fast = ["-c", str(find(_FAST, "--fast"))] if options.fast else []
+    # At the end: a file given with -c does not move the folders that were looked at.
+    last = {
+        "model.until": "score" if options.dry_run else "relabel",
+        "run": str(run),
+        "data.root": options.folder,
+    }
+    begun = front.going_on(run, others)
+    return [*front.as_words(settings), *fast, *others, *front.as_words(last), *begun]
+
+
+# ---------------------------------------------------------------------- what is printed
+
+
+def _report(found: Findings | None, data: ImageFolder, run: Path) -> list[str]:
+    """Prints what was found; returns the files that are not flagged."""
+    if found is None:
+        raise ConfigError(
+            f"The fit was stopped before its end, so {run} holds no model to use. Leave out "
+            "what limits it (trainer.max_time, trainer.max_steps ...) and name another folder "
+            "with --run."
+        )
+    samples, flagged = data.training_set(), found.flagged
+    print(_worst(found, samples, run) if flagged is None else _summary(found, samples, run))
+    if held_out := len(data.stored) - len(samples.labels):
+        print(f"{held_out} images held out by data.splits are neither judged nor copied.")
+    if flagged is None:
+        return []
+    return [samples.files[row] for row in (~flagged).nonzero().flatten().tolist()]
+
+
+def _summary(found: Findings, samples: TrainingSet, run: Path) -> str:
+    flagged = found.flagged
+    assert flagged is not None  # noqa: S101
+    count, total = int(flagged.sum()), len(flagged)
+    if not count:
+        return (
+            f"None of {total} images is flagged; their scores: {run}/suspects.csv.\n"
+            f"The model that was trained on all of them: {run}/model.safetensors"
+        )
+    return (
+        f"{count} of {total} images are flagged ({100 * count / total:.1f} %): "
+        f"{run}/suspects.csv, {run}/suspects.png. Not all of them need be poisoned.\n"
+        f"{_by_class(found, flagged, samples)}"
+        f"The model that was trained without them: {run}/before_relabelling.safetensors; then "
+        f"also with them, under the labels it gave them: {run}/model.safetensors"
+    )
+
+
+def _by_class(found: Findings, flagged: Tensor, samples: TrainingSet) -> str:
+    """The classes with the most flagged images that the clean model names otherwise."""
+    labels = samples.labels.long()
+    kinds = len(samples.classes)
+    size, suspects, otherwise = (
+        labels[mask].bincount(minlength=kinds).tolist()
+        for mask in (torch.ones_like(flagged), flagged, flagged & (found.proposed != labels))
+    )
+    order = sorted(range(kinds), key=lambda k: (-otherwise[k], -suspects[k]))
+    lines = [
+        f"  {_printable(samples.classes[k])}: {suspects[k]} of {size[k]}, of which the clean model "
+        f"names {otherwise[k]} otherwise\n"
+        for k in order[:5]
+        if suspects[k]
+    ]
+    return "".join(lines)
+
+
+def _printable(name: str) -> str:
+    """File names need not be UTF-8."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _worst(found: Findings, samples: TrainingSet, run: Path) -> str:
+    order = ranking(found.score)[:10].tolist()
+    names = [_printable(samples.files[row]) for row in order]
+    lines = [f"  {found.score[row]:10.4g}  {n}" for row, n in zip(order, names, strict=True)]
+    return "\n".join(
+        [
+            f"Scores of {len(found.score)} images: {run}/suspects.csv. The most suspicious ones, "
+            "as CLASS/FILE:",
+            *lines,
+            f"Nothing was flagged. Do not use {run}/model.safetensors: it has seen all images.",
+        ]
+    )
