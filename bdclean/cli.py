@@ -3,6 +3,8 @@
 Wrong use ends here, whatever raised it, with one message and exit status 2.
 """
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -29,8 +31,12 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.path.append(here)  # a user's modules lie beside the configs; last: they hide nothing
     try:
         _run(words)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # who reads has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
         wrong_use = behind(error, BdcleanError)
         if wrong_use is None:

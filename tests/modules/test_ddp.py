@@ -1,54 +1,62 @@
-"""Two processes under plain `strategy=ddp` end with one model, whatever a stage trains."""
+"""Two processes under plain `strategy=ddp` end with one model, whatever a stage trains.
+
+All methods of the packages run with their settings of `contract.yaml`.
+"""
+
+from pathlib import Path
 
 import pytest
+import yaml
 
+TESTS = Path(__file__).parents[1]
 SCRIPT = """
+import inspect
 import sys
 from collections import Counter
+tests, folder, *cases = sys.argv[1:]
+sys.path.insert(0, tests)
 import torch
+import yaml
+from grouping import make_of
 from lightning.pytorch import Trainer, seed_everything
+from tiny import FACTS, TinyData
 from torch import distributed
+from bdclean.attacks import BadNets
 from bdclean.backbones import ModelInfo, build, save_model
 from bdclean.callbacks import ProgressLines
-from bdclean.data import Digits, Splits
-from bdclean.functional.consistency import PatchScore
-from bdclean.functional.pgd import PGD
-from bdclean.modules import Probe, Recipe
-from bdclean.purification import BCU, CBD
-from bdclean.sifting import ABL, DBR, AdvrBD, Rounds, SCAn
+from bdclean.commands.methods import methods
 from bdclean.types import ImageFacts
 
-seed_everything(0)
-data = Digits(splits=Splits(defense=128, probe=100))
-facts = ImageFacts(10, 32, data.mean, data.std)
-path = sys.argv[1] + "/suspect.safetensors"
-save_model(build(ModelInfo("resnet18", 10, 32, data.mean, data.std, width=4)), path)
-one = Recipe(epochs=1, schedule="constant")
-views = Recipe(epochs=1, lr=0.02, schedule="constant", batch_size=32, augmentation="simclr")
-cbd = {"weights": path, "recipe": views, "pgd": PGD(8.0, 1)}
-make = {
-    "sgd": lambda: CBD(facts, **cbd, probe=Probe(recipe=Recipe(epochs=1, lr=0.01))),
-    "lbfgs": lambda: CBD(facts, **cbd, probe=Probe("lbfgs"), reestimate_bn=True),
-    "bcu": lambda: BCU(facts, path, recipe=Recipe(epochs=1, lr=0.01, batch_size=32)),
-    "abl": lambda: ABL(facts, width=4, isolation=one, recipe=one, unlearning=one),
-    "dbr": lambda: DBR(facts, width=4, warm=one, separate=one, recipe=one, removal=one),
-    "scan": lambda: SCAn(facts, width=4, recipe=Recipe(epochs=1), components=8, threshold=0.5),
-    "advrbd": lambda: AdvrBD(
-        facts, width=4, recipe=Recipe(epochs=1), patch=PatchScore(pgd=PGD(8.0, 1, 0.25)),
-        rounds=Rounds(count=2, of_all=1, partition_rate=0.1, ascent_steps=9, agreement=0.9),
-        enhance_steps=3, confidence=0.2, finetune=one,
-    ),
+SETTINGS = yaml.safe_load(open(tests + "/contract.yaml"))
+MORE = {
+    "CBD, solved": {"probe": {"solver": "lbfgs"}, "reestimate_bn": True},
+    "AdvrBD": {"rounds": {"ascent_steps": 9}, "enhance_steps": 3},
 }
-for case in sys.argv[2:]:
+class Data(TinyData):
+    def read_train(self):  # so many that each process has several images of every part
+        return self._read(240)
+
+known = {method.__name__: method for _, method in methods()}
+seed_everything(0)
+path = folder + "/suspect.safetensors"
+save_model(build(ModelInfo("resnet18", 4, 8, FACTS["mean"], FACTS["std"], width=4)), path)
+for case in cases:
     seed_everything(0)
-    module = make[case]()
+    method = known[case.split(",")[0]]
+    data = Data()
+    if method.needs.images == "train":
+        data.attack = BadNets(target=1, rate=0.25)
+    given = {"facts": ImageFacts(**FACTS)}
+    if "weights" in inspect.signature(method).parameters:
+        given["weights"] = path
+    module = make_of(method, given, SETTINGS[method.__name__], MORE.get(case, {}))
     steps = Counter()
-    for name in ("ascend", "enhance") if case == "advrbd" else ():
+    for name in ("ascend", "enhance") if case == "AdvrBD" else ():
         def counted(batch, name=name, step=getattr(module, name)):
             steps[name] += 1
             return step(batch)
         setattr(module, name, counted)
-    bar = case in ("lbfgs", "abl", "scan")  # both read metrics on the first process alone
+    bar = case in ("CBD, solved", "ABL", "SCAn")  # both read metrics on the first process alone
     Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=-1, logger=False,
             callbacks=[] if bar else [ProgressLines()], enable_progress_bar=bar,
             enable_checkpointing=False, limit_val_batches=0,
@@ -57,7 +65,7 @@ for case in sys.argv[2:]:
     states = [None, None]
     distributed.all_gather_object(states, state)
     assert states[0] == states[1], case
-    found = {name: value.tolist() for name, value in getattr(module, "results", {}).items()}
+    found = {name: value.tolist() for name, value in module.results.items()}
     results = [None, None]
     distributed.all_gather_object(results, found)
     assert results[0] == results[1], case
@@ -66,13 +74,13 @@ for case in sys.argv[2:]:
 """
 
 
-# Two groups, so that most of the time does not go into starting processes.
+# In one script, so that the time does not go into starting processes.
 @pytest.mark.slow
 @pytest.mark.ddp
-@pytest.mark.parametrize("cases", [("sgd", "lbfgs", "bcu"), ("abl", "dbr", "scan", "advrbd")])
-def test_both_processes_end_with_the_same_model(cases, tmp_path, run_script):
-    told = run_script(SCRIPT, tmp_path, *cases)
+def test_both_processes_end_with_the_same_model(tmp_path, run_script):
+    cases = [*yaml.safe_load((TESTS / "contract.yaml").read_text()), "CBD, solved"]
+    told = run_script(SCRIPT, TESTS, tmp_path, *cases)
     for case in cases:
         assert f"{case} is equal" in told
-    if "advrbd" in cases:  # 2 rounds of 9 steps and a part, and 3 at the end
-        assert "{'ascend': 20, 'enhance': 3}" in told
+    # 2 rounds of 9 steps and a part, and 3 at the end
+    assert "AdvrBD is equal {'ascend': 20, 'enhance': 3}" in told
