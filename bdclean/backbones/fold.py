@@ -1,4 +1,4 @@
-"""Copies of a network for attack loops, which only need gradients of the input."""
+"""Copies of a network for loops of PGD, which only need gradients of the input."""
 
 import copy
 import logging

@@ -1,4 +1,4 @@
-"""A copy of a network in training, on which its inputs are attacked."""
+"""A copy of a network in training, on which its inputs are perturbed."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ BatchNormMode = Literal["eval", "train"]
 
 @contextmanager
 def perturb_precision(device_type: str) -> Iterator[torch.dtype | None]:
-    """Autocast for attack loops: to bfloat16 where it is on already, else off.
+    """Autocast for loops of PGD: to bfloat16 where it is on already, else off.
 
     float16 would lose small gradients of the input, bfloat16 keeps their range.
 

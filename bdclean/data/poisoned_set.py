@@ -108,7 +108,7 @@ class PoisonedSet:
         """The samples of the train role, and which of them are poisoned.
 
         Nobody knows the latter where no attack of ours is at work, which does not mean that the
-        images are clean, or where one poisons every batch anew.
+        images are clean, or where one poisons every batch again.
         """
         rows, plan, poisoned, covers = self.rows.train, self.plan, None, None
         if self.attack is not None and plan is not None and not self.attack.dynamic:

@@ -34,7 +34,7 @@ class HitRate(Metric):
     loader: ClassVar[str]
     """The test set that it is measured on."""
     reads: ClassVar[tuple[str, ...]]
-    """What `update` takes from a batch beside the outputs."""
+    """What `update` takes from a batch in addition to the outputs."""
     definition: ClassVar[str]
     """For records: what the number means."""
     hits_state: ClassVar[str]

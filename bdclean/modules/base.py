@@ -62,7 +62,7 @@ class BackdoorModule(LightningModule):
         needs: What the method reads and must have.
         model: The model that is evaluated and exported; None until a subclass installs it.
         probes: Whether the method ends with a linear probe, which reads clean labels.
-        classifiers: Prefixes of what is measured beside each other; one without a name is usual.
+        classifiers: Prefixes of what is measured side by side; one without a name is usual.
         can_average: Whether a mean over the weights of several epochs is a model of the method,
             as where one network learns one task with nothing computed in between.
     """
@@ -184,7 +184,7 @@ class BackdoorModule(LightningModule):
         self.restore_kept(record)
 
     def kept(self) -> dict[str, Any]:
-        """What the method keeps in checkpoints beside weights; plain values and tensors."""
+        """What the method keeps in checkpoints as well as weights; plain values and tensors."""
         return {}
 
     def restore_kept(self, record: dict[str, Any]) -> None:
@@ -373,7 +373,7 @@ class BackdoorModule(LightningModule):
         return None
 
     def save_artifacts(self, folder: Path) -> None:
-        """Writes what a run has learned beside its model, here nothing; after the data's."""
+        """Writes what a run has learned in addition to its model, here nothing; after the data's."""
 
 
 def _is_group(value: Any) -> "TypeGuard[DataclassInstance]":

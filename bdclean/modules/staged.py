@@ -104,7 +104,7 @@ class StagedModule(BackdoorModule, ABC):
         """Installs the networks that a new fit starts from."""
 
     def add_networks(self) -> None:
-        """Adds small networks beside the others, and freezes what never trains.
+        """Adds small networks to the others, and freezes what never trains.
 
         Called whenever the networks were built: for a new fit, and for a checkpoint.
         """

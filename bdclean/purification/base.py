@@ -63,7 +63,7 @@ class Purifier(StagedModule, ABC):
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether training needs the suspect beside the student."""
+        """Whether training needs the suspect as well as the student."""
         return True
 
     # ------------------------------------------------------------------ networks

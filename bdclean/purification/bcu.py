@@ -2,7 +2,7 @@
 
 Pang, Sun, Ling, Chen: Backdoor Cleansing with Unlabeled Data. CVPR 2023; the authors' code is
 github.com/luluppang/BCU. The suspect is the teacher. The student starts from the suspect's
-weights, a random part of which is drawn anew, more of them the deeper the layer:
+weights, a random part of which is re-initialised, more of them the deeper the layer:
 
     W_student = m * W_suspect + (1 - m) * W_fresh,   m ~ Bernoulli(1 - r) element-wise     (3)
 
@@ -135,7 +135,7 @@ class BCU(Purifier):
         return suspect
 
     def block_ratios(self, model: SplitModel) -> tuple[list[float], float]:
-        """Ratio r of each block, from input to output, and the overall fraction drawn anew.
+        """Ratio r of each block, from input to output, and the overall fraction that is re-initialised.
 
         Raises:
             ConfigError: If `ratios` does not fit the model, or a setting is out of its range.

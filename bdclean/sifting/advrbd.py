@@ -121,7 +121,7 @@ class AdvrBD(Sifter):
         return {} if self.until == "score" else {"rounds.partition_rate": share}
 
     def plan(self) -> tuple[Stage, ...]:
-        """Train, rounds of forgetting, enhance, identify, train anew, relabel."""
+        """Train, rounds of forgetting, enhance, identify, retrain, relabel."""
         train = partial(self.labelled, recipe=self.first)
         one_round = (
             Stage("partition", begin=self.partition),
@@ -207,7 +207,7 @@ class AdvrBD(Sifter):
 
     def rest(self) -> View:
         """D without D_c."""
-        rest = chosen(~self.results["clean_part"], "left beside those considered clean")
+        rest = chosen(~self.results["clean_part"], "left, besides those considered clean")
         return self.labelled(rest, self.relearning)
 
     def clean_part(self) -> View:

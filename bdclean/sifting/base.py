@@ -253,7 +253,7 @@ class Sifter(StagedModule, ABC):
     # ------------------------------------------------------------------ findings
 
     def store(self, name: str) -> None:
-        """Stores the present weights, to be written as `<name>.safetensors` beside the model's."""
+        """Stores the present weights, to be written as `<name>.safetensors` next to the model's."""
         state = self.model.state_dict().items()
         self.results |= {f"{name}/{key}": value.detach().cpu().clone() for key, value in state}
         self.results[f"purified_{name}"] = torch.tensor(self._is_clean)

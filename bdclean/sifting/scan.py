@@ -42,7 +42,7 @@ UNLEARNING = Recipe(epochs=5, lr=5e-4, schedule="constant", augmentation="none")
 class SCAn(Sifter):
     """Statistical contamination analyser, with unlearning or a second training.
 
-    Reads a few clean labelled images beside D: the role `probe`.
+    Reads a few clean labelled images as well as D: the role `probe`.
 
     Args:
         facts: Facts of the data.

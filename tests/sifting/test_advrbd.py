@@ -514,7 +514,7 @@ def test_double_precision(make, make_poisoned, make_trainer):
 
 def test_something_must_be_left_to_learn(make, make_poisoned, make_trainer):
     module = make(rounds={"partition_rate": 1.0, "max_clean_fraction": 1.0}, until="identify")
-    with pytest.raises(ConfigError, match="no sample is left beside those considered clean"):
+    with pytest.raises(ConfigError, match="no sample is left, besides those considered clean"):
         run(module, make_poisoned(), make_trainer)
 
 
