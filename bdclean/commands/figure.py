@@ -70,7 +70,12 @@ def make_parser() -> Parser:
     tsne.add_argument("--triggered", type=PositiveInt, default=500, help="With the trigger.")
     tsne.add_argument("--adversarial", type=NonNegativeInt, default=500, help="Adversarial ones.")
     tsne.add_argument("--epsilon", type=NonNegativeFloat, default=8.0, help="8-bit pixel values.")
-    tsne.add_argument("--pgd_steps", type=PositiveInt, default=20, help="Of PGD, which makes the adversarial images.")
+    tsne.add_argument(
+        "--pgd_steps",
+        type=PositiveInt,
+        default=20,
+        help="Of PGD, which makes the adversarial images.",
+    )
     tsne.add_argument("--temperature", type=PositiveFloat, default=0.5, help="Of its loss.")
     tsne.add_argument("--perplexity", type=PositiveFloat, default=30.0, help="Of the t-SNE.")
     tsne.add_argument("--seed", type=NonNegativeInt, default=0, help="Of choice, PGD and t-SNE.")

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from bdclean.checks import check_choice
 from bdclean.errors import ConfigError
 
 StepUnit = Literal["relative", "pixel255", "unit"]
@@ -45,15 +46,13 @@ class PGD:
     def __post_init__(self) -> None:
         """Checks the ranges."""
         if not (self.epsilon >= 0 and math.isfinite(self.epsilon)):
-            raise ConfigError(f"epsilon is {self.epsilon}; it must be 0 or above, in 8-bit values")
+            raise ConfigError(f"epsilon={self.epsilon}: it must be 0 or above, in 8-bit values.")
         if self.steps < 1:
-            raise ConfigError(f"steps is {self.steps}; it must be at least 1")
+            raise ConfigError(f"steps={self.steps}: it must be at least 1.")
         if not (self.step_size > 0 and math.isfinite(self.step_size)):
-            raise ConfigError(f"step_size is {self.step_size}; it must be above 0")
-        if self.step_unit not in get_args(StepUnit):
-            raise ConfigError(f"step_unit is {self.step_unit!r}; allowed: {get_args(StepUnit)}")
-        if self.norm not in get_args(Norm):
-            raise ConfigError(f"norm is {self.norm!r}; allowed: {get_args(Norm)}")
+            raise ConfigError(f"step_size={self.step_size}: it must be above 0.")
+        check_choice("step_unit", self.step_unit, StepUnit)
+        check_choice("norm", self.norm, Norm)
 
     @property
     def radius(self) -> float:

@@ -55,12 +55,11 @@ class Recipe:
             ("weight_decay", self.weight_decay, 0),
         ):
             if value < least:
-                raise ConfigError(f"{name}={value} of a recipe: it must be at least {least}.")
+                raise ConfigError(f"{name}={value}: it must be at least {least}.")
         check_choice("schedule", self.schedule, Schedule)
         if self.nesterov and not self.momentum:
             raise ConfigError(
-                "nesterov=true of a recipe needs a momentum above 0; raise it, or set nesterov to "
-                "false."
+                "nesterov=true: it needs a momentum above 0; raise that, or set nesterov to false."
             )
 
     def view(self, role: Role, **more: Any) -> View:

@@ -96,7 +96,10 @@ def test_the_forwarded_values_arrive():
     ("words", "text"),
     [
         (["--data.eval_batch_siez", "3"], "eval_batch_siez"),
-        (["--data.eval_batch_size", "many"], "Expected a <class 'int'>. Got value: many"),
+        (
+            ["--data.eval_batch_size", "many"],
+            "eval_batch_size=many: it must be a whole number.",
+        ),
         (["--data.splits.prob", "3"], "prob"),
         (["--data.defense_labels", "shown"], "shown"),
     ],

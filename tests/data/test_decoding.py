@@ -124,6 +124,7 @@ def test_long_decoding_shows_progress(files, capsys, monkeypatch):
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(progress, "FIRST_LINE", 0.0)
     monkeypatch.setattr(progress, "BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(progress, "_SHARE", 0.0)
     decoding.load_images(*files, 8, cache=False)
     assert "decoding images: 4/5 images  " in capsys.readouterr().err
 

@@ -202,5 +202,5 @@ def test_memory_format_is_kept():
     ],
 )
 def test_settings_out_of_range_are_named(arguments, key):
-    with pytest.raises(ConfigError, match=f"^{key} is "):
+    with pytest.raises(ConfigError, match=f"^{key}="):
         PGD(**({"epsilon": 8, "steps": 1} | arguments))

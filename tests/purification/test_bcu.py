@@ -327,9 +327,9 @@ def test_evaluation_from_a_checkpoint_needs_no_suspect(
         ({"recipe": {"schedule": "step"}}, "schedule='step'.*cosine"),
         ({"recipe": {"epochs": 0}}, "epochs=0"),
         ({"recipe": {"batch_size": 0}}, "batch_size=0"),
-        ({"recipe": {"lr": -0.02}}, "lr=-0.02 .*at least 0"),
-        ({"recipe": {"momentum": -0.1}}, "momentum=-0.1 .*at least 0"),
-        ({"recipe": {"weight_decay": -0.1}}, "weight_decay=-0.1 .*at least 0"),
+        ({"recipe": {"lr": -0.02}}, "lr=-0.02: it must be at least 0"),
+        ({"recipe": {"momentum": -0.1}}, "momentum=-0.1: it must be at least 0"),
+        ({"recipe": {"weight_decay": -0.1}}, "weight_decay=-0.1: it must be at least 0"),
     ],
 )
 def test_refuses_settings_out_of_range(make, arguments, message):

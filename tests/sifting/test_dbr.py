@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from torch.nn import functional as F
 
 from bdclean.backbones import build, load_model
@@ -201,22 +201,6 @@ def test_the_network_with_the_backdoor_is_written_beside_the_result(run, tmp_pat
     module.save_artifacts(tmp_path)
     assert same(load_model(tmp_path / "backdoored.safetensors"), watch.models[4])
     assert not same(watch.models[4], module.model)
-
-
-def test_resumed_runs_end_with_the_same_weights(run, tmp_path):
-    steps = ModelCheckpoint(
-        tmp_path / "steps", filename="{step}", save_top_k=-1, every_n_train_steps=1
-    )
-    ends = ModelCheckpoint(tmp_path / "ends", filename="{epoch}", save_top_k=-1)
-    whole, _ = run(steps, ends)
-    names = [tmp_path / "ends" / f"epoch={epoch}.ckpt" for epoch in (1, 4)]
-    # Steps: 3 warm, 2 separate, 6 train, then 2 up and 3 down, twice. Some are the last of a stage.
-    names += [tmp_path / "steps" / f"step={step}.ckpt" for step in (5, 11, 12, 13, 16)]
-    for path in names:
-        torch.load(path, weights_only=True)
-        resumed, _ = run(ckpt_path=path)
-        assert same(resumed, whole), path
-        assert same_findings(resumed.results, whole.results), path
 
 
 def test_a_second_fit_starts_from_the_beginning(make, make_poisoned, make_trainer):

@@ -188,9 +188,9 @@ def test_a_checkpoint_and_the_record_name_the_ball(tmp_path):
 
 
 def test_wrong_use(batch):
-    with pytest.raises(ConfigError, match="steps is 0; it must be at least 1"):
+    with pytest.raises(ConfigError, match="steps=0: it must be at least 1"):
         make(pgd={"steps": 0})
-    with pytest.raises(ConfigError, match="epsilon is -1"):
+    with pytest.raises(ConfigError, match="epsilon=-1"):
         make(pgd={"epsilon": -1})
     with pytest.raises(ConfigError, match="perturb_bn='batch'"):
         make(perturb_bn="batch")

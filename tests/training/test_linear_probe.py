@@ -208,10 +208,10 @@ def test_checkpoint_and_export_need_no_backbone_file(make, fit, weights, tmp_pat
 @pytest.mark.parametrize(
     ("probe", "message"),
     [
-        ({"recipe": {"batch_size": 0}}, "batch_size=0 .*at least 1"),
-        ({"recipe": {"lr": -0.1}}, "lr=-0.1 .*at least 0"),
-        ({"recipe": {"momentum": -0.1}}, "momentum=-0.1 .*at least 0"),
-        ({"recipe": {"weight_decay": -0.1}}, "weight_decay=-0.1 .*at least 0"),
+        ({"recipe": {"batch_size": 0}}, "batch_size=0: it must be at least 1"),
+        ({"recipe": {"lr": -0.1}}, "lr=-0.1: it must be at least 0"),
+        ({"recipe": {"momentum": -0.1}}, "momentum=-0.1: it must be at least 0"),
+        ({"recipe": {"weight_decay": -0.1}}, "weight_decay=-0.1: it must be at least 0"),
         ({"c": 0}, r"probe\.c=0: it must be"),
     ],
 )
