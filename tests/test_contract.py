@@ -85,10 +85,7 @@ def test_a_run_resumes_exactly_at_every_epoch_and_within_one(
     # What is written at the last batch of an epoch does not know yet that the stage changes.
     last = [folder / f"step={step}.ckpt" for step in batches.ends]
     ends = [Path(every_epoch.dirpath) / f"epoch={n}.ckpt" for n in range(whole.total_epochs)]
-    for done, path in [
-        *zip(batches.ends, ends, strict=True),
-        *zip(batches.ends, last, strict=True),
-    ]:
+    for done, path in zip(batches.ends * 2, ends + last, strict=True):
         resumed, again = make(), Batches()
         make_trainer(again, name="resumed").fit(resumed, data_of(), ckpt_path=path)
         assert same(resumed, whole), path

@@ -74,7 +74,7 @@ def make_parser() -> Parser:
         "--pgd_steps",
         type=PositiveInt,
         default=20,
-        help="Of PGD, which makes the adversarial images.",
+        help="Of PGD.",
     )
     tsne.add_argument("--temperature", type=PositiveFloat, default=0.5, help="Of its loss.")
     tsne.add_argument("--perplexity", type=PositiveFloat, default=30.0, help="Of the t-SNE.")

@@ -373,7 +373,7 @@ class BackdoorModule(LightningModule):
         return None
 
     def save_artifacts(self, folder: Path) -> None:
-        """Writes what a run has learned in addition to its model, here nothing; after the data's."""
+        """Writes what a run has learned besides its model; after the data module's files."""
 
 
 def _is_group(value: Any) -> "TypeGuard[DataclassInstance]":

@@ -135,7 +135,7 @@ class BCU(Purifier):
         return suspect
 
     def block_ratios(self, model: SplitModel) -> tuple[list[float], float]:
-        """Ratio r of each block, from input to output, and the overall fraction that is re-initialised.
+        """Ratio r of each block, from input to output, and the re-initialised share of all weights.
 
         Raises:
             ConfigError: If `ratios` does not fit the model, or a setting is out of its range.
