@@ -31,7 +31,8 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.path.append(here)  # a user's modules lie beside the configs; last: they hide nothing
     try:
         _run(words)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as it is after `>&-`
+            sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:  # who reads has seen enough, as `head` does

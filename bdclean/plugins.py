@@ -28,7 +28,10 @@ def load_plugins(group: str) -> dict[str, type]:
     for point in entry_points(group=group):
         try:
             found[point.name] = point.load()
-        except Exception as error:  # whatever another package does while it is imported
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # whatever its import does
             warnings.warn(
                 f"{point.name} is left out: the entry point {point.value!r} of {group} cannot be "
                 f"imported ({type(error).__name__}: {error}).",

@@ -16,7 +16,9 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from bdclean.backbones import load_model, save_model
 from bdclean.commands.methods import methods
 from bdclean.errors import ConfigError
-from bdclean.modules import StagedModule
+from bdclean.modules import Recipe, Stage, StagedModule
+from bdclean.purification import Purifier
+from bdclean.types import View
 
 # So few samples are flagged by classes.
 pytestmark = pytest.mark.filterwarnings("ignore:More than 95% of the samples of the classes")
@@ -182,3 +184,56 @@ def test_a_trainer_fits_once_and_a_checkpoint_belongs_to_its_method(
     torch.save(checkpoint, tmp_path / "old.ckpt")
     with pytest.raises(ConfigError, match="of an earlier version"):
         make_trainer(name="old").fit(make(), data_of(), ckpt_path=tmp_path / "old.ckpt")
+
+
+DAMAGE = {
+    "no method": lambda c: c["bdclean"].pop("method"),
+    "no networks": lambda c: c["bdclean"].pop("networks"),
+    "networks of another kind": lambda c: c["bdclean"].update(networks={"model": 3}),
+    "no stage": lambda c: c["bdclean"].pop("stage"),
+    "a stage that is none": lambda c: c["bdclean"].update(stage="x"),
+    "a stage behind the last": lambda c: c["bdclean"].update(stage=99),
+    "a plan that is none": lambda c: c["bdclean"].update(plan=3),
+    "no results": lambda c: c["bdclean"].pop("results"),
+    "no weights": lambda c: c["state_dict"].clear(),
+    "other weights": lambda c: c["state_dict"].update({"model.normalize.mean": torch.ones(7)}),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_checkpoint_is_one_message(
+    damage, facts, suspect, make_data, make_trainer, tmp_path
+):
+    def make():
+        return make_of(METHODS["BCU"], facts, {"weights": suspect}, SETTINGS["BCU"])
+
+    kept = ModelCheckpoint(tmp_path / "kept", filename="last", enable_version_counter=False)
+    make_trainer(kept).fit(make(), make_data())
+    checkpoint = torch.load(tmp_path / "kept/last.ckpt", weights_only=True)
+    damage(checkpoint)
+    torch.save(checkpoint, tmp_path / "damaged.ckpt")
+    with pytest.raises(ConfigError, match=r"^--ckpt_path: "):
+        make_trainer(name="again").fit(make(), make_data(), ckpt_path=tmp_path / "damaged.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ((), "no stage that trains"),
+        ((Stage("look"),), "no stage that trains"),
+        ((Stage("fit", Recipe(epochs=1)),), "the stage fit trains, so it needs `reads`"),
+        (
+            (Stage("fit", epochs=1, reads=lambda: View("defense")),),
+            "the stage fit trains, so it needs a recipe or an optimizer",
+        ),
+    ],
+)
+def test_a_plan_that_cannot_run_is_refused(
+    stages, message, facts, suspect, make_data, make_trainer
+):
+    class Planned(Purifier):
+        def plan(self):
+            return stages
+
+    with pytest.raises(ConfigError, match=f"^Planned: .*{message}"):
+        make_trainer().fit(Planned(**facts, weights=suspect), make_data())

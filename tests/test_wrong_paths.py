@@ -167,7 +167,9 @@ def test_attack_commands_tell_of_a_missing_surrogate(capsys):
 
 
 def test_an_evaluation_needs_no_surrogate(capsys):
-    main(["test", *stack("trainer/cpu", "train/supervised/noaug"), *CONSISTENT, *RUN])
+    save_model(build(ModelInfo("resnet18", 10, 32, (0.1,) * 3, (0.2,) * 3, 4)), "net.safetensors")
+    words = ["test", *stack("trainer/cpu", "train/supervised/noaug"), *CONSISTENT]
+    main([*words, "--run", "run", "--model.weights", "net.safetensors"])
     assert Path("run/test.json").is_file()
 
 
@@ -201,7 +203,8 @@ def test_a_missing_checkpoint_is_told(training, capsys):
 
 def test_validation_needs_no_test_images():
     spoil("no test folder")
-    main(["validate", *FIT[1:], "--data.splits.val", "4"])
+    save_model(build(ModelInfo("resnet18", 2, 16, (0.1,) * 3, (0.2,) * 3, 4)), "net.safetensors")
+    main(["validate", *FIT[1:], "--data.splits.val", "4", "--model.weights", "net.safetensors"])
 
 
 def test_further_evaluation_sets_are_counted_after_every_epoch():

@@ -65,6 +65,8 @@ def next_command(record: Mapping[str, Any], folder: Path, words: Sequence[str]) 
     weights = ["--model.weights", str(folder / "model.safetensors")]
     if protocol.get("purified") is False:
         return command("fit", words) + "  (without what stopped it)"
+    if not protocol:  # of a module of another package, which leaves no weights file
+        return command("predict", ["-c", str(config), "--ckpt_path", "last"])
     if "identification" in record:
         return f"look at {folder / 'suspects.png'}"
     if protocol.get("head") == "none":

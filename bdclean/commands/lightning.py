@@ -245,6 +245,8 @@ class BdcleanCLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
             raise ConfigError(f"trainer: {error}") from error
+        except OSError as error:
+            raise ConfigError(f"--run={run.path}: it cannot be written ({error}).") from error
         on_cpu = isinstance(trainer.accelerator, CPUAccelerator)
         if on_cpu and trainer.precision.startswith("bf16") and not cpu_has_bfloat16():
             rank_zero_info(
@@ -274,7 +276,10 @@ class BdcleanCLI(LightningCLI):
         evaluated = None
         if self.subcommand != "fit" and checkpoint:
             evaluated = RunFolder.of_checkpoint(checkpoint)
-        return evaluated or RunFolder(Path(self._get(self.config, "run")))
+        run = Path(self._get(self.config, "run"))
+        if not run.name or any(part.is_file() for part in (run, *run.parents)):
+            raise ConfigError(f"--run={str(run)!r}: name a folder, new or of a run.")
+        return evaluated or RunFolder(run)
 
     # ------------------------------------------------------------------ running
 
@@ -282,8 +287,14 @@ class BdcleanCLI(LightningCLI):
         """Lets `last` mean the checkpoint of a requeued job as well, if that is the newer one."""
         words: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
         if words.get("ckpt_path") == "last":
-            newest = self.run_folder.newest_checkpoint()
-            if newest is not None and newest.name.startswith("hpc_ckpt_"):
+            run = self.run_folder
+            newest = run.newest_checkpoint()
+            if newest is None and subcommand != "fit":
+                raise ConfigError(f"--ckpt_path last: {run.path} holds no checkpoint.")
+            if newest is None:  # the first start of a job that is requeued
+                words["ckpt_path"] = None
+                print(f"There is no checkpoint in {run.path} yet, so the fit starts from scratch.")
+            elif newest.name.startswith("hpc_ckpt_"):
                 words["ckpt_path"] = str(newest)
         if subcommand in ("validate", "test"):
             words["verbose"] = False  # of its own table; see `after_test`

@@ -47,6 +47,11 @@ def run_methods(words: Sequence[str]) -> None:
     Raises:
         ConfigError: If there are any.
     """
+    if set(words) & {"-h", "--help"}:
+        print(
+            "usage: bdclean methods\n\nLists all methods, and which labels and images each needs."
+        )
+        return
     if words:
         raise ConfigError(f"methods: {words[0]!r} is not expected; the command takes no arguments.")
     table = Table("kind", "--model", "labels", "images", "head", "batch norm")
@@ -60,4 +65,4 @@ def run_methods(words: Sequence[str]) -> None:
             "needed" if needs.head else "",
             "needed" if needs.batch_norm else "",
         )
-    Console().print(table)
+    Console(width=100).print(table)  # wide enough for the names, which are typed

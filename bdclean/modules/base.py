@@ -10,7 +10,7 @@ Nothing but integer counts is kept between batches.
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeGuard, final
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from bdclean.backbones import ModelInfo, SplitModel, build
 from bdclean.backbones.head import ProbeHead
-from bdclean.errors import ConfigError
+from bdclean.errors import ConfigError, WeightsError
 from bdclean.metrics.scores import Scores
 from bdclean.modules.needs import Needs
 from bdclean.modules.reading import data_of, loader_names, read, viewable_data
@@ -68,8 +68,8 @@ class BackdoorModule(LightningModule):
     """
 
     model: SplitModel
-    name: ClassVar[str]
-    needs: ClassVar[Needs]
+    name: ClassVar[str] = "unnamed"
+    needs: ClassVar[Needs] = Needs()
     probes: bool = False
     classifiers: ClassVar[tuple[str, ...]] = ("",)
     can_average: ClassVar[bool] = False
@@ -87,10 +87,7 @@ class BackdoorModule(LightningModule):
         """Keeps the arguments of the calling `__init__` in checkpoints, as plain values.
 
         Groups become dictionaries, so that a checkpoint loads without unpickling;
-        `load_from_checkpoint` makes groups of them again.
-
-        Args:
-            ignore: Arguments that are left out: those that no file can hold.
+        `load_from_checkpoint` makes groups of them again. `ignore` names those that no file holds.
         """
         frame = inspect.currentframe()
         assert frame is not None  # noqa: S101  (CPython has frames)
@@ -174,11 +171,37 @@ class BackdoorModule(LightningModule):
                 "of bdclean; start a new run. A model to start from comes in through "
                 "--model.weights."
             )
-        if record["method"] != self.name:
+        if record.get("method") != self.name:
             raise ConfigError(
-                f"--ckpt_path: the checkpoint was written by {record['method']}, and this is "
+                f"--ckpt_path: the checkpoint was written by {record.get('method')}, and this is "
                 f"{self.name}. A model to start from comes in through --model.weights."
             )
+        try:
+            self._restore(record)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, WeightsError) as error:
+            raise ConfigError(
+                "--ckpt_path: the checkpoint is damaged, or of another version of bdclean "
+                f"({type(error).__name__}: {error}); start a new run."
+            ) from error
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As of any module.
+
+        Raises:
+            ConfigError: If the weights do not fit the networks.
+        """
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            first = [line.strip() for line in str(error).splitlines()[1:2]]
+            raise ConfigError(
+                f"--ckpt_path: the weights do not fit the networks of the run ({' '.join(first)}); "
+                "the checkpoint is damaged, or of other settings."
+            ) from error
+
+    def _restore(self, record: dict[str, Any]) -> None:
         infos = {n: ModelInfo.from_metadata(metadata) for n, metadata in record["networks"].items()}
         self.install(**{name: build(info) for name, info in infos.items()})
         self.restore_kept(record)
@@ -227,7 +250,7 @@ class BackdoorModule(LightningModule):
     # ------------------------------------------------------------------ evaluation
 
     def begin_evaluation(self, split: Split) -> dict[str, Classifier]:
-        """What is measured, by the prefixes of `classifiers`; here the model.
+        """What is measured, by the names in `classifiers`; here the model.
 
         Raises:
             ConfigError: If the model cannot classify, or not the images at hand.
@@ -302,9 +325,6 @@ class BackdoorModule(LightningModule):
 
     def evaluation_counts(self, split: Split) -> dict[str, int]:
         """Returns how many images the last finished evaluation has seen, on all devices.
-
-        Args:
-            split: `val` or `test`.
 
         Returns:
             `n_clean` and `n_triggered`, both 0 if there was no such evaluation, and `n_NAME` of

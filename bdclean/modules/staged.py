@@ -157,6 +157,7 @@ class StagedModule(BackdoorModule, ABC):
         if stage != "fit":
             return
         check_unused(self.trainer)
+        self._check_stages()
         set_max_epochs(self.trainer, self.total_epochs)
         ignore_eval_mode()  # frozen networks are in it on purpose
         if sum(stage.length > 0 for stage in self.plan()) > 1:
@@ -215,6 +216,8 @@ class StagedModule(BackdoorModule, ABC):
         """Restores the stage and the results."""
         self.add_networks()
         self._stage, self.results = record["stage"], record["results"]
+        if not 0 <= self._stage <= len(record["plan"]):
+            raise ValueError(f"stage {self._stage} of {len(record['plan'])}")
         self._before = record
         self._fitted = self._resumed = True
 
@@ -279,6 +282,18 @@ class StagedModule(BackdoorModule, ABC):
                 self.request(self._reads())
                 return
             self._stage += 1
+
+    def _check_stages(self) -> None:
+        plan, name = self.plan(), type(self).__name__
+        if not any(stage.length > 0 for stage in plan):
+            raise ConfigError(f"{name}: its plan has no stage that trains; give one some epochs.")
+        for stage in plan:
+            if stage.length > 0 and stage.reads is None:
+                raise ConfigError(f"{name}: the stage {stage.name} trains, so it needs `reads`.")
+            if stage.length > 0 and stage.recipe is None and stage.optimizer is None:
+                raise ConfigError(
+                    f"{name}: the stage {stage.name} trains, so it needs a recipe or an optimizer."
+                )
 
     def _check_outline(self) -> None:
         """A run goes on if all is as it was as far as the present stage, or to the end."""

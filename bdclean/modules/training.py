@@ -17,10 +17,12 @@ class Training(BackdoorModule):
     Attributes:
         view: What is read.
         any_length: Whether nothing depends on the length.
+        trained: Whether a fit has begun, here or in the run that was restored.
     """
 
     view: View
     any_length = False
+    trained = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +33,7 @@ class Training(BackdoorModule):
         """Asks the data module for the view, where it can serve views."""
         if stage != "fit":
             return
-        self._steps_before = None
+        self.trained, self._steps_before = True, None
         if isinstance(data_of(self.trainer), ViewableData):
             self.request(self.view)
 
@@ -59,4 +61,4 @@ class Training(BackdoorModule):
 
     def restore_kept(self, record: dict[str, Any]) -> None:
         """Reads the length."""
-        self._steps_before = record["steps"]
+        self.trained, self._steps_before = True, record["steps"]

@@ -83,9 +83,15 @@ class Supervised(Training):
         """The model.
 
         Raises:
-            ConfigError: If its head has never been trained.
+            ConfigError: If it, or its head, has never been trained.
         """
         classifiers = super().begin_evaluation(split)
+        if not self.trained and self.weights is None:
+            raise ConfigError(
+                f"{type(self).__name__} has not been trained, and there are no weights: give a "
+                "weights file with --model.weights, or a checkpoint of one of your runs with "
+                "--ckpt_path (`last` with the --run of that fit)."
+            )
         if self.model.head_is_drawn:
             raise ConfigError(
                 f"weights={self.weights}: the file has no classifier for the "

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bdclean.backbones import ModelInfo, build, save_model
 from bdclean.cli import main
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -118,8 +119,16 @@ def test_users_can_switch_on_what_is_off(capsys):
 
 @pytest.mark.parametrize("command", ["validate", "test"])
 def test_evaluations_say_what_they_measured(command, capsys):
+    save_model(build(ModelInfo("resnet18", 10, 32, (0.1,) * 3, (0.2,) * 3, 4)), "net.safetensors")
+    weights = ["--model.weights", "net.safetensors"]
     words = [command, *VICTIM, "--data.splits.val", "50", "--run", "run"]
-    main(words)
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert "Supervised has not been trained, and there are no weights" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([*words, "--ckpt_path", "last"])
+    assert "--ckpt_path last: run holds no checkpoint." in capsys.readouterr().err
+    main([*words, *weights])
     lines = capsys.readouterr().out.splitlines()
     if command == "validate":
         assert lines[0] == "Measured on held-out training images:"
@@ -139,3 +148,11 @@ def test_what_is_not_measured_has_its_reason(capsys):
     said = capsys.readouterr().out
     assert "Not measured: ASR and PA, because the data has no attack." in said
     assert "Next: bdclean predict -c b/config.yaml" in said
+
+
+def test_the_first_start_of_a_job_that_is_requeued_begins(capsys):
+    words = ["fit", *VICTIM, "--trainer.limit_train_batches", "1", "--trainer.max_epochs", "1"]
+    main([*words, "--run", "job", "--ckpt_path", "last", "--test_after_fit", "false"])
+    said = capsys.readouterr()
+    assert "There is no checkpoint in job yet, so the fit starts from scratch." in said.out
+    assert "HINT" not in said.err
