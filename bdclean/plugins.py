@@ -27,14 +27,17 @@ def load_plugins(group: str) -> dict[str, type]:
     found: dict[str, type] = {}
     for point in entry_points(group=group):
         try:
-            found[point.name] = point.load()
-        except (
-            Exception,
-            SystemExit,
-        ) as error:  # whatever its import does
+            found[point.name] = _class(point.load())
+        except (Exception, SystemExit) as error:  # whatever another package does
             warnings.warn(
                 f"{point.name} is left out: the entry point {point.value!r} of {group} cannot be "
                 f"imported ({type(error).__name__}: {error}).",
                 stacklevel=2,
             )
     return found
+
+
+def _class(loaded: object) -> type:
+    if not isinstance(loaded, type):
+        raise TypeError(f"{loaded!r} is no class")
+    return loaded

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -68,8 +69,9 @@ def path_of(value: str, key: str) -> str:
     Raises:
         ConfigError: If there is neither a file nor a config of that name.
     """
-    path = Path(value)
-    theirs = path.exists() and not path.is_dir()  # their folder `data` is no config
+    theirs = False
+    with suppress(OSError):  # no file has a name that long
+        theirs = Path(value).exists() and not Path(value).is_dir()  # a folder `data` is no config
     if theirs or not _NAME_OR_PATH.fullmatch(value):
         return value
     return str(find(value, key))

@@ -89,3 +89,14 @@ def test_groups_are_apart(install):
     install("bdclean_other", "class Other: ...", [("bdclean.else", "Other = bdclean_other:Other")])
     assert "Other" not in load_plugins(ATTACKS)
     assert load_plugins("bdclean.else").keys() == {"Other"}
+
+
+def test_what_is_no_class_or_ends_the_process_is_left_out(install):
+    install("bdclean_exits", "import sys\nsys.exit(3)\n", [(ATTACKS, "Gone = bdclean_exits:Gone")])
+    install("bdclean_number", "PI = 3.14\n", [(ATTACKS, "Pi = bdclean_number:PI")])
+    with pytest.warns(UserWarning, match="is left out") as warned:
+        found = load_plugins(ATTACKS)
+    assert not {"Gone", "Pi"} & found.keys()
+    said = " ".join(str(each.message) for each in warned)
+    assert "Gone is left out" in said
+    assert "3.14 is no class" in said

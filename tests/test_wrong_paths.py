@@ -377,3 +377,32 @@ def test_dashes_are_underscores_in_every_command(capsys):
     assert "--test_after_fit=maybe" in refused([*BASE, *words], capsys)
     assert "--dry_run" in refused(["sift", "photos", "--dry-run", "--copy-clean", "x"], capsys)
     assert "--pgd_steps=x" in refused(["figure", "tsne", "run", "--pgd-steps", "x"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("", "must hold keys and values"), ("# only\n", "must hold keys and values")],
+)
+def test_a_config_without_keys_is_named(content, message, capsys):
+    Path("odd.yaml").write_text(content)
+    assert f"-c odd.yaml: it {message}" in refused(["fit", "-c", "odd.yaml"], capsys)
+
+
+def test_a_name_that_no_file_can_have_is_one_message(capsys):
+    assert "there is no such file" in refused(["fit", "-c", "a" * 300], capsys)
+    assert "it cannot be written" in refused(["config", "cp", "purify/cbd", "a" * 300], capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model.recipe.momentum", "1.5"], "--model.recipe.momentum=1.5: it must be below 1."),
+        (["--model.recipe.milestones", "[2, -1]"], "they are fractions of the epochs"),
+        (["--run", ""], "--run='.': name a folder"),
+        (["--run", "file/below"], "--run='file/below': name a folder"),
+    ],
+)
+def test_impossible_settings_are_named(words, message, capsys):
+    Path("file").write_text("")
+    stacked = ["fit", *stack("trainer/cpu", "data/digits", "purify/cbd"), "--run", "run"]
+    assert message in refused([*stacked, *words], capsys)

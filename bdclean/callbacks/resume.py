@@ -7,6 +7,7 @@ restore, on any number of devices.
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 path, map_location=map_location, weights_only=True
             )
         except Exception as error:  # damaged bytes can end anywhere in torch's unpickler
-            told = str(error).split("\n", 1)[0]
+            # The first sentence alone: torch goes on with advice to switch the safe loading off.
+            told = re.split(r"\.\s|\n", str(error).strip())[0][:200] or type(error).__name__
             raise ConfigError(
-                f"--ckpt_path {path} is not a readable checkpoint ({told})"
+                f"--ckpt_path {path} is not a readable checkpoint ({told})."
             ) from error
         if not isinstance(checkpoint, dict) or "pytorch-lightning_version" not in checkpoint:
             raise ConfigError(

@@ -74,8 +74,9 @@ def copy(name: str, dest: Path) -> Path:
         ConfigError: If there is no such config, or the file exists or cannot be written.
     """
     source = shipped.find(name, "NAME")
-    target = dest / source.name if dest.is_dir() else dest
+    target = dest
     try:
+        target = dest / source.name if dest.is_dir() else dest
         with target.open("xb") as file:
             file.write(source.read_bytes())
     except FileExistsError as error:

@@ -1,6 +1,7 @@
 """The words of a command, before anything heavy is imported to read them."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def config_files(words: Sequence[str]) -> list[Path]:
         option, equals, value = word.partition("=")
         if option in ("-c", "--config"):
             given.append(value if equals else after)
-    return [Path(value) for value in given if "\n" not in value and Path(value).is_file()]
+    return [Path(value) for value in given if "\n" not in value and _is_file(value)]
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
@@ -50,9 +51,15 @@ def read_yaml(file: Path) -> dict[str, Any]:
         raise ConfigError(f"-c {file}: it is no YAML ({place}{error.problem}).") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"-c {file}: it cannot be read ({error}).") from error
-    if content is not None and not isinstance(content, dict):
+    if not content or not isinstance(content, dict):
         raise ConfigError(f"-c {file}: it must hold keys and values, as `run: runs/mine`.")
-    return content or {}
+    return content
+
+
+def _is_file(value: str) -> bool:
+    with suppress(OSError):  # no file has a name that long
+        return Path(value).is_file()
+    return False
 
 
 def _underscored(word: str) -> str:

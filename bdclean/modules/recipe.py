@@ -57,6 +57,13 @@ class Recipe:
             if value < least:
                 raise ConfigError(f"{name}={value}: it must be at least {least}.")
         check_choice("schedule", self.schedule, Schedule)
+        if self.momentum >= 1:
+            raise ConfigError(f"momentum={self.momentum}: it must be below 1.")
+        if not all(0 <= fraction <= 1 for fraction in self.milestones):
+            raise ConfigError(
+                f"milestones={list(self.milestones)}: they are fractions of the epochs, from 0 to "
+                "1."
+            )
         if self.nesterov and not self.momentum:
             raise ConfigError(
                 "nesterov=true: it needs a momentum above 0; raise that, or set nesterov to false."
