@@ -7,7 +7,7 @@ from the folder's path alone.
 import csv
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -291,6 +291,24 @@ def canonical(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     whole: dict[str, Any] = _canonical(config, "")
     return whole
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The settings in which two configs differ, as `key: before -> now`."""
+    old, new = dict(_leaves(before, "")), dict(_leaves(now, ""))
+    return [
+        f"{key}: {old.get(key)} -> {new.get(key)}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _leaves(tree: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, Mapping):
+        for name, value in tree.items():
+            yield from _leaves(value, key if name == "init_args" else f"{key}.{name}".lstrip("."))
+    else:
+        yield key, tree
 
 
 def _canonical(value: Any, section: str) -> Any:

@@ -5,10 +5,11 @@ from pathlib import Path
 import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_warn
 
 from bdclean.errors import ConfigError
 from bdclean.modules.trainer import is_trial
-from bdclean.runs import RunFolder, canonical
+from bdclean.runs import RunFolder, canonical, differences
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -60,8 +61,24 @@ class SaveRunConfig(SaveConfigCallback):
     def _save(self, run: RunFolder) -> str | None:
         refusal = self._refusal(run)
         if refusal is None:
+            self._warn_of_changes(run)
             run.save_config(self._text())
         return refusal
+
+    def _warn_of_changes(self, run: RunFolder) -> None:
+        """Says which settings a run that goes on does not have any more."""
+        if self.config.get("ckpt_path") is None or not run.config.is_file():
+            return
+        try:
+            before, now = canonical(run.read_config()), canonical(yaml.safe_load(self._text()))
+        except OSError:  # a weights file that one of them names is gone
+            return
+        changed = differences(before, now)
+        if changed:
+            rank_zero_warn(
+                f"{run.path} goes on with other settings, and will not be the run that "
+                f"{run.config.name} describes: {'; '.join(f'--{each}' for each in changed)}."
+            )
 
     def _refusal(self, run: RunFolder) -> str | None:
         another = run.belongs_to_another(self._text())

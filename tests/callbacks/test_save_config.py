@@ -79,8 +79,10 @@ def test_that_of_another_run_is_refused(tmp_path):
 def test_a_resumed_run_may_go_on_with_another(tmp_path):
     start(tmp_path)
     callback(0.2, "last").require_own(tmp_path)
-    start(tmp_path, 0.2, "last")
-    start(tmp_path, 0.3, "last")
+    with pytest.warns(UserWarning, match=r"goes on with other settings.*--rate: 0\.1 -> 0\.2\.$"):
+        start(tmp_path, 0.2, "last")
+    with pytest.warns(UserWarning, match=r"--rate: 0\.1 -> 0\.3"):
+        start(tmp_path, 0.3, "last")
     assert names(tmp_path) == ["config.1.yaml", "config.2.yaml", "config.yaml"]
     rates = [yaml.safe_load((tmp_path / name).read_text())["rate"] for name in names(tmp_path)]
     assert rates == [0.2, 0.3, 0.1]
