@@ -113,5 +113,5 @@ class SaveRunConfig(SaveConfigCallback):
     def _text(self) -> str:
         config = self.config.clone()
         config["ckpt_path"] = None
-        text: str = self.parser.dump(config, skip_none=False)
+        text: str = self.parser.dump(config, skip_unset=False)
         return text
