@@ -3,6 +3,7 @@
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from bdclean.modules import BackdoorModule
+from bdclean.modules.reading import data_of
 from bdclean.modules.trainer import is_trial
 
 
@@ -14,7 +15,7 @@ class ReadTestSet(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Calls `setup("test")` of the data module, which tells of what is missing."""
-        data = getattr(trainer, "datamodule", None)
+        data = data_of(trainer)
         if data is not None and has_head(pl_module) and not is_trial(trainer):
             data.setup("test")
 

@@ -18,6 +18,7 @@ from bdclean.functional.seeds import global_seed
 from bdclean.metrics import DEFINITIONS
 from bdclean.metrics.identification import identification
 from bdclean.modules import BackdoorModule
+from bdclean.modules.reading import data_of
 from bdclean.runs import SCHEMA, RunFolder
 from bdclean.types import DescribesItself, KnowsTruth
 
@@ -65,7 +66,7 @@ class RunRecord(Callback):
             return
         self.record = self._facts(trainer, pl_module, run)
         self.record["hashes"]["cell"] = run.cell(self.record["data"].get("plan_hash"))
-        data = getattr(trainer, "datamodule", None)
+        data = data_of(trainer)
         if isinstance(data, DescribesItself):
             data.save_artifacts(run.path)
         if isinstance(pl_module, BackdoorModule):
@@ -106,7 +107,7 @@ class RunRecord(Callback):
         self._write(run.record if self._fitted else run.test_record)
 
     def _facts(self, trainer: Trainer, module: LightningModule, run: RunFolder) -> dict[str, Any]:
-        data = getattr(trainer, "datamodule", None)
+        data = data_of(trainer)
         return {
             "schema": SCHEMA,
             "metrics": {},

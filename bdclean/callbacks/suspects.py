@@ -14,6 +14,7 @@ from bdclean.figures.suspects import draw_courses, draw_scores, draw_sheet
 from bdclean.files import write_text
 from bdclean.metrics.identification import false_positive_rate, true_positive_rate
 from bdclean.modules import BackdoorModule
+from bdclean.modules.reading import data_of
 from bdclean.runs import RunFolder, read_csv
 from bdclean.types import Findings, KnowsTruth, TrainingSet
 
@@ -53,7 +54,7 @@ class Suspects(Callback):
         """Writes the files; each is whole or absent."""
         run = run_to_write(trainer, self.folder)
         findings = pl_module.findings() if isinstance(pl_module, BackdoorModule) else None
-        data = getattr(trainer, "datamodule", None)
+        data = data_of(trainer)
         if run is not None and findings is not None and isinstance(data, KnowsTruth):
             _write_files(run, _on_cpu(findings), data)
 

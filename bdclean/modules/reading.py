@@ -1,6 +1,7 @@
 """How modules read: views of the data module, whole passes, and sums over the ranks."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from lightning import Trainer
@@ -11,7 +12,7 @@ from bdclean.modules.trainer import steps_of
 from bdclean.types import Batch, View, ViewableData
 
 
-def data_of(trainer: Trainer) -> object | None:
+def data_of(trainer: Trainer) -> Any:
     """The data module, whatever it is; None where the Trainer was given loaders."""
     return getattr(trainer, "datamodule", None)
 

@@ -137,12 +137,6 @@ def ended_early(trainer: Trainer) -> bool:
     return 0 < done < trainer.num_training_batches
 
 
-def whole_epochs(trainer: Trainer) -> int:
-    """Epochs done in full; asked at the end of an epoch or of the fit."""
-    epochs = vars(trainer.fit_loop.epoch_progress.current)
-    return int(epochs["processed"]) - ended_early(trainer)
-
-
 def reopen_epoch(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     """Has a resumed run go on within an epoch that was cut short; Lightning calls it done."""
     if "loops" not in checkpoint:  # absent where weights alone are saved

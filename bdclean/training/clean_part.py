@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from bdclean.errors import ConfigError
+from bdclean.modules.reading import data_of
 from bdclean.training.supervised import Supervised
 from bdclean.types import KnowsTruth, Subset, ViewableData
 
@@ -23,7 +24,7 @@ class CleanPart(Supervised):
             ConfigError: If nobody knows which samples are poisoned, or all are.
         """
         super().setup(stage)
-        data = getattr(self.trainer, "datamodule", None)
+        data = data_of(self.trainer)
         if stage != "fit" or not isinstance(data, ViewableData):
             return
         truth = data.training_set() if isinstance(data, KnowsTruth) else None
