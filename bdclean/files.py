@@ -1,6 +1,7 @@
 """Files that are whole or absent, and hashes of what is in them."""
 
 import hashlib
+import json
 import os
 import secrets
 from collections.abc import Iterator
@@ -12,6 +13,11 @@ from bdclean.errors import FileError
 
 if TYPE_CHECKING:  # no command has to load torch to write a text
     from torch import Tensor
+
+SAFETENSORS = ".safetensors"
+FORMAT_KEY = "bdclean_format"
+"""Is in the metadata of weights files of ours, which name their network."""
+_LARGEST_HEADER = 100 << 20  # bytes; as the safetensors library
 
 
 @contextmanager
@@ -67,6 +73,21 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         FileError: If it cannot be written.
     """
     write_bytes(path, text.encode("utf-8", "surrogateescape"))
+
+
+def safetensors_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The metadata of a safetensors file, without its tensors; empty for a file of another kind.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    with Path(path).open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        try:
+            metadata = json.loads(file.read(min(size, _LARGEST_HEADER)))["__metadata__"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return {}
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:

@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from bdclean.errors import ConfigError, DataError
-from bdclean.files import sha256_of_file, write_text
+from bdclean.files import (
+    FORMAT_KEY,
+    SAFETENSORS,
+    safetensors_metadata,
+    sha256_of_file,
+    write_text,
+)
 
 if TYPE_CHECKING:  # reading a record takes neither torch nor Lightning
     from bdclean.data import ImageDataModule
@@ -256,7 +262,9 @@ _PLACEMENT: Mapping[str, frozenset[str]] = {
 }
 """Keys, by the section that they are in, that say where and on what a run runs."""
 _SWITCHES = "enable_"  # of the trainer: bars, summaries, checkpoints
-_WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar")
+_NETWORK = frozenset({"arch", "width", "stem"})
+"""Keys of a model that a weights file of ours answers as well; a contradiction is refused."""
+_WEIGHTS = (SAFETENSORS, ".pt", ".pth", ".ckpt", ".bin", ".tar")
 
 
 def cell_hash(config: Mapping[str, Any], plan_hash: str | None) -> str:
@@ -279,9 +287,10 @@ def cell_hash(config: Mapping[str, Any], plan_hash: str | None) -> str:
 def canonical(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a config that belong to the experiment.
 
-    Left out is what says where and on what it runs. In place of the path of a weights file stands
-    the hash of its content. The precision stays, because it changes numbers, and so does the
-    folder of the images, because two folders may differ in nothing else.
+    Left out is what says where and on what it runs, and what a weights file of ours says itself.
+    In place of the path of a weights file stands the hash of its content. The precision stays,
+    because it changes numbers, and so does the folder of the images, because two folders may differ
+    in nothing else.
 
     Args:
         config: The merged config of the fit.
@@ -313,16 +322,28 @@ def _leaves(tree: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 def _canonical(value: Any, section: str) -> Any:
     if isinstance(value, Mapping):
+        told = _NETWORK if _is_ours(value.get("weights")) else frozenset()
         return {
             key: _canonical(item, f"{section}.{key}".lstrip("."))
             for key, item in value.items()
-            if not _is_placement(section, str(key))
+            if key not in told and not _is_placement(section, str(key))
         }
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_canonical(item, section) for item in value]
     if isinstance(value, str) and value.endswith(_WEIGHTS):
         return f"sha256 {sha256_of_file(Path(value).expanduser())}"
     return value
+
+
+def _is_ours(weights: object) -> bool:
+    """Whether this is the path of a weights file of ours, which names its network.
+
+    Raises:
+        OSError: If there is no such file.
+    """
+    if not (isinstance(weights, str) and weights.endswith(SAFETENSORS)):
+        return False
+    return FORMAT_KEY in safetensors_metadata(Path(weights).expanduser())
 
 
 def _is_placement(section: str, key: str) -> bool:

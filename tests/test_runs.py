@@ -5,12 +5,15 @@ import os
 from copy import deepcopy
 
 import pytest
+import torch
 import yaml
 
 from bdclean.attacks import BadNets
 from bdclean.data import Digits
 from bdclean.errors import ConfigError, DataError
+from bdclean.files import FORMAT_KEY
 from bdclean.runs import SCHEMA, RunFolder, canonical, cell_hash, read_csv, read_record
+from bdclean.weights import write as write_weights
 
 CONFIG = {
     "seed_everything": 0,
@@ -149,6 +152,26 @@ def test_a_suspect_is_its_content_and_not_its_place(config, tmp_path):
     moved.unlink()
     with pytest.raises(FileNotFoundError):
         cell_hash(other, None)
+
+
+def test_what_our_weights_file_says_itself_may_be_said_again(config, tmp_path):
+    file, key = str(tmp_path / "ours.safetensors"), "model.init_args.weights"
+    network = {"arch": "resnet18", "width": 8, "stem": "cifar"}
+    said = deepcopy(config)
+    said["model"]["init_args"] |= network
+    tensor = {"weight": torch.zeros(1)}
+    for metadata, same in (
+        ({FORMAT_KEY: "1"}, True),
+        ({"made_by": "somebody"}, False),
+        ({}, False),
+    ):
+        write_weights(tensor, file, metadata)
+        cells = {cell_hash(changed(each, key, file), None) for each in (config, said)}
+        assert (len(cells) == 1) is same
+    other = deepcopy(said)
+    said["model"]["init_args"]["weights"] = None
+    other["model"]["init_args"] |= {"weights": None, "width": 16}
+    assert cell_hash(said, None) != cell_hash(other, None)  # a network that is made anew
 
 
 def test_files_of_attacks_are_their_content_too(config, tmp_path):

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from bdclean.backbones.architectures import SMALL_IMAGE, Parts, canonical, make_parts
 from bdclean.backbones.foreign import split_foreign, warn_of_solo_learn
-from bdclean.backbones.split import FORMAT_KEY, ModelInfo, SplitModel, Stem
+from bdclean.backbones.split import ModelInfo, SplitModel, Stem
 from bdclean.errors import ConfigError, WeightsError
+from bdclean.files import FORMAT_KEY
 from bdclean.types import RGB, ImageFacts
 from bdclean.weights import match, read, write
 

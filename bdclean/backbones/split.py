@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from bdclean.backbones.head import ProbeHead
 from bdclean.errors import ConfigError, WeightsError
+from bdclean.files import FORMAT_KEY
 from bdclean.types import RGB
 
 Stem = Literal["auto", "cifar", "imagenet"]
 Head = Literal["linear", "probe"]
 
-FORMAT_KEY = "bdclean_format"
 FORMAT_VERSION = "1"
 
 

@@ -21,10 +21,9 @@ from torch.nn import functional as F
 from bdclean import weights
 from bdclean.attacks import Adversarial
 from bdclean.backbones import SplitModel, frozen_copy, load_model
-from bdclean.backbones.split import FORMAT_KEY
 from bdclean.data.decoding import cache_home
 from bdclean.errors import AttackError, WeightsError
-from bdclean.files import sha256_of_file, sha256_of_tensor
+from bdclean.files import FORMAT_KEY, sha256_of_file, sha256_of_tensor
 from bdclean.functional.pgd import PGD, pgd
 from bdclean.progress import follow
 

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from bdclean.backbones import SplitModel, build
 from bdclean.backbones.blocks import ordered_blocks
-from bdclean.backbones.split import Stem
 from bdclean.checks import check_choice, check_positive
 from bdclean.errors import ConfigError
 from bdclean.functional.distillation import hard_label_loss, rising_temperature, tempered_kl
@@ -47,10 +46,6 @@ class BCU(Purifier):
 
     Args:
         facts: Facts of the data; the model keeps the classes of its own head.
-        weights: The suspect file; it must hold a classifier head.
-        arch: Its architecture, for foreign files.
-        width: Channels of its first layer, for foreign files; None takes 64.
-        stem: Of ResNets, for foreign files; None takes the CIFAR stem up to 64 pixels.
         strategy: How the ratio r goes with depth: `increasing` (the method), `uniform`,
             `decreasing` and `single_stage` (ablations of about the same overall fraction, fig. 3
             and table 4), or `none`.
@@ -65,6 +60,7 @@ class BCU(Purifier):
         temperature_schedule: `rising` as above, or `constant`.
         recipe: Of the distillation. Its schedule steps per epoch, as in the authors' code. The
             augmentation is `weak` for CIFAR-10; the authors take `crop` for GTSRB.
+        **kwargs: `weights`, `arch`, `width` and `stem`; see `Purifier`.
     """
 
     name = "bcu"
@@ -73,10 +69,6 @@ class BCU(Purifier):
     def __init__(
         self,
         facts: ImageFacts,
-        weights: str | None = None,
-        arch: str | None = None,
-        width: int | None = None,
-        stem: Stem | None = None,
         strategy: Strategy = "increasing",
         strength: float = 1.0,
         ratios: list[float] | None = None,
@@ -87,8 +79,9 @@ class BCU(Purifier):
         final_temperature: float = 4.0,
         temperature_schedule: TemperatureSchedule = "rising",
         recipe: Recipe = RECIPE,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(facts, weights, arch, width, stem)
+        super().__init__(facts, **kwargs)
         self.save_arguments()
         self.strategy: Strategy = check_choice("strategy", strategy, Strategy)
         self.strength, self.ratios = strength, ratios

@@ -18,7 +18,7 @@ its source.
 
 from contextlib import nullcontext
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,7 +26,6 @@ from torch import Tensor
 from bdclean.backbones import SplitModel
 from bdclean.backbones.batchnorm import momentum_of, reestimate_
 from bdclean.backbones.perturber import BatchNormMode, Perturber, perturb_precision
-from bdclean.backbones.split import Stem
 from bdclean.checks import check_add_up, check_choice, check_positive
 from bdclean.errors import ConfigError
 from bdclean.functional.contrastive import nt_xent
@@ -50,10 +49,6 @@ class CBD(Purifier):
 
     Args:
         facts: Facts of the data; the probe has as many classes.
-        weights: The suspect file.
-        arch: Its architecture, for foreign files.
-        width: Channels of its first layer, for foreign files; None takes 64.
-        stem: Of ResNets, for foreign files; None takes the CIFAR stem up to 64 pixels.
         lambda_pull: lambda_1, weight of pulling adversarial features to clean ones.
         lambda_kd: lambda_2, weight of embedding distillation.
         lambda_sft: lambda_3, weight of contrastive fine-tuning. The three add up to 1.
@@ -73,6 +68,7 @@ class CBD(Purifier):
         projection: Trains with a projection head h, which is thrown away. The teacher's h is the
             one that purification starts from.
         probe: The linear probe that follows; None gives a product without a head.
+        **kwargs: `weights`, `arch`, `width` and `stem`; see `Purifier`.
     """
 
     name = "cbd"
@@ -81,10 +77,6 @@ class CBD(Purifier):
     def __init__(
         self,
         facts: ImageFacts,
-        weights: str | None = None,
-        arch: str | None = None,
-        width: int | None = None,
-        stem: Stem | None = None,
         lambda_pull: float = 0.3,
         lambda_kd: float = 0.5,
         lambda_sft: float = 0.2,
@@ -98,8 +90,9 @@ class CBD(Purifier):
         recipe: Recipe = RECIPE,
         projection: Projection | None = None,
         probe: Probe | None = Probe(),  # noqa: B008  (frozen)
+        **kwargs: Any,
     ) -> None:
-        super().__init__(facts, weights, arch, width, stem)
+        super().__init__(facts, **kwargs)
         self.save_arguments()
         self.lambdas = {"pull": lambda_pull, "kd": lambda_kd, "sft": lambda_sft}
         check_add_up("lambda", self.lambdas)

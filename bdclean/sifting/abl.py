@@ -12,12 +12,11 @@ The steps of the last two are those of `Sifter`.
 docs/methods/abl.md lists every default with its source.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from bdclean.backbones.split import Stem
 from bdclean.checks import check_choice, check_not_negative
 from bdclean.errors import ConfigError
 from bdclean.functional.isolation import flooding, local_gradient_ascent
@@ -41,9 +40,6 @@ class ABL(Sifter):
 
     Args:
         facts: Facts of the data.
-        arch: See `bdclean.backbones.build`.
-        width: Channels of the first stage of our ResNets.
-        stem: `auto` takes the CIFAR stem up to 64 pixels.
         isolation: Training that holds the loss at its level.
         ascent: `lga` (local gradient ascent) or `flooding`.
         level: gamma of LGA, b of flooding; 0 is ordinary training under LGA.
@@ -55,6 +51,7 @@ class ABL(Sifter):
         ascent_cap: Samples whose cross-entropy is above this many times ln K are left alone by the
             ascent; None sets no limit.
         seed: Of new weights; see `fresh_start`.
+        **kwargs: `arch`, `width` and `stem`; see `Sifter`.
 
     Raises:
         ConfigError: If a value is out of its range.
@@ -66,9 +63,6 @@ class ABL(Sifter):
     def __init__(
         self,
         facts: ImageFacts,
-        arch: str = "resnet18",
-        width: int = 64,
-        stem: Stem = "auto",
         isolation: Recipe = ISOLATION,
         ascent: Ascent = "lga",
         level: float = 0.5,
@@ -79,8 +73,9 @@ class ABL(Sifter):
         unlearning: Recipe = UNLEARNING,
         ascent_cap: float | None = None,
         seed: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(facts, arch, width, stem, recipe)
+        super().__init__(facts, recipe, **kwargs)
         self.save_arguments()
         self.isolation, self.unlearning = isolation, unlearning
         self.ascent: Ascent = check_choice("ascent", ascent, Ascent)

@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 from bdclean.backbones.perturber import Perturber, perturb_precision
-from bdclean.backbones.split import Stem
 from bdclean.checks import check_choice, check_not_negative, check_positive, check_share
 from bdclean.functional.consistency import PatchScore
 from bdclean.functional.ranking import fewest_rounds, highest_of_each
@@ -47,9 +46,6 @@ class AdvrBD(Sifter):
 
     Args:
         facts: Facts of the data.
-        arch: See `bdclean.backbones.build`, as for `width` and `stem`.
-        width: Channels of the first block.
-        stem: `auto` takes the CIFAR stem up to 64 pixels.
         recipe: Of the first network and of the new one.
         first_augmentation: Of the first network; None takes that of `recipe`.
         first_epochs: Of the first network; None takes those of `recipe`.
@@ -66,6 +62,7 @@ class AdvrBD(Sifter):
         until: The last step: `score`, `identify`, `retrain` (main tables of the paper), `relabel`.
         finetune: Of the last stage.
         seed: Of the patches and of the second initialisation.
+        **kwargs: `arch`, `width` and `stem`; see `Sifter`.
 
     Raises:
         ConfigError: If a value is out of its range.
@@ -78,9 +75,6 @@ class AdvrBD(Sifter):
     def __init__(
         self,
         facts: ImageFacts,
-        arch: str = "resnet18",
-        width: int = 64,
-        stem: Stem = "auto",
         recipe: Recipe = Recipe(),  # noqa: B008  (frozen)
         first_augmentation: AugmentationName | None = "none",
         first_epochs: int | None = None,
@@ -97,8 +91,9 @@ class AdvrBD(Sifter):
         until: Until = "relabel",
         finetune: Recipe = FINETUNING,
         seed: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(facts, arch, width, stem, recipe)
+        super().__init__(facts, recipe, **kwargs)
         self.save_arguments()
         augmentation = first_augmentation or recipe.augmentation
         epochs = recipe.epochs if first_epochs is None else first_epochs

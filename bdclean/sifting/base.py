@@ -48,10 +48,10 @@ class Sifter(StagedModule, ABC):
 
     Args:
         facts: Facts of the data.
-        arch: See `bdclean.backbones.build`.
-        width: Channels of the first block of our ResNets.
-        stem: `auto` takes the CIFAR stem up to 64 pixels.
         recipe: Of every ordinary training.
+        arch: See `bdclean.backbones.build`.
+        width: Channels of the first stage of our ResNets.
+        stem: `auto` takes the CIFAR stem up to 64 pixels.
 
     Raises:
         ConfigError: If there are fewer than two classes.
@@ -63,7 +63,12 @@ class Sifter(StagedModule, ABC):
     cap: float | None = None
 
     def __init__(
-        self, facts: ImageFacts, arch: str, width: int, stem: Stem, recipe: Recipe
+        self,
+        facts: ImageFacts,
+        recipe: Recipe,
+        arch: str = "resnet18",
+        width: int = 64,
+        stem: Stem = "auto",
     ) -> None:
         super().__init__()
         if facts.num_classes < 2:

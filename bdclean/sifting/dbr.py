@@ -19,12 +19,12 @@ docs/methods/dbr.md lists every default with its source.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import SGD
 
-from bdclean.backbones.split import Stem
 from bdclean.errors import ConfigError
 from bdclean.functional.feature_consistency import (
     draw_transforms,
@@ -52,9 +52,6 @@ class DBR(Sifter):
 
     Args:
         facts: Facts of the data.
-        arch: See `bdclean.backbones.build`.
-        width: Channels of the first stage of our ResNets.
-        stem: `auto` takes the CIFAR stem up to 64 pixels.
         warm: First training of the network that scores.
         separate: Its second one, on the intra-class loss.
         degrees: Rotations are uniform within plus and minus this.
@@ -64,6 +61,7 @@ class DBR(Sifter):
         recipe: Ordinary training of the network that is repaired.
         removal: Each epoch is one pass of ascent and one of descent. Its schedule is `constant`.
         seed: Of the transformations and of the second network's weights.
+        **kwargs: `arch`, `width` and `stem`; see `Sifter`.
 
     Raises:
         ConfigError: If a value is out of its range.
@@ -75,9 +73,6 @@ class DBR(Sifter):
     def __init__(
         self,
         facts: ImageFacts,
-        arch: str = "resnet18",
-        width: int = 64,
-        stem: Stem = "auto",
         warm: Recipe = WARM,
         separate: Recipe = SEPARATION,
         degrees: float = 180.0,
@@ -87,8 +82,9 @@ class DBR(Sifter):
         recipe: Recipe = TRAINING,
         removal: Recipe = REMOVAL,
         seed: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(facts, arch, width, stem, recipe)
+        super().__init__(facts, recipe, **kwargs)
         self.save_arguments()
         if min(clean_part, poisoned_part) <= 0 or clean_part + poisoned_part > 1:
             raise ConfigError(

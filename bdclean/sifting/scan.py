@@ -25,7 +25,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from bdclean.backbones.perturber import BatchNormMode
-from bdclean.backbones.split import Stem
 from bdclean.checks import check_choice, check_positive
 from bdclean.errors import ConfigError
 from bdclean.functional.scan import analyse as analyse_features
@@ -46,9 +45,6 @@ class SCAn(Sifter):
 
     Args:
         facts: Facts of the data.
-        arch: See `bdclean.backbones.build`.
-        width: Channels of the first stage of our ResNets.
-        stem: `auto` takes the CIFAR stem up to 64 pixels.
         recipe: Of the network, and of the new one.
         threshold: A class with a larger anomaly index is flagged.
         components: Analyse so many principal components of the features; None takes them all,
@@ -61,6 +57,7 @@ class SCAn(Sifter):
             sets no limit.
         feature_batch_size: Per device, while features are computed.
         seed: Of the splits' random starts and of the second initialisation.
+        **kwargs: `arch`, `width` and `stem`; see `Sifter`.
     """
 
     name = "scan"
@@ -71,9 +68,6 @@ class SCAn(Sifter):
     def __init__(
         self,
         facts: ImageFacts,
-        arch: str = "resnet18",
-        width: int = 64,
-        stem: Stem = "auto",
         recipe: Recipe = Recipe(),  # noqa: B008  (frozen)
         threshold: float = math.e**2,
         components: int | None = None,
@@ -83,8 +77,9 @@ class SCAn(Sifter):
         ascent_cap: float | None = 2.0,
         feature_batch_size: int = 256,
         seed: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(facts, arch, width, stem, recipe)
+        super().__init__(facts, recipe, **kwargs)
         self.save_arguments()
         if facts.num_classes < 3:
             raise ConfigError(

@@ -19,9 +19,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from bdclean.errors import FileError, WeightsError
-from bdclean.files import write_bytes
+from bdclean.files import SAFETENSORS, write_bytes
 
-SAFETENSORS = ".safetensors"
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")
 _RECORD, _MODEL = "bdclean", "model"  # what our modules keep in checkpoints, and of which network
 _NESTS = ("state_dict", "model_state_dict", "model", "net")
