@@ -15,6 +15,12 @@ def merged(*layers):
     return result
 
 
+def takes(kind, argument):
+    """Whether a constructor has the argument, or forwards it to one that has."""
+    constructors = [vars(each).get("__init__") for each in kind.__mro__]
+    return any(argument in inspect.signature(each).parameters for each in constructors if each)
+
+
 def make_of(kind, *layers):
     """An object of `kind`; dictionaries change the defaults of its groups."""
     hints = get_type_hints(kind.__init__)

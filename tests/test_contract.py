@@ -4,13 +4,12 @@ The methods are found in the packages. A new one adds its smallest settings to `
 its own oracles; these tests find it by themselves.
 """
 
-import inspect
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from grouping import make_of
+from grouping import make_of, takes
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from bdclean.backbones import load_model, save_model
@@ -42,8 +41,7 @@ def method(request):
 @pytest.fixture
 def make(method, facts, suspect):
     """The method with its smallest settings."""
-    takes_weights = "weights" in inspect.signature(method).parameters
-    weights = {"weights": suspect} if takes_weights else {}
+    weights = {"weights": suspect} if takes(method, "weights") else {}
 
     def make(**changes):
         torch.manual_seed(7)  # what is drawn in `setup` comes from the global generator

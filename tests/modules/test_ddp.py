@@ -10,14 +10,13 @@ import yaml
 
 TESTS = Path(__file__).parents[1]
 SCRIPT = """
-import inspect
 import sys
 from collections import Counter
 tests, folder, *cases = sys.argv[1:]
 sys.path.insert(0, tests)
 import torch
 import yaml
-from grouping import make_of
+from grouping import make_of, takes
 from lightning.pytorch import Trainer, seed_everything
 from tiny import FACTS, TinyData
 from torch import distributed
@@ -47,7 +46,7 @@ for case in cases:
     if method.needs.images == "train":
         data.attack = BadNets(target=1, rate=0.25)
     given = {"facts": ImageFacts(**FACTS)}
-    if "weights" in inspect.signature(method).parameters:
+    if takes(method, "weights"):
         given["weights"] = path
     module = make_of(method, given, SETTINGS[method.__name__], MORE.get(case, {}))
     steps = Counter()
