@@ -39,7 +39,7 @@ class Toy(Sifter):
 
     def __init__(self, facts: ImageFacts, width: int = 4):
         recipe = Recipe(epochs=1, lr=0.05, batch_size=40, augmentation="none")
-        super().__init__(facts, "resnet18", width, "auto", recipe)
+        super().__init__(facts, recipe, width=width)
 
     @property
     def further_scores(self):
