@@ -3,10 +3,11 @@
 import os
 import sys
 
+if __name__ == "__main__" and sys.path[0] in ("", os.getcwd()):  # noqa: PTH109  (pathlib is later)
+    del sys.path[0]  # no stray file of the current folder may run
+
+# Outside of `main` for workers, which thereby find the modules that the run was told of.
+from bdclean.cli import main  # noqa: E402
+
 if __name__ == "__main__":
-    if sys.path[0] in ("", os.getcwd()):  # noqa: PTH109  (pathlib is not imported from there)
-        del sys.path[0]  # no stray file of the current folder may run
-
-    from bdclean.cli import main
-
     main()
