@@ -7,7 +7,7 @@ if __name__ == "__main__" and sys.path[0] in ("", os.getcwd()):  # noqa: PTH109 
     del sys.path[0]  # no stray file of the current folder may run
 
 # Outside of `main` for workers, which thereby find the modules that the run was told of.
-from bdclean.cli import main  # noqa: E402
+from bdclean.cli import main
 
 if __name__ == "__main__":
     main()
