@@ -1,5 +1,12 @@
 """Training, poisoning and label-free purification of image models."""
 
-from importlib.metadata import version
+__version__: str
 
-__version__ = version("bdclean")
+
+def __getattr__(name: str) -> str:
+    """The version, read when it is asked for: `python -m bdclean` begins in the user's folder."""
+    if name != "__version__":
+        raise AttributeError(f"module 'bdclean' has no attribute {name!r}")
+    from importlib.metadata import version
+
+    return version("bdclean")

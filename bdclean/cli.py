@@ -8,7 +8,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
-from pathlib import Path
 
 import bdclean
 from bdclean.commands import COMMANDS, overview
@@ -26,9 +25,6 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Words after `bdclean`; None takes those of the process.
     """
     words = list(sys.argv[1:] if args is None else args)
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)  # a user's modules lie beside the configs; last: they hide nothing
     try:
         _run(words)
         if sys.stdout is not None:  # as it is after `>&-`

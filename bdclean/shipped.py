@@ -1,9 +1,11 @@
 """The config files that come with the package, found by name: `purify/cbd`, `data/cifar10`."""
 
 import re
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 
 from bdclean.errors import ConfigError
@@ -72,9 +74,17 @@ def path_of(value: str, key: str) -> str:
     theirs = False
     with suppress(OSError):  # no file has a name that long
         theirs = Path(value).exists() and not Path(value).is_dir()  # a folder `data` is no config
+    if theirs and value in names():
+        _tell_which(value, key)
     if theirs or not _NAME_OR_PATH.fullmatch(value):
         return value
     return str(find(value, key))
+
+
+@cache
+def _tell_which(value: str, key: str) -> None:
+    """Says once that a file hides a config of that name."""
+    print(f"{key} {value}: this is your file, not the config of that name.", file=sys.stderr)
 
 
 def with_paths(words: Sequence[str]) -> list[str]:

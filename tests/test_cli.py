@@ -200,6 +200,19 @@ def test_the_links_reach_the_model(victim):
     assert model.info.mean == pytest.approx((0.305, 0.305, 0.305))
 
 
+def test_a_run_needs_its_folder_alone(victim, capsys):
+    main(["test", "--run", str(victim)])
+    assert capsys.readouterr().out.splitlines()[0] == f"Written to {victim}: test.json"
+    record, test = (json.loads((victim / n).read_text()) for n in ("result.json", "test.json"))
+    assert test["metrics"] == record["metrics"]
+    main(["predict", "--run", str(victim)])
+    assert capsys.readouterr().out.splitlines() == [
+        f"Written to {victim}: predictions-clean.safetensors (397 images), "
+        "predictions-triggered.safetensors (361 images)"
+    ]
+    assert load_file(victim / "predictions-clean.safetensors")["logits"].shape == (397, 10)
+
+
 def test_the_checkpoint_does_not_override_the_command_line(tmp_path, victim):
     """Lightning would let hyper-parameters of the checkpoint win over the words given here."""
     checkpoint = str(victim / "checkpoints" / "last.ckpt")

@@ -90,3 +90,16 @@ def test_what_is_said_of_other_names(name, said):
         with_paths(["fit", "-c", name])
     assert said in str(told.value)
     assert str(told.value).endswith(".")
+
+
+def test_a_file_that_hides_a_config_is_told_of_once(capsys):
+    file = Path("data/digits")
+    file.parent.mkdir()
+    file.write_text("run: x")
+    assert path_of("data/digits", "-c") == path_of("data/digits", "-c") == "data/digits"
+    assert capsys.readouterr().err == (
+        "-c data/digits: this is your file, not the config of that name.\n"
+    )
+    Path("mine.yaml").write_text("run: x")
+    path_of("mine.yaml", "-c")
+    assert capsys.readouterr().err == ""

@@ -323,6 +323,38 @@ WORDS = {
         "does.",
     ),
     "a command of a command": (["attack", "preveiw"], "preveiw: it must be preview or export."),
+    "a base class": (
+        [*FIT, "--model", "Purifier"],
+        "--model=Purifier: it is a base class, so that nothing can be made of it; choose BCU or "
+        "CBD, or a class of your own.",
+    ),
+    "a base class of Lightning": (
+        [*FIT, "--data", "lightning.LightningDataModule"],
+        "--data=lightning.LightningDataModule: it is a base class, so that nothing can be made of "
+        "it; choose CIFAR10, CIFAR100, Digits, GTSRB, ImageFolder, ImageNet100, Imagenette or "
+        "TinyImageNet, or a class of your own.",
+    ),
+    "a base class that Python could make": (
+        [*FIT, "--model", "bdclean.modules.BackdoorModule"],
+        "--model=bdclean.modules.BackdoorModule: it is a base class, so that nothing can be made "
+        "of it; choose ABL, AdversarialTraining, AdvrBD, BCU, CBD, CleanPart, DBR, "
+        "InputAwareTraining, KNN, LinearProbe, SCAn, SimCLR or Supervised, or a class of your own.",
+    ),
+    "a base class over the one of a config": (
+        [*FIT, *stack("attack/badnets/cbd"), "--data.attack", "Attack"],
+        "--data.attack=Attack: it is a base class, so that nothing can be made of it; choose "
+        "AdaptiveBlend, AdaptivePatch, BadNets, Blend, InputAware, LabelConsistent, PhysicalBA, "
+        "SIG, TaCT or WaNet, or a class of your own.",
+    ),
+    "a word of other programs": (
+        [*FIT, "--epochs", "3"],
+        "--epochs: there is no such option. Did you mean --trainer.max_epochs?",
+    ),
+    "a flag of sift": (
+        ["sift", "set", "--dryrun"],
+        "--dryrun: there is no such option. Did you mean --dry_run?",
+    ),
+    "no folder": (["sift"], "FOLDER is missing."),
     "no command of a command": (["attack"], "SUBCOMMAND is missing: give preview or export."),
     "an option of a command": (
         ["attack", "preview", "-c", "data/digits", "--imags", "3"],

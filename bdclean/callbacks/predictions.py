@@ -35,13 +35,16 @@ class PredictionFiles(BasePredictionWriter):
     ) -> None:
         """Collects the parts of all processes and writes the files on the first one."""
         run = run_to_write(trainer, self.folder)
+        written = []
         loaders = predictions if isinstance(predictions[0], list) else [predictions]
         for name, batches in zip(loader_names(trainer), loaders, strict=False):
             columns = _merge(list(batches))
             if run is not None:
                 path = run.predictions(name)
                 write(columns, path, {})
-                print(f"wrote {path}: {len(columns['index'])} images")
+                written.append(f"{path.name} ({len(columns['index']):,} images)")
+        if run is not None:
+            print(f"Written to {run.path}: {', '.join(written)}")
 
 
 def _merge(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:

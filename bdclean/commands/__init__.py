@@ -64,5 +64,6 @@ def overview() -> str:
         ("Other commands:", OWN),
     ):
         lines += [title, *(f"  {name:{width}}  {each.does}" for name, each in commands.items()), ""]
-    lines += ["`bdclean COMMAND --help` shows the options of a command."]
+    lines += ["`bdclean COMMAND --help` shows the options of a command.", ""]
+    lines += ["Example: bdclean demo --run runs/demo", "", "More: docs/getting_started.md"]
     return "\n".join(lines)

@@ -12,10 +12,18 @@ from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
 from bdclean.commands.attack_export import export
 from bdclean.commands.attack_preview import write_preview
+from bdclean.commands.class_help import asked_for, class_page
 from bdclean.commands.parsing import Parser, in_users_words
+from bdclean.commands.words import expanded
 from bdclean.data import ImageDataModule
 from bdclean.errors import ConfigError
 from bdclean.shipped import path_of
+
+_EXAMPLES = {
+    "preview": "bdclean attack preview -c data/digits --attacks attack/badnets/cbd attack/sig/cbd",
+    "export": "bdclean attack export -c data/digits -c attack/badnets/cbd --out exported",
+}
+_MORE = "docs/how_to/attacks.md"
 
 
 def run_attack(args: Sequence[str]) -> None:
@@ -27,8 +35,12 @@ def run_attack(args: Sequence[str]) -> None:
     Raises:
         ConfigError: If there is no attack, or the result cannot be written.
     """
+    words = expanded(args)
+    if asked_for(words) is not None:
+        print(class_page(f"attack {words[0]}", words))
+        return
     parser = make_parser()
-    config = parser.parse_args(list(args))
+    config = parser.parse_args(words)
     with in_users_words(lambda: config[config.subcommand]):
         if config.subcommand == "export":
             chosen = parser.instantiate(config).export
@@ -37,11 +49,12 @@ def run_attack(args: Sequence[str]) -> None:
         else:
             chosen = config.preview
             write_preview(
-                _modules(parser, list(args), config),
+                _modules(parser, words, config),
                 chosen.out,
                 images=chosen.images,
                 amplify=chosen.amplify,
                 seed=chosen.seed,
+                overwrite=chosen.overwrite,
             )
 
 
@@ -74,50 +87,69 @@ def _title(file: str) -> str:
 
 def make_parser() -> Parser:
     """The parser of both commands."""
-    parser = Parser(prog="bdclean attack", description="Shows or writes poisoned images.")
+    parser = Parser(
+        prog="bdclean attack",
+        usage="bdclean attack {preview,export} ...",
+        description="Shows or writes poisoned images.",
+        example=_EXAMPLES["preview"],
+        more=_MORE,
+    )
     commands = parser.add_subcommands()
-
     preview = _data_parser(
+        "preview",
         "Draws one row per attack: a test image, the same with the trigger, the difference, and "
         "the PSNR of the image and in the mean. A further column shows training images if they "
-        "carry another version of the trigger. "
-        "Example: bdclean attack preview -c data/digits "
-        "--attacks attack/badnets/cbd attack/blend/cbd"
+        "carry another version of the trigger.",
     )
-    preview.add_argument(
+    add = preview.add_argument
+    add(
         "--attacks",
+        metavar="NAME",
         nargs="+",
         type=str,
         default=[],
         help="Configs of attacks, each on top of the data. Without: the attack given with -c.",
     )
-    preview.add_argument("--out", type=str, default="preview.png", help="PNG file to write.")
-    preview.add_argument("--images", type=PositiveInt, default=1, help="Test images per attack.")
-    preview.add_argument(
-        "--amplify", type=PositiveFloat, default=5.0, help="Factor of the difference."
-    )
-    preview.add_argument("--seed", type=NonNegativeInt, default=0, help="Of the choice of images.")
+    add("--out", metavar="FILE", type=str, default="preview.png", help="PNG file to write.")
+    add("--overwrite", action="store_true", help="Replace the file if it exists.")
+    add("--images", metavar="N", type=PositiveInt, default=1, help="Test images per attack.")
+    add("--amplify", metavar="X", type=PositiveFloat, default=5.0, help="Of the difference.")
+    add("--seed", metavar="N", type=NonNegativeInt, default=0, help="Of the choice of images.")
     commands.add_subcommand("preview", preview, help="A picture of triggers on test images.")
 
     writer = _data_parser(
+        "export",
         "Writes the poisoned training set as OUT/train/CLASS/NUMBER.png, where CLASS is the label "
         "seen, the test set as OUT/test and, with the trigger, OUT/test_triggered; beside them "
-        "the ground truth: rows.csv, the plan and the trigger. "
-        "Example: bdclean attack export -c data/digits "
-        "-c attack/badnets/cbd --out exported"
+        "the ground truth: rows.csv, the plan and the trigger.",
     )
-    writer.add_argument("--out", type=str, required=True, help="Folder to make; must be new.")
-    writer.add_argument("--test", type=bool, default=True, help="Write the test sets as well.")
+    add = writer.add_argument
+    add("--out", metavar="OUT", type=str, required=True, help="New folder; required.")
+    add("--test", type=bool, default=True, help="Write the test sets as well.")
     commands.add_subcommand("export", writer, help="The poisoned data set as image folders.")
     return parser
 
 
-def _data_parser(description: str) -> Parser:
-    parser = Parser(description=description)
-    parser.add_argument(
-        "-c", "--config", action="config", help="Config, a name or a file; several stack in order."
+def _data_parser(name: str, description: str) -> Parser:
+    parser = Parser(
+        usage=f"bdclean attack {name} -c FILE ... [--data.KEY VALUE ...] [options]",
+        description=description,
+        epilog=f"`bdclean attack {name} --data.help CLASS` shows the options of a data set; so "
+        "does --data.attack.help for an attack.",
+        example=_EXAMPLES[name],
+        more=_MORE,
     )
     parser.add_argument(
-        "--data", type=ImageDataModule, required=True, help="The data set and its attack."
+        *("-c", "--config"),
+        action="config",
+        metavar="FILE",
+        help="Config, a name or a file; several stack, and later ones win.",
+    )
+    parser.add_argument(
+        "--data",
+        metavar="CLASS",
+        type=ImageDataModule,
+        required=True,
+        help="The data set and its attack, where no config names them.",
     )
     return parser

@@ -80,20 +80,22 @@ def write_preview(
     images: int = 1,
     amplify: float = 5.0,
     seed: int = 0,
+    overwrite: bool = True,
 ) -> None:
     """Writes the picture, and prints one line per attack.
 
     Args:
         modules: Name of an attack and the data set with it; taken one at a time.
-        out: The PNG file; one that exists is replaced.
+        out: The PNG file.
         images: Test images per attack.
         amplify: Factor of the difference.
         seed: Of the choice of images.
+        overwrite: Replace a file that exists.
 
     Raises:
-        ConfigError: An attack is missing, or the file is no PNG or cannot be written.
+        ConfigError: An attack is missing, or the file is no PNG, exists or cannot be written.
     """
-    out = png_path(out)
+    out = png_path(out, overwrite=overwrite)
     previews = []
     for name, data in modules:
         previews.append(preview(name, data, images, seed))

@@ -7,6 +7,9 @@ from bdclean import shipped
 from bdclean.commands.parsing import Parser
 from bdclean.errors import ConfigError
 
+_NAME = "A name that `bdclean config ls` lists."
+_MORE = "configs/README.md"
+
 
 def run_config(words: Sequence[str]) -> None:
     """The command.
@@ -30,18 +33,41 @@ def run_config(words: Sequence[str]) -> None:
 def make_parser() -> Parser:
     """The parser of the three commands."""
     parser = Parser(
-        prog="bdclean config", description="The configs that `-c NAME` finds in every command."
+        prog="bdclean config",
+        usage="bdclean config {ls,cat,cp} ...",
+        description="The configs that `-c NAME` finds in every command.",
+        example="bdclean config ls attack",
+        more=_MORE,
     )
     commands = parser.add_subcommands()
-    ls = Parser(description="Names, and what each config is. Example: bdclean config ls")
-    ls.add_argument("kind", nargs="?", type=str, default="", help="Only these: attack, purify ...")
+    ls = Parser(
+        usage="bdclean config ls [KIND]",
+        description="Lists the names, and what each config is.",
+        example="bdclean config ls attack",
+        more=_MORE,
+    )
+    ls.add_argument(
+        "kind", metavar="KIND", nargs="?", type=str, default="", help="Only these: attack ..."
+    )
     commands.add_subcommand("ls", ls, help="Lists the names.")
-    cat = Parser(description="Example: bdclean config cat purify/cbd")
-    cat.add_argument("name", type=str, help="A name that `bdclean config ls` lists.")
+    cat = Parser(
+        usage="bdclean config cat NAME",
+        description="Prints a config.",
+        example="bdclean config cat purify/cbd",
+        more=_MORE,
+    )
+    cat.add_argument("name", metavar="NAME", type=str, help=_NAME)
     commands.add_subcommand("cat", cat, help="Prints a config.")
-    cp = Parser(description="Example: bdclean config cp purify/cbd mine.yaml")
-    cp.add_argument("name", type=str, help="A name that `bdclean config ls` lists.")
-    cp.add_argument("dest", type=str, help="A new file, or the folder to put it into.")
+    cp = Parser(
+        usage="bdclean config cp NAME DEST",
+        description="Copies a config, to change it.",
+        example="bdclean config cp purify/cbd mine.yaml",
+        more=_MORE,
+    )
+    cp.add_argument("name", metavar="NAME", type=str, help=_NAME)
+    cp.add_argument(
+        "dest", metavar="DEST", type=str, help="A new file, or the folder to put it into."
+    )
     commands.add_subcommand("cp", cp, help="Copies a config, to change it.")
     return parser
 
@@ -82,7 +108,11 @@ def copy(name: str, dest: Path) -> Path:
     except FileExistsError as error:
         raise ConfigError(f"DEST {target}: the file exists; name a new one.") from error
     except OSError as error:
-        raise ConfigError(f"DEST {target}: it cannot be written ({error.strerror}).") from error
+        missing = not target.parent.is_dir()
+        first = f" Make the folder {target.parent} first." if missing else ""
+        raise ConfigError(
+            f"DEST {target}: it cannot be written ({error.strerror}).{first}"
+        ) from error
     return target
 
 

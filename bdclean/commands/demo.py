@@ -253,9 +253,13 @@ def run_demo(args: Sequence[str]) -> None:
         prog="bdclean demo",
         description="Plants a backdoor in a small model and removes it, in minutes on two cores.",
         renamed={"--out": "--run"},
+        usage="bdclean demo [options]",
+        example="bdclean demo --run runs/demo",
+        more="docs/how_to/demo.md",
     )
-    parser.add_argument("--run", type=str, default="runs/demo", help="Folder to write into.")
-    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="Of all that is drawn.")
+    add = parser.add_argument
+    add("--run", metavar="FOLDER", type=str, default="runs/demo", help="Folder to write into.")
+    add("--seed", metavar="N", type=NonNegativeInt, default=0, help="Of all that is drawn.")
     chosen = parser.parse_args(args)
     if chosen.seed > LARGEST_SEED:
         raise ConfigError(f"--seed={chosen.seed}: it must be at most {LARGEST_SEED}.")

@@ -6,7 +6,7 @@ without a head and classifiers are alike here. Labels colour the points and do n
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from bdclean.backbones import SplitModel, load_model
 from bdclean.backbones.perturber import Perturber
 from bdclean.backbones.source import WeightsSource
+from bdclean.commands.own_modules import allow
 from bdclean.commands.parsing import Parser
 from bdclean.commands.pictures import png_path, save_picture
 from bdclean.data import ImageDataModule
@@ -26,9 +27,11 @@ from bdclean.figures.features import FeatureMap, feature_map, plot_features
 from bdclean.functional.contrastive import nt_xent
 from bdclean.functional.pgd import PGD, pgd
 from bdclean.functional.seeds import derive_seed
+from bdclean.progress import follow
 from bdclean.runs import RunFolder
 
 _CHUNK = 100  # images at a time
+_EXAMPLE = "bdclean figure tsne runs/cbd --out tsne.png"
 
 
 def run_figure(args: Sequence[str]) -> None:
@@ -42,9 +45,10 @@ def run_figure(args: Sequence[str]) -> None:
             written.
     """
     chosen = make_parser().parse_args(list(args)).tsne
-    out = png_path(chosen.out)
+    out = png_path(chosen.out, overwrite=chosen.overwrite)
     maps = []
     for run in (RunFolder(Path(folder)) for folder in dict.fromkeys(chosen.runs)):
+        allow(run.read_config())
         data = make_data(run)
         images = choose(data, chosen)
         target = None if data.attack is None else data.attack.single_target()
@@ -57,28 +61,35 @@ def run_figure(args: Sequence[str]) -> None:
 
 def make_parser() -> Parser:
     """The parser of the command."""
-    parser = Parser(prog="bdclean figure", description="Pictures of the papers.")
+    more = "docs/how_to/figures.md"
+    parser = Parser(
+        prog="bdclean figure",
+        usage="bdclean figure {tsne} ...",
+        description="Draws the pictures of the papers.",
+        example=_EXAMPLE,
+        more=more,
+    )
     commands = parser.add_subcommands()
     tsne = Parser(
-        description="Features of clean, triggered and contrastive adversarial test images by "
+        usage="bdclean figure tsne RUN [RUN ...] [options]",
+        description="Draws features of clean, triggered and contrastive adversarial test images by "
         "t-SNE: a panel for the model that each run started from, if it had one, and a panel for "
-        "its product. Example: bdclean figure tsne runs/cbd --out tsne.png"
+        "its product.",
+        example=_EXAMPLE,
+        more=more,
     )
-    tsne.add_argument("runs", nargs="+", type=str, help="Folders that `bdclean fit` has written.")
-    tsne.add_argument("--out", type=str, default="tsne.png", help="PNG file to write.")
-    tsne.add_argument("--clean", type=PositiveInt, default=1000, help="Clean test images.")
-    tsne.add_argument("--triggered", type=PositiveInt, default=500, help="With the trigger.")
-    tsne.add_argument("--adversarial", type=NonNegativeInt, default=500, help="Adversarial ones.")
-    tsne.add_argument("--epsilon", type=NonNegativeFloat, default=8.0, help="8-bit pixel values.")
-    tsne.add_argument(
-        "--pgd_steps",
-        type=PositiveInt,
-        default=20,
-        help="Of PGD.",
-    )
-    tsne.add_argument("--temperature", type=PositiveFloat, default=0.5, help="Of its loss.")
-    tsne.add_argument("--perplexity", type=PositiveFloat, default=30.0, help="Of the t-SNE.")
-    tsne.add_argument("--seed", type=NonNegativeInt, default=0, help="Of choice, PGD and t-SNE.")
+    add = tsne.add_argument
+    add("runs", metavar="RUN", nargs="+", type=str, help="Folders that `bdclean fit` has written.")
+    add("--out", metavar="FILE", type=str, default="tsne.png", help="PNG file to write.")
+    add("--overwrite", action="store_true", help="Replace the file if it exists.")
+    add("--clean", metavar="N", type=PositiveInt, default=1000, help="Clean test images.")
+    add("--triggered", metavar="N", type=PositiveInt, default=500, help="With the trigger.")
+    add("--adversarial", metavar="N", type=NonNegativeInt, default=500, help="Adversarial ones.")
+    add("--epsilon", metavar="E", type=NonNegativeFloat, default=8.0, help="8-bit pixel values.")
+    add("--pgd_steps", metavar="N", type=PositiveInt, default=20, help="Of PGD.")
+    add("--temperature", metavar="T", type=PositiveFloat, default=0.5, help="Of its loss.")
+    add("--perplexity", metavar="P", type=PositiveFloat, default=30.0, help="Of the t-SNE.")
+    add("--seed", metavar="N", type=NonNegativeInt, default=0, help="Of choice, PGD and t-SNE.")
     commands.add_subcommand("tsne", tsne, help="Features in the plane.")
     return parser
 
@@ -163,11 +174,14 @@ def draw_map(
     groups = {name: images[name] for name in ("clean", "triggered", "adversarial")}
     pixels = {name: group.float() / 255 for name, group in groups.items() if len(group)}
     if "adversarial" in pixels:
-        pixels["adversarial"] = perturb(model, pixels["adversarial"], chosen)
-    features = {name: _features(model, group) for name, group in pixels.items()}
+        pixels["adversarial"] = perturb(model, pixels["adversarial"], chosen, title)
+    features = {
+        name: _features(model, group, f"{title}: {name} features") for name, group in pixels.items()
+    }
     count = sum(map(len, features.values()))
     if chosen.perplexity >= count:
         raise ConfigError(f"--perplexity={chosen.perplexity}: it must be below the {count} points.")
+    print(f"{title}: t-SNE of {count:,} points", file=sys.stderr, flush=True)
     return feature_map(
         title,
         features,
@@ -178,27 +192,39 @@ def draw_map(
     )
 
 
-def perturb(model: SplitModel, images: Tensor, chosen: Namespace) -> Tensor:
+def perturb(model: SplitModel, images: Tensor, chosen: Namespace, title: str = "") -> Tensor:
     """Versions of `images` (N, 3, H, W) that leave their own features, by eq. (1) of CBD."""
     settings = PGD(chosen.epsilon, chosen.pgd_steps)
     perturber = Perturber(model)
-    moved = []
+
+    def move(chunk: Tensor) -> Tensor:
+        with torch.no_grad():
+            fixed = perturber.features(chunk)
+        return pgd(
+            chunk, lambda x: nt_xent(perturber.features(x), fixed, chosen.temperature), settings
+        )
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("figure, attack", chosen.seed))
-        for chunk in _chunks(images):
-            with torch.no_grad():
-                fixed = perturber.features(chunk)
-
-            def loss(x: Tensor, fixed: Tensor = fixed) -> Tensor:
-                return nt_xent(perturber.features(x), fixed, chosen.temperature)
-
-            moved.append(pgd(chunk, loss, settings))
-    return torch.cat(moved)
+        return _in_chunks(move, images, f"{title}: adversarial images")
 
 
 @torch.no_grad()
-def _features(model: SplitModel, images: Tensor) -> Tensor:
-    return torch.cat([model.features(chunk) for chunk in _chunks(images)])
+def _features(model: SplitModel, images: Tensor, what: str) -> Tensor:
+    return _in_chunks(model.features, images, what)
+
+
+def _in_chunks(work: Callable[[Tensor], Tensor], images: Tensor, what: str) -> Tensor:
+    """What `work` makes of all images, chunk by chunk; shows how far it is if that takes long."""
+    done: list[Tensor] = []
+
+    def counts() -> Iterator[int]:
+        for chunk in _chunks(images):
+            done.append(work(chunk))
+            yield len(chunk)
+
+    follow(counts(), len(images), what, brief=True)
+    return torch.cat(done)
 
 
 def _chunks(images: Tensor) -> list[Tensor]:

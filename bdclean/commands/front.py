@@ -9,6 +9,7 @@ import shutil
 from argparse import Action
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -90,6 +91,9 @@ class FrontParser(Parser):
             name = word.partition("=")[0]
             if name in self._taken:
                 raise ConfigError(f"{name}: {self._taken[name]}.")
+            near = get_close_matches(name, self._own, n=1, cutoff=0.85)
+            if near and word.startswith("--"):
+                raise ConfigError(f"{name}: there is no such option. Did you mean {near[0]}?")
 
 
 class _FrontConfig(SaveRunConfig):

@@ -39,8 +39,8 @@ from bdclean.commands import closing
 from bdclean.commands.parsing import OneDialect, in_users_words
 from bdclean.commands.quiet import quieten
 from bdclean.commands.rooms import import_rooms
-from bdclean.commands.trainer_help import trainer_help
-from bdclean.commands.words import spelled
+from bdclean.commands.trainer_help import asks_for_help, trainer_help
+from bdclean.commands.words import of_run, spelled
 from bdclean.errors import BdcleanError, ConfigError, behind
 from bdclean.functional.precision import cpu_has_bfloat16
 from bdclean.modules import BackdoorModule
@@ -75,11 +75,11 @@ def predict(words: Sequence[str]) -> None:
 def _command(name: str, words: Sequence[str]) -> None:
     if "--help_all" in spelled(words):
         run(name, ["--help"])
-    elif {"-h", "--help"} & set(words):
+    elif asks_for_help(words):
         import_rooms()
         print(trainer_help(name, words))
     else:
-        run(name, words)
+        run(name, words if name == "fit" else of_run(words))
 
 
 def run(

@@ -8,11 +8,11 @@ allowed.
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
-from difflib import get_close_matches
 from types import TracebackType
 from typing import Any
 
-from bdclean.commands.rooms import KEYS, arguments_of, classes_of, find_class
+from bdclean.commands import hints
+from bdclean.commands.rooms import KEYS, arguments_of, find_class
 
 _KEY = re.compile(r'Parser key "([^"]+)"')
 _CLASS = re.compile(r"class_path[ =]'([\w.]+)'")
@@ -128,7 +128,7 @@ def _missing(key: str, inner: str, message: str, options: list[str]) -> str | No
     name = found[1].split(", ")[0].rpartition(".")[2]
     if name in _GIVE:
         return f"--{name} is missing: {_GIVE[name]}."
-    return f"{name.upper() if name == 'runs' else '--' + name} is missing."
+    return f"--{name} is missing."
 
 
 def _unknown(key: str, inner: str, message: str, options: list[str]) -> str | None:
@@ -140,14 +140,14 @@ def _unknown(key: str, inner: str, message: str, options: list[str]) -> str | No
     line_end = (message + "\n").index("\n", message.index(found[0]))
     classes = _CLASS.findall(message[:line_end])
     if not (key and classes):
-        return f"--{name}: there is no such option.{_meant(name, options, '--')}"
+        return f"--{name}: there is no such option.{hints.meant(name, options)}"
     who = classes[-1].rpartition(".")[2]
     if who in _BASES:
         return f"--{name}: name the class first, with --{key} CLASS or a config of it."
     # The class may stand deeper than the key: `--model.optimizer.lrr` of an SGD.
     kind = find_class(classes[-1])
     known = [f"{key}.{_plain(each)}" for each in arguments_of(kind)] if kind else []
-    return f"--{name}: {who} has no such option.{_meant(name, known, '--')}"
+    return f"--{name}: {who} has no such option.{hints.meant(name, known)}"
 
 
 def _group(key: str, inner: str, message: str, options: list[str]) -> str | None:
@@ -183,17 +183,14 @@ def _no_class(key: str, inner: str, message: str, options: list[str]) -> str | N
     if not _NO_CLASS.search(inner):
         return None
     nested = re.search(r"NestedArg\(key='([^']+)'", inner)
-    if "is abstract" in inner and nested:
+    if "is abstract" in inner and nested and not key.endswith(_plain(nested[1])):
         return f"--{key}.{_plain(nested[1])}: name the class first, with --{key} CLASS."
     value = _value(inner)
     bases = re.findall(r"<class '([\w.]+)'>", "".join(_SUBTYPES.findall(inner)[-1:]))
     kinds = [kind for base in bases if isinstance(kind := find_class(base), type)]
     if any(map(is_dataclass, kinds)):
         return f"--{key}{_equals(value)}: it must be null, or set as --{key}.NAME VALUE."
-    names = [name for kind in kinds for name in classes_of(kind)]
-    known = f" Known are {', '.join(names)}." if names else ""
-    meant = _meant(str(value).rpartition(".")[2], names, "") or known
-    return f"--{key}{_equals(value)}: there is no such class.{meant}"
+    return f"--{key}{_equals(value)}: {hints.no_class(value, kinds)}"
 
 
 def _plain_words(key: str, inner: str, message: str, options: list[str]) -> str | None:
@@ -252,8 +249,3 @@ def _allowed(types: str) -> list[str]:
 
 def _either(words: list[str]) -> str:
     return " or ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
-
-
-def _meant(name: str, known: Iterable[str], dashes: str) -> str:
-    near = get_close_matches(name, list(known), n=1)
-    return f" Did you mean {dashes}{near[0]}?" if near else ""

@@ -11,6 +11,7 @@ from rich.table import Table
 import bdclean.purification
 import bdclean.sifting
 import bdclean.training
+from bdclean.commands.help_page import page
 from bdclean.errors import ConfigError
 from bdclean.modules import BackdoorModule
 from bdclean.plugins import METHODS, load_plugins
@@ -19,6 +20,11 @@ ROOMS: tuple[tuple[str, ModuleType], ...] = (
     ("purify", bdclean.purification),
     ("sift", bdclean.sifting),
     ("train", bdclean.training),
+)
+
+_DOES = (
+    "Lists the methods of bdclean and of installed packages, and which labels and images each "
+    "needs. A class in a file of your own is not listed; --model FILE.CLASS finds it."
 )
 
 
@@ -48,9 +54,7 @@ def run_methods(words: Sequence[str]) -> None:
         ConfigError: If there are any.
     """
     if set(words) & {"-h", "--help"}:
-        print(
-            "usage: bdclean methods\n\nLists all methods, and which labels and images each needs."
-        )
+        print(page("bdclean methods", _DOES, (), "bdclean methods", "docs/index.md"))
         return
     if words:
         raise ConfigError(f"methods: {words[0]!r} is not expected; the command takes no arguments.")

@@ -1,12 +1,18 @@
-"""The parser of every command: one spelling of options, one message for a wrong word."""
+"""The parser of every command: one spelling of options, one message, one style of help."""
 
+import re
+from argparse import Action
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
+from bdclean.commands.class_help import chosen_class
+from bdclean.commands.help_page import page, rows_of, table
+from bdclean.commands.hints import require_concrete
 from bdclean.commands.messages import dotted, parse_error, room_of
+from bdclean.commands.rooms import BASES, arguments_of
 from bdclean.commands.words import expanded
 from bdclean.errors import BdcleanError, ConfigError, behind
 
@@ -43,6 +49,7 @@ class OneDialect:
         # A run must not depend on a word that is cut short, which another option may begin with.
         super().__init__(*args, **({"allow_abbrev": False} | kwargs))
         self._renamed = renamed or {}
+        self._words: list[str] = []
 
     def parse_args(self, args: Sequence[str], *more: Any, **kwargs: Any) -> Any:
         """As jsonargparse's.
@@ -50,13 +57,15 @@ class OneDialect:
         Raises:
             ConfigError: If a word, a value or a config file is wrong.
         """
-        words = expanded(args)
+        self._words = words = expanded(args)
         for word in words:
             name = word.partition("=")[0]
             if name in self._renamed:
                 raise ConfigError(f"{name}: it is called {self._renamed[name]} now.")
         parse = super().parse_args  # type: ignore[misc]
-        return parse(words, *more, **kwargs)
+        parsed = parse(words, *more, **kwargs)
+        require_concrete(parsed)
+        return parsed
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises one sentence, in place of a page of usage.
@@ -65,17 +74,56 @@ class OneDialect:
             ConfigError: Always, but for parsers inside of jsonargparse, whose errors it reads.
         """
         if self.exit_on_error:
-            raise ConfigError(parse_error(message, self._options())) from ex
+            raise ConfigError(self._as_typed(parse_error(message, self._options()))) from ex
         super().error(message, ex)  # type: ignore[misc]
         raise AssertionError
 
-    def _options(self) -> list[str]:
-        """Dotted names of all options, those of subcommands among them."""
+    def _parsers(self) -> list[Any]:
+        """This parser and those of its subcommands."""
         # If jsonargparse names this otherwise one day, hints at what was meant are fewer.
         subcommands = getattr(getattr(self, "_subcommands_action", None), "choices", {})
-        parsers: list[Any] = [self, *subcommands.values()]
-        return [key for parser in parsers for key, _ in parser.get_defaults().items()]
+        return [self, *subcommands.values()]
+
+    def _options(self) -> list[str]:
+        """Dotted names of all options, also those of subcommands and of the chosen classes."""
+        found = [key for parser in self._parsers() for key, _ in parser.get_defaults().items()]
+        for key in BASES:
+            kind = chosen_class(key, self._words)
+            names = [] if kind is None else arguments_of(kind)
+            found += [f"{key}.{name}".replace(".init_args", "") for name in names]
+        return found
+
+    def _as_typed(self, message: str) -> str:
+        """The message, in which a word without dashes is called as in the usage line."""
+        for parser in self._parsers():
+            for action in vars(parser)["_actions"]:
+                if not action.option_strings and isinstance(action.metavar, str):
+                    message = re.sub(rf"(?<!\S)--{action.dest}\b", action.metavar, message)
+        return message
 
 
 class Parser(OneDialect, ArgumentParser):  # type: ignore[misc]
-    """The parser of our own commands."""
+    """The parser of our own commands.
+
+    Args:
+        args: Of jsonargparse.
+        example: A command that can be typed as it is, for the help.
+        more: The page of the documentation that tells more.
+        kwargs: Of jsonargparse.
+    """
+
+    def __init__(self, *args: Any, example: str = "", more: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._example, self._more = example, more
+
+    def format_help(self, formatter: Any = None) -> str:
+        """The help in the style of all commands."""
+        actions: list[Action] = vars(self)["_actions"]
+        subcommands = next((each for each in actions if isinstance(each.choices, Mapping)), None)
+        tables = [table("", rows_of(each for each in actions if each is not subcommands))]
+        if subcommands is not None:
+            choices = vars(subcommands)["_choices_actions"]
+            tables.append(table("Commands:", {each.dest: each.help or "" for each in choices}))
+        tables += [self.epilog] if self.epilog else []
+        usage, does = self.usage or self.prog, self.description or ""
+        return f"{page(usage, does, filter(None, tables), self._example, self._more)}\n"

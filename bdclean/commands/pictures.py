@@ -10,15 +10,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def png_path(out: str | Path) -> Path:
+def png_path(out: str | Path, *, overwrite: bool = True) -> Path:
     """The path of a picture, checked before work on it begins.
 
+    Args:
+        out: The file.
+        overwrite: Whether it may exist.
+
     Raises:
-        ConfigError: If it is not named as a PNG.
+        ConfigError: If it is not named as a PNG, or is there already.
     """
     out = Path(out)
     if out.suffix.lower() != ".png":
         raise ConfigError(f"--out={out}: the picture is a PNG; end the name in .png.")
+    if not overwrite and out.exists():
+        raise ConfigError(f"--out={out}: the file exists; name a new one, or give --overwrite.")
     return out
 
 

@@ -17,6 +17,19 @@ ROOMS = {
 }
 """Rooms whose classes have short names, as `--model CBD`; and where these stand in a config."""
 
+BASES = {
+    "model": "lightning.pytorch.LightningModule",
+    "data": "lightning.pytorch.LightningDataModule",
+    "data.attack": "bdclean.attacks.Attack",
+}
+"""What the classes that a command takes are made from, by key; imported when it is needed."""
+
+_ELSEWHERE = (
+    *("torch.optim", "torch.optim.lr_scheduler", "lightning.pytorch.callbacks"),
+    *("lightning.pytorch.loggers", "lightning.pytorch.profilers", "lightning.pytorch.strategies"),
+)
+"""Modules of others whose classes have short names too, as `--model.optimizer SGD`."""
+
 KEYS = ROOMS | {"bdclean.modules": "model"}
 """What an error is about, by the room that it comes from."""
 
@@ -37,6 +50,12 @@ def classes_of(base: type) -> dict[str, type]:
     return dict(sorted(found.items()))
 
 
+def base_of(key: str) -> type:
+    """What the classes that stand at a key of `BASES` are made from."""
+    base: type = find_class(BASES[key])
+    return base
+
+
 def find_class(name: str) -> Any:
     """What an import path names; None if there is no such thing."""
     module, _, last = name.rpartition(".")
@@ -44,6 +63,22 @@ def find_class(name: str) -> Any:
         return getattr(import_module(module), last, None)
     except (ImportError, ValueError):
         return None
+
+
+def named_class(name: str, base: type | None) -> type | None:
+    """The class that a user names, in short or by import path; None if there is none.
+
+    Args:
+        name: For example `CBD`, `SGD` or `mine.Method`.
+        base: What it must be made from; None takes any class, those of torch and Lightning too.
+    """
+    found: Any = None if base is None else classes_of(base).get(name)
+    found = found or find_class(name)
+    if base is None and found is None:
+        rooms = [vars(import_module(room)) for room in (*ROOMS, *_ELSEWHERE)]
+        found = next((room[name] for room in rooms if name in room), None)
+    fits = isinstance(found, type) and (base is None or issubclass(found, base))
+    return found if fits else None
 
 
 def arguments_of(kind: type) -> list[str]:

@@ -55,6 +55,8 @@ def make_parser() -> front.FrontParser:
         "same command again continues one that was stopped.",
         epilog="Other words go to `bdclean fit`: --model.arch resnet34, --model.width 16, "
         "--trainer.accelerator gpu, --trainer.precision 32-true, --data.allow_flip false ...",
+        example="bdclean sift photos --run runs/sift",
+        more="docs/how_to/sift.md",
     )
     parser.add_argument("folder", type=str, metavar="FOLDER", help="One folder for each class.")
     parser.add_argument(
@@ -64,7 +66,10 @@ def make_parser() -> front.FrontParser:
         help="Run folder; runs/sift, or runs/sift-scores of a dry run, if left out.",
     )
     parser.add_argument(
-        "--size", type=int | None, help="Side of the images; taken from them if left out."
+        "--size",
+        type=int | None,
+        metavar="N",
+        help="Side of the images; taken from them if left out.",
     )
     parser.add_argument("--fast", action="store_true", help="8 epochs instead of 100.")
     parser.add_argument("--dry_run", action="store_true", help="Score only; flag nothing.")

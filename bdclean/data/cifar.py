@@ -16,7 +16,8 @@ class CIFAR10(ImageDataModule):
     """CIFAR-10: 50,000 training and 10,000 test images of 32x32 pixels in 10 classes.
 
     Args:
-        root: Folder that holds, or will hold, `cifar-10-batches-py`.
+        root: Folder that holds, or will hold, the folder of the archive: `cifar-10-batches-py`, or
+            `cifar-100-python` of CIFAR-100.
         download: Fetch the archive (170 MB) when it is not there.
         **kwargs: Those of `ImageDataModule`.
     """

@@ -257,8 +257,8 @@ class ImageDataModule(LightningDataModule, ABC):
         if view.drop_last and len(rows) < view.batch_size * world_size:
             raise ConfigError(
                 f"The role {view.role} has {len(rows)} images, fewer than one batch of "
-                f"{view.batch_size} on each of {world_size} devices; lower the method's batch "
-                "size, or give more images."
+                f"{view.batch_size} on each of {world_size} devices; lower "
+                "--model.recipe.batch_size (of SimCLR: --model.batch_size), or give more images."
             )
         return TrainLoader(
             rows,

@@ -184,6 +184,20 @@ def test_the_command_draws_one_row_per_file(tmp_path, capsys):
     assert [path.name for path in out.parent.iterdir()] == ["preview.png"]
 
 
+def test_a_picture_that_exists_stays(tmp_path, capsys):
+    out = tmp_path / "preview.png"
+    out.write_text("mine")
+    words = ["attack", "preview", *DIGITS, "-c", BADNETS, "--out", str(out)]
+    with pytest.raises(SystemExit):
+        main(words)
+    assert f"--out={out}: the file exists; name a new one, or give --overwrite." in (
+        capsys.readouterr().err
+    )
+    assert out.read_text() == "mine"
+    main([*words, "--overwrite"])
+    assert out.read_bytes()[1:4] == b"PNG"
+
+
 BADNETS, SIG = (str(CONFIGS / f"attack/{name}/cbd.yaml") for name in ("badnets", "sig"))
 WRONG = {
     "no attack": (DIGITS, "attack=null"),

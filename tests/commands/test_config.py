@@ -60,6 +60,10 @@ def test_nothing_is_overwritten(tmp_path):
         (["cat", "attack/tact"], "Choose attack/tact/advrbd or attack/tact/toolbox."),
         (["cp", "purify/cdb", "x.yaml"], "NAME purify/cdb"),
         (["cp", "purify/cbd", "no/x.yaml"], "DEST no/x.yaml: it cannot be written (No such file"),
+        (["cp", "purify/cbd", "no/x.yaml"], "file or directory). Make the folder no first."),
+        (["cp"], "NAME is missing."),
+        (["cp", "purify/cbd"], "DEST is missing."),
+        (["cat"], "NAME is missing."),
     ],
 )
 def test_wrong_words_are_told(tmp_path, monkeypatch, words, said):

@@ -121,6 +121,8 @@ def test_attacks_on_every_class_have_no_single_target():
         (["RUN", "--out", "x.jpg"], "--out=x.jpg: the picture is a PNG"),
         (["RUN", "--perplexity", "99", *FEW], "--perplexity=99.0: it must be below the 70 points"),
         (["RUN", "--clean", "0"], "clean"),
+        ([], "RUN is missing."),
+        (["RUN", "--epochs", "3"], "--epochs: there is no such option. The command's --help"),
     ],
 )
 def test_wrong_use_is_one_message(run, capsys, words, message):
@@ -129,6 +131,29 @@ def test_wrong_use_is_one_message(run, capsys, words, message):
         main(["figure", "tsne", *words])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_picture_that_exists_stays(run, tmp_path, capsys):
+    out = tmp_path / "tsne.png"
+    out.write_text("mine")
+    with pytest.raises(SystemExit):
+        main(["figure", "tsne", str(run), "--out", str(out)])
+    assert f"--out={out}: the file exists; name a new one, or give --overwrite." in (
+        capsys.readouterr().err
+    )
+    assert out.read_text() == "mine"
+    main(["figure", "tsne", str(run), "--out", str(out), "--overwrite", *FEW])
+    assert out.read_bytes()[1:4] == b"PNG"
+    assert "cbd: after: t-SNE of 70 points" in capsys.readouterr().err
+
+
+def test_long_work_tells_how_far_it_is(monkeypatch, capsys):
+    monkeypatch.setattr("bdclean.progress.FIRST_LINE", 0.0)
+    made = figure._in_chunks(lambda chunk: chunk + 1, torch.zeros(250, 1), "cbd: images")
+    assert torch.equal(made, torch.ones(250, 1))
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith("cbd: images: 84/250 images  ")
+    assert told[-1].startswith("cbd: images: 250/250 images  ")
 
 
 def test_a_run_without_an_attack_or_a_product_is_told(run, tmp_path):

@@ -1,0 +1,178 @@
+"""What a user may have meant: the option or the class that a wrong word is nearest to."""
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import SequenceMatcher, get_close_matches
+from typing import Any
+
+from bdclean.commands.rooms import BASES, base_of, classes_of, find_class
+from bdclean.errors import ConfigError
+
+_NEAR = 0.75
+"""Similarity of two words, from 0 to 1, above which one may be meant by the other."""
+
+_GENERAL = (
+    *("run", "ckpt_path", "seed_everything", "test_after_fit", "model", "data", "data.attack"),
+    *("trainer.max_epochs", "trainer.devices", "trainer.fast_dev_run", "trainer.accelerator"),
+    *("trainer.precision", "trainer.strategy", "trainer.max_time"),
+)
+"""Options of every fit; what else there is depends on the classes."""
+
+_OTHER_NAMES = {
+    "ckpt": ("ckpt_path",),
+    "checkpoint": ("ckpt_path",),
+    "resume": ("ckpt_path",),
+    "resume_from_checkpoint": ("ckpt_path",),
+    "out": ("run",),
+    "output": ("run",),
+    "output_dir": ("run",),
+    "save_dir": ("run",),
+    "default_root_dir": ("run",),
+    "seed": ("seed_everything",),
+    "gpu": ("trainer.accelerator",),
+    "gpus": ("trainer.devices",),
+    "num_gpus": ("trainer.devices",),
+    "dryrun": ("dry_run", "trainer.fast_dev_run"),
+    "dry_run": ("trainer.fast_dev_run",),
+    "debug": ("trainer.fast_dev_run",),
+    "epoch": ("recipe.epochs", "trainer.max_epochs"),
+    "epochs": ("recipe.epochs", "trainer.max_epochs"),
+    "num_epochs": ("recipe.epochs", "trainer.max_epochs"),
+    "max_epochs": ("trainer.max_epochs", "recipe.epochs"),
+    "lr": ("recipe.lr", "optimizer.lr"),
+    "learning_rate": ("recipe.lr", "optimizer.lr"),
+    "weight_decay": ("recipe.weight_decay", "optimizer.weight_decay"),
+    "momentum": ("recipe.momentum", "optimizer.momentum"),
+    "batch": ("recipe.batch_size", "model.batch_size"),
+    "batch_size": ("recipe.batch_size", "model.batch_size"),
+    "bs": ("recipe.batch_size", "model.batch_size"),
+    "dataset": ("data",),
+    "attack": ("data.attack",),
+    "poison_rate": ("attack.rate",),
+    "arch": ("model.arch",),
+    "backbone": ("model.arch",),
+    "amp": ("trainer.precision",),
+}
+"""What other programs call an option: the ends of its dotted name here, the best one first."""
+
+_HOW = (
+    ("data.attack.", "`bdclean fit --data.attack.help CLASS`"),
+    ("data.", "`bdclean fit --data.help CLASS`"),
+    ("model.", "`bdclean fit --model.help CLASS`"),
+    ("trainer.", "`bdclean fit --help_all`"),
+)
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """The sentence that follows a wrong option: what was meant, or how to list the options.
+
+    Args:
+        name: Dotted, as it was typed, without dashes.
+        known: Dotted names of the options that there are.
+    """
+    options = [each for each in dict.fromkeys(known) if "facts" not in each.split(".")]
+    found = _same_end(name, options) or _near_end(name, options) or _near(name, options)
+    if found:
+        return f" Did you mean --{found}?"
+    how = next((how for begin, how in _HOW if name.startswith(begin)), "The command's --help")
+    return f" {how} lists the options."
+
+
+def _same_end(name: str, options: Sequence[str]) -> str | None:
+    last = _last(name)
+    ends = (last, *_OTHER_NAMES.get(last, ()))
+    if "." not in name:
+        ends = (*ends[1:], last)  # `--seed` is the one of the run
+    of_fit = name.startswith("model.") or any(each.startswith("trainer.") for each in options)
+    for end in ends:
+        found = [each for each in options if f".{each}".endswith(f".{end}")]
+        found += [end] if of_fit and end in _GENERAL else []
+        if found:
+            return min(found, key=lambda each: (_elsewhere(name, each), each.count(".")))
+    return None
+
+
+def _near_end(name: str, options: Sequence[str]) -> str | None:
+    """The option whose last part is like that of `name`, which may stand in another group."""
+    parts = {_last(each) for each in options}
+    near = get_close_matches(_last(name), sorted(parts), n=1, cutoff=_NEAR)
+    found = [each for each in options if near and _last(each) == near[0]]
+    return max(found, key=lambda each: _like(name, each), default=None)
+
+
+def _near(name: str, options: Sequence[str]) -> str | None:
+    near = get_close_matches(name, options, n=1, cutoff=0.85)
+    return near[0] if near else None
+
+
+def no_class(name: Any, bases: Sequence[type]) -> str:
+    """The sentence about a class that is not there, or that nothing can be made of.
+
+    Args:
+        name: As it was typed: a short name, or an import path.
+        bases: What the class must be made from.
+    """
+    names = [each for base in bases for each in classes_of(base)]
+    known = f" Known are {', '.join(names)}." if names else ""
+    given = find_class(str(name)) or _abstract(str(name).rpartition(".")[2], bases)
+    if inspect.isclass(given) and (inspect.isabstract(given) or given in bases):
+        return _base_class(_below(given, bases))
+    if inspect.isclass(given) and bases and not issubclass(given, tuple(bases)):
+        return f"it is no {' or '.join(base.__name__ for base in bases)}.{known}"
+    near = get_close_matches(str(name).rpartition(".")[2], names, n=1, cutoff=_NEAR)
+    return f"there is no such class.{f' Did you mean {near[0]}?' if near else known}"
+
+
+def require_concrete(parsed: Any) -> None:
+    """Refuses base classes that are not abstract to Python: Lightning's, and some of ours.
+
+    Args:
+        parsed: The words of a command, as jsonargparse gives them.
+
+    Raises:
+        ConfigError: If `--model` or `--data` names one.
+    """
+    for key, value in parsed.items():
+        name = key.removesuffix(".class_path").rpartition(".")[2]
+        if name not in BASES or not key.endswith(".class_path"):
+            continue
+        kind = find_class(str(value))
+        if inspect.isclass(kind) and kind.__module__.startswith(("bdclean.", "lightning.")):
+            below = _below(kind, [base_of(name)])
+            if below and kind.__name__ not in below:
+                raise ConfigError(f"--{name}={value}: {_base_class(below)}")
+
+
+def _base_class(below: Sequence[str]) -> str:
+    choices = f"; choose {_either(below)}, or a class of your own" if below else ""
+    return f"it is a base class, so that nothing can be made of it{choices}."
+
+
+def _below(kind: type, bases: Sequence[type]) -> list[str]:
+    return [name for name, each in _offered(bases).items() if issubclass(each, kind)]
+
+
+def _offered(bases: Sequence[type]) -> Mapping[str, type]:
+    return {name: kind for base in bases for name, kind in classes_of(base).items()}
+
+
+def _abstract(name: str, bases: Sequence[type]) -> type | None:
+    """The abstract class of a short name, among those that the offered ones are made from."""
+    above = [kind for each in _offered(bases).values() for kind in each.__mro__]
+    return next((kind for kind in above if kind.__name__ == name), None)
+
+
+def _elsewhere(name: str, option: str) -> bool:
+    return option.split(".")[0] != name.split(".")[0]
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2].lower().replace("-", "_")
+
+
+def _like(one: str, other: str) -> float:
+    return SequenceMatcher(None, one, other).ratio()
+
+
+def _either(words: Sequence[str]) -> str:
+    return " or ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
