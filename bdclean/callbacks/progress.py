@@ -8,13 +8,16 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
-from bdclean.progress import Pace, duration, rate, time_left
+from bdclean.modules.staged import StagedModule
+from bdclean.progress import Pace, duration, rate
 
 
 class FitClock:
     """Where a fit is, and how long it still takes.
 
-    The stages of a method differ in speed, so all estimates are from the speed of the present one.
+    Stages differ in what an epoch costs. What is left of a stage is estimated from its own epochs
+    once it has trained, here or in an earlier round; before that, from the mean of all epochs so
+    far, and the estimate then says `about`.
 
     Attributes:
         stage: The name of the present stage; "" where the module has none.
@@ -22,29 +25,44 @@ class FitClock:
 
     def __init__(self) -> None:
         self.stage = ""
+        self.start()
+
+    def start(self) -> None:
+        """Begins a fit."""
         self._begin = self._since = time.perf_counter()
         self._first: float | None = None  # where the stage began; epochs, as the next one
         self._done = 0.0
         self._images = 0
+        self._plan: list[tuple[str, int]] = []  # names and epochs; empty where there is none
+        self._spent: dict[str, tuple[float, float]] = {}  # epochs and seconds, by stage
+        self._before = (0.0, 0.0)  # the same, of earlier rounds of the present stage
 
-    def start(self) -> None:
-        """Begins a fit."""
-        self._begin, self._first = time.perf_counter(), None
-
-    def before_batch(self, trainer: Trainer, module: LightningModule, batch_idx: int) -> None:
-        """Looks whether a stage begins with this batch."""
-        stage = getattr(module, "stage_name", None) or ""
-        if self._first is None or stage != self.stage:
-            self.stage = stage
-            self._since = time.perf_counter()
-            self._first = self._done = _epochs(trainer, batch_idx)
-            self._images = 0
+    def before_batch(self, trainer: Trainer, module: LightningModule, batch_idx: int) -> bool:
+        """Returns whether a stage begins with this batch, after another one."""
+        stage, follows = getattr(module, "stage_name", None) or "", self._first is not None
+        if follows and stage == self.stage:
+            return False
+        self.stage = stage
+        self._since = time.perf_counter()
+        self._first = self._done = _epochs(trainer, batch_idx)
+        self._images = 0
+        self._before = self._spent.get(stage, (0.0, 0.0))
+        if isinstance(module, StagedModule):
+            self._plan = [stage.outline for stage in module.plan()]
+        return follows
 
     def after_batch(self, trainer: Trainer, batch: Any, batch_idx: int) -> None:
-        """Counts the images of a batch."""
+        """Counts the images of a batch, and what the stage has cost."""
         self._done = _epochs(trainer, batch_idx + 1)
         if isinstance(batch, dict):
             self._images += len(batch["index"]) * trainer.world_size
+        if self._first is not None and self._done > self._first:
+            epochs, seconds = self._before
+            now = time.perf_counter()
+            self._spent[self.stage] = (
+                epochs + self._done - self._first,
+                seconds + now - self._since,
+            )
 
     def speed(self) -> str:
         """Images per second in the present stage."""
@@ -56,10 +74,25 @@ class FitClock:
 
     def left(self, trainer: Trainer) -> str | None:
         """Time until the end of the fit; None where its length is not known, or no batch done."""
-        total, first = trainer.max_epochs, self._first
-        if total is None or total < 0 or first is None or self._done <= first:
+        total = trainer.max_epochs
+        if total is None or total < 0 or self.stage not in self._spent:
             return None
-        return time_left(self._done - first, total - first, time.perf_counter() - self._since)
+        ahead = self._ahead(total)
+        costs = {name: seconds / epochs for name, (epochs, seconds) in self._spent.items()}
+        epochs, seconds = map(sum, zip(*self._spent.values(), strict=True))
+        still = sum(left * costs.get(name, seconds / epochs) for name, left in ahead)
+        about = "" if all(name in costs for name, _ in ahead) else "about "
+        return f"{about}{duration(still)} left"
+
+    def _ahead(self, total: int) -> list[tuple[str, float]]:
+        """The stages that are not over, and the epochs that are left of each."""
+        ahead, first = [], 0
+        for name, length in self._plan or [(self.stage, total)]:
+            left = min(first + length, total) - max(first, self._done)
+            if left > 0:
+                ahead.append((name, left))
+            first += length
+        return ahead
 
 
 class ProgressLines(Callback):
@@ -83,8 +116,9 @@ class ProgressLines(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Looks whether a stage begins."""
-        self._clock.before_batch(trainer, pl_module, batch_idx)
+        """Looks whether a stage begins; what the one before it has logged is not news then."""
+        if self._clock.before_batch(trainer, pl_module, batch_idx):
+            self._seen = _losses(trainer)
 
     def on_train_batch_end(
         self,
@@ -121,11 +155,7 @@ class ProgressLines(Callback):
 
     def _news(self, trainer: Trainer) -> dict[str, float]:
         """Losses since the last line; a stage may log other ones than the stage before."""
-        losses = {
-            name.removeprefix("train/"): float(value)
-            for name, value in trainer.callback_metrics.items()
-            if name.startswith("train/")
-        }
+        losses = _losses(trainer)
         news = {name: value for name, value in losses.items() if self._seen.get(name) != value}
         self._seen = losses
         return {"loss": news["loss"]} if "loss" in news else news
@@ -170,6 +200,15 @@ class StageBar(RichProgressBar):
         shown = super().get_metrics(trainer, pl_module)
         named = {"stage": stage} if stage else {}
         return named | shown | ({"fit": left} if left else {})
+
+
+def _losses(trainer: Trainer) -> dict[str, float]:
+    """What was logged last of the training, by name."""
+    return {
+        name.removeprefix("train/"): float(value)
+        for name, value in trainer.callback_metrics.items()
+        if name.startswith("train/")
+    }
 
 
 def _epochs(trainer: Trainer, batches: int) -> float:

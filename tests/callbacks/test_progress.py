@@ -7,6 +7,7 @@ import pytest
 from bdclean import progress as timing
 from bdclean.callbacks import progress
 from bdclean.callbacks.progress import ProgressLines, StageBar
+from bdclean.modules import Stage, StagedModule
 
 BATCH = {"index": range(10)}
 
@@ -98,6 +99,75 @@ def test_the_estimate_is_that_of_the_present_stage(fit, capsys):
     told = capsys.readouterr().err.splitlines()
     assert told[-2] == "purify: epoch 1/5  0.33 images/s  2 min passed, 8 min left"
     assert told[-1] == "probe: epoch 2/5  10.0 images/s  2 min 4 s passed, 12 s left"
+
+
+class Planned(StagedModule):
+    """Two rounds of two stages, and a long last one."""
+
+    stage_name = "train"
+
+    def plan(self):
+        one_round = Stage("score"), Stage("learn", epochs=1), Stage("forget", epochs=1)
+        return (Stage("train", epochs=2), *one_round, *one_round, Stage("retrain", epochs=4))
+
+    def make_networks(self):
+        """None."""
+
+
+def test_each_stage_is_estimated_from_its_own_epochs(fit, capsys):
+    """4 batches an epoch; `about` as long as a stage is ahead that has not trained yet."""
+    lines = ProgressLines()
+    fit.trainer.max_epochs, fit.module = 10, Planned()
+    lines.on_train_start(fit.trainer, fit.module)
+    ends = []
+    for number, (stage, seconds) in enumerate(
+        [("train", 10), ("train", 10), ("learn", 5), ("forget", 1)]
+        + [("learn", 5), ("forget", 1), ("retrain", 25), ("retrain", 25)]
+    ):
+        fit.module.stage_name = stage
+        fit.epoch(lines, number, seconds)
+        ends.append(capsys.readouterr().err.splitlines()[-1:])
+    told = [line.rpartition(", ")[2] for lines in ends for line in lines]
+    # 9 of 40 s; then 20 s of learn and 6 of the mean, 100 s for 3;
+    # then 20 s of learn, 4 s of forget, and 4 of 104 s for 4.
+    assert told[0] == "about 6 min left"
+    assert told[2] == "about 3 min 40 s left"
+    assert told[3] == "about 2 min 8 s left"
+    assert told[-1] == "3 min 45 s left"  # 2.25 of 100 s, and not a mean with the short ones
+
+
+def test_a_stage_that_comes_again_is_estimated_from_all_its_rounds(fit, capsys):
+    lines = ProgressLines()
+    fit.trainer.max_epochs, fit.module = 6, Planned()
+    lines.on_train_start(fit.trainer, fit.module)
+    told = []
+    for number, (stage, seconds) in enumerate(
+        [("train", 20), ("train", 20), ("learn", 30), ("forget", 5), ("learn", 10), ("forget", 8)]
+    ):
+        fit.module.stage_name = stage
+        fit.epoch(lines, number, seconds)
+        told.append(capsys.readouterr().err.splitlines()[-1].rpartition(", ")[2])
+    assert told[3] == "2 min 20 s left"  # learn 120, forget 20
+    assert told[4] == "20 s left"
+
+
+def test_a_new_stage_does_not_show_what_the_old_one_logged_last(fit, capsys):
+    """The last loss of the old stage came after its last line, so it looks new."""
+    lines = ProgressLines()
+    fit.module.stage_name = "purify"
+    lines.on_train_start(fit.trainer, fit.module)
+    for number, loss in enumerate((3.0, 2.0)):
+        fit.trainer.callback_metrics = {"train/loss": loss}
+        fit.epoch(lines, number, seconds=1)
+    fit.module.stage_name = "probe"
+    fit.epoch(lines, 2, seconds=40, batches=3)
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split("  ")[:2] for line in told] == [
+        ["purify: epoch 1/5", "loss 3.0000"],
+        ["probe: epoch 3/5, batch 1/4", "0.25 images/s"],
+        ["probe: epoch 3/5, batch 2/4", "0.25 images/s"],
+        ["probe: epoch 3/5, batch 3/4", "0.25 images/s"],
+    ]
 
 
 def test_a_resumed_fit_counts_what_it_trains_itself(fit, capsys):
