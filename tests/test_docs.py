@@ -89,6 +89,27 @@ def test_a_new_method_in_thirty_lines(workplace):
     assert record["protocol"]["labels"] == "none"
 
 
+def test_the_use_from_python(workplace, capsys):
+    """The whole page, with short trainings; what Lightning says is silenced."""
+    (code,) = blocks("how_to/python.md", "python")
+    lines = [line for line in code.splitlines() if line.strip() and "import" not in line]
+    assert len(lines) <= 40
+    for long, short in (("max_epochs=40", "max_epochs=1"), ("epochs=20", "epochs=1")):
+        assert long in code
+        code = code.replace(long, short)
+    names: dict = {}
+    exec(code, names)  # noqa: S102  (the page's own lines)
+    said = capsys.readouterr()
+    assert [line.split()[0] for line in said.out.splitlines()] == [
+        *("victim", "purified", "torch.Size([8,"),
+    ]
+    assert said.err == ""
+    assert names["again"].purified
+    for key, value in names["cbd"].product().state_dict().items():
+        assert torch.equal(names["model"].state_dict()[key], value)
+        assert torch.equal(names["again"].product().state_dict()[key], value)
+
+
 def test_looking_at_attacks_and_exporting_them(workplace):
     shown, faint, exported, trained = (
         commands(block)[0] for block in blocks("how_to/attacks.md", "bash")

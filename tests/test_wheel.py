@@ -121,28 +121,29 @@ def test_the_commands_of_the_pages_parse(run):
     assert wrong == {}
 
 
-QUICK = {
-    "train/supervised/fast": ["--model.width", "4", "--trainer.max_epochs", "1"],
-    "purify/cbd": [
-        *("--model.recipe.epochs", "1", "--model.pgd.steps", "1"),
-        *("--model.probe.solver", "lbfgs"),
-    ],
-    "measure/linear_probe": ["--model.probe.solver", "lbfgs"],
-    "train/supervised": [],
-}
+METHODS = [
+    *("train/supervised/digits", "purify/cbd/digits", "measure/linear_probe"),
+    *("purify/bcu/digits", "train/supervised"),
+]
 
 
 @pytest.mark.slow
-def test_getting_started_runs_on_the_digits(run):
-    """Its four commands on CIFAR-10, in one epoch each."""
+def test_getting_started_plants_a_backdoor_and_removes_it(run):
+    """Its commands on the digits as they stand, and about the numbers that it shows."""
     text = (ROOT / "docs/getting_started.md").read_text()
-    text = text.replace("data/cifar10", "data/digits").replace(" --data.download true", "")
     chosen = [words for words in commands(text) if "data/digits" in words]
-    assert [words[words.index("attack/badnets/cbd") + 2] for words in chosen] == list(QUICK)
-    short = [[*words, *extra] for words, extra in zip(chosen, QUICK.values(), strict=True)]
-    said = json.loads(run("-c", MANY, text=json.dumps(short)))
+    assert [words[words.index("attack/badnets/digits") + 2] for words in chosen] == METHODS
+    said = json.loads(run("-c", MANY, text=json.dumps(chosen)))
     assert [text for code, text in said if code != 0] == []
+    assert not [text for _, text in said if "hardly learned" in text]
     records = [*run.place.glob("runs/*/result.json"), *run.place.glob("runs/*/test.json")]
-    counts = {path.parent.name: json.loads(path.read_text())["metrics"] for path in records}
-    assert counts.keys() == {"victim", "cbd", "victim-probe", "victim-test"}
-    assert {metrics["n_clean"] for metrics in counts.values()} == {397}
+    found = {path.parent.name: json.loads(path.read_text())["metrics"] for path in records}
+    assert found.keys() == {"victim", "victim-probe", "cbd", "bcu", "victim-test"}
+    assert {metrics["n_clean"] for metrics in found.values()} == {397}
+    assert found["victim-test"] == found["victim"]
+    rows = re.findall(r"^\| `runs/(.*)` \| (\d+) \| (\d+) \| (\d+) \|$", text, re.MULTILINE)
+    assert {name for name, *_ in rows} == found.keys() - {"victim-test"}
+    for name, *shown in rows:
+        measured = [found[name][key] for key in ("acc", "asr", "pa")]
+        assert measured == pytest.approx([float(value) for value in shown], abs=5), name
+        assert measured[1] > 90 if "victim" in name else measured[1] < 10

@@ -128,7 +128,8 @@ def _write_files(run: RunFolder, findings: Findings, data: KnowsTruth) -> None:
     sheet = draw_sheet(data.training_images(shown), captions, red.bool(), heading)
     save_png(sheet, run.path / "suspects.png")
 
-    scores = {"score": findings.score, **findings.further}
+    others = {k: s for k, s in findings.further.items() if not torch.equal(s, findings.score)}
+    scores = {"score": findings.score, **others}
     save_png(draw_scores(scores, _groups(findings, known)), run.path / "scores.png")
 
     evaluated = evaluations(run)

@@ -56,6 +56,15 @@ def classes_of(source: Path) -> list[str]:
     return names
 
 
+def count_images(folder: Path) -> int:
+    """The images in the class folders.
+
+    Args:
+        folder: The folder above the class folders.
+    """
+    return sum(len(image_files(folder / name)) for name in class_folders(folder))
+
+
 def image_size(folder: Path) -> int:
     """The usual side nearest to the images': 32, 64, 128 or 224.
 

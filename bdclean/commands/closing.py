@@ -1,9 +1,13 @@
 """What a command says at its end: what was written, what was measured, and what comes next."""
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from bdclean.runs import RunFolder
+from bdclean.shipped import names
 
 _PRODUCTS = (
     "model.safetensors",
@@ -13,8 +17,20 @@ _PRODUCTS = (
     "suspects.png",
 )
 _KNOWN = ("acc", "asr", "pa")
-_PURIFY, _PROBE = "purify/cbd", "measure/linear_probe"
+_CBD, _BCU, _PROBE = "purify/cbd", "purify/bcu", "measure/linear_probe"
 """Configs that the next command names."""
+_CBD_BATCH = 128  # images in a batch of CBD
+_VICTIMS = ("supervised", "input_aware")
+"""Methods that learn the backdoor of their data."""
+_LOW = 50.0  # percent; more than half of the triggered images resist the trigger
+_STRENGTHS = ("patch_size", "alpha", "delta", "strength", "amplitude")
+"""Settings of attacks that make a trigger easier to learn."""
+_LIMITS = {"max_steps": "-1", "max_time": "null"}
+"""Settings of the trainer that stop a method in its midst, and the values that do not."""
+TRIAL = (
+    "This was a development run (--trainer.fast_dev_run): it tried a few batches. Its "
+    "numbers mean nothing, and nothing was written."
+)
 
 
 def written(folder: Path, names: Sequence[str] = _PRODUCTS) -> str:
@@ -53,30 +69,105 @@ def measured(metrics: Mapping[str, Any], attack: str | None, images: str = "test
     return "\n".join(lines)
 
 
-def next_command(record: Mapping[str, Any], folder: Path, words: Sequence[str]) -> str:
-    """The command that usually comes after a fit.
+def after_fit(
+    record: Mapping[str, Any],
+    folder: Path,
+    going_on: Sequence[str],
+    untested: str | None = None,
+    *,
+    tests: bool = True,
+) -> list[str]:
+    """What a fit says at its end, in lines.
 
     Args:
         record: Of the fit.
         folder: Of the run.
-        words: Of the fit, with `--ckpt_path last`, to go on with one that a limit stopped.
+        going_on: The words of a fit that goes on with one that a limit stopped.
+        untested: Why nothing was measured; None if it was.
+        tests: Whether the data has test images.
     """
-    protocol, config = record["protocol"], folder / "config.yaml"
-    weights = ["--model.weights", str(folder / "model.safetensors")]
+    lines = [written(folder), untested or _measured_in(record)]
+    if not_planted := _not_planted(record):
+        lines.append(not_planted)
+    pictures = folder / "suspects.png"
+    if "identification" in record and pictures.is_file():
+        lines.append(f"Look at {pictures}: the most suspicious training samples.")
+    after = next_command(record, folder, going_on, tests=tests)
+    return lines if after is None else [*lines, f"Next: {after}"]
+
+
+def after_test(record: Mapping[str, Any], folder: Path, words: Sequence[str]) -> list[str]:
+    """What a test says at its end, in lines.
+
+    Args:
+        record: Of the test.
+        folder: Of the run.
+        words: Of the test.
+    """
+    after = f"Next: {command('predict', words)}"
+    return [written(folder, ["test.json"]), _measured_in(record), after]
+
+
+def _measured_in(record: Mapping[str, Any]) -> str:
+    attack = record["data"].get("attack")
+    return measured(record["metrics"], None if attack is None else str(attack["attack"]))
+
+
+def _not_planted(record: Mapping[str, Any]) -> str | None:
+    """What to try where a victim has not learned the backdoor."""
+    asr, attack = record["metrics"].get("asr"), record["data"].get("attack")
+    if record["protocol"].get("method") not in _VICTIMS or asr is None or asr >= _LOW:
+        return None
+    keys = [f"a larger --data.attack.{key}" for key in ("rate", *_STRENGTHS) if key in attack]
+    ways = [*keys, "another trigger", "more epochs"] if len(keys) < 2 else [*keys, "more epochs"]
+    return (
+        f"The backdoor was hardly learned (ASR below {_LOW:.0f} %): try "
+        f"{', '.join(ways[:-1])} or {ways[-1]}."
+    )
+
+
+def next_command(
+    record: Mapping[str, Any], folder: Path, going_on: Sequence[str], *, tests: bool = True
+) -> str | None:
+    """The command that usually comes after a fit, as it works; None where the run left no model.
+
+    Args:
+        record: Of the fit.
+        folder: Of the run.
+        going_on: The words of a fit that goes on with one that a limit stopped.
+        tests: Whether the data has test images.
+    """
+    protocol, data, run = record["protocol"], record["data"], RunFolder(folder)
+    sizes = data.get("sizes", {})
     if protocol.get("purified") is False:
-        return command("fit", words) + "  (without what stopped it)"
-    if not protocol:  # of a module of another package, which leaves no weights file
-        return command("predict", ["-c", str(config), "--ckpt_path", "last"])
-    if "identification" in record:
-        return f"look at {folder / 'suspects.png'}"
-    if protocol.get("head") == "none":
-        return _stacked(config, _PROBE, weights, f"{folder}-probe")
-    if not record["data"].get("attack"):
-        last = folder / "checkpoints" / "last.ckpt"
-        return command("predict", ["-c", str(config), "--ckpt_path", str(last)])
-    if "purified" in protocol or protocol.get("head") == "probe":
+        return command("fit", going_on)
+    if tests and protocol.get("head") == "none" and sizes.get("probe"):
+        return _stacked(run, _PROBE, "probe")
+    if tests and data.get("attack") and protocol:  # a module of another package has no protocol
+        method = _purification(data)
+        if protocol.get("method") in _VICTIMS and method is not None:
+            return _stacked(run, method, method.split("/")[1])
         return command("figure", ["tsne", str(folder), "--out", str(folder / "tsne.png")])
-    return _stacked(config, _PURIFY, weights, f"{folder}-cbd")
+    if tests and run.last_checkpoint.is_file():
+        return command("predict", ["-c", str(run.config), "--ckpt_path", str(run.last_checkpoint)])
+    # Data without test images, such as photos without labels: what is left is to use the model.
+    return load(run.weights) if run.weights.is_file() else None
+
+
+def load(weights: Path) -> str:
+    """A command that loads a model."""
+    file = json.dumps(str(weights))
+    code = f"from bdclean.backbones import load_model; print(load_model({file}))"
+    return f"python -c {shlex.quote(code)}"
+
+
+def _purification(data: Mapping[str, Any]) -> str | None:
+    """A purification for which the data holds enough images, with values for them if we have."""
+    sizes = data.get("sizes", {})
+    if sizes.get("defense", 0) >= _CBD_BATCH and sizes.get("probe"):
+        own = f"{_CBD}/{data.get('name')}"
+        return own if own in names(_CBD) else _CBD
+    return _BCU if sizes.get("defense") else None
 
 
 def command(name: str, words: Sequence[str]) -> str:
@@ -86,19 +177,40 @@ def command(name: str, words: Sequence[str]) -> str:
 
 def going_on(words: Sequence[str]) -> list[str]:
     """The words of a fit, with `--ckpt_path last` in place of another checkpoint."""
+    return [*_without(words, "--ckpt_path"), "--ckpt_path", "last"]
+
+
+def unlimited(words: Sequence[str], trainer: Mapping[str, Any]) -> list[str]:
+    """The words of a fit that goes on, without what stopped it.
+
+    Args:
+        words: Of a fit that was stopped before the end of its method.
+        trainer: Its settings.
+    """
+    limits = [key for key in _LIMITS if trainer.get(key) not in (None, -1)]
+    # Without a limit of the trainer it was a callback, such as early stopping.
+    lifted = {key: _LIMITS[key] for key in limits} or {"callbacks": "null"}
+    more = [word for key, value in lifted.items() for word in (f"--trainer.{key}", value)]
+    return going_on([*_without(words, *(f"--trainer.{key}" for key in lifted)), *more])
+
+
+def _without(words: Sequence[str], *options: str) -> list[str]:
+    """The words but for some options with their values."""
     kept: list[str] = []
     rest = iter(words)
     for word in rest:
         name, equals, _ = word.partition("=")
-        if name.replace("-", "_") != "__ckpt_path":
+        if f"--{name[2:].replace('-', '_')}" not in options:
             kept.append(word)
         elif not equals:
             next(rest, None)
-    return [*kept, "--ckpt_path", "last"]
+    return kept
 
 
-def _stacked(config: Path, method: str, words: Sequence[str], run: str) -> str:
-    return command("fit", ["-c", str(config), "-c", method, *words, "--run", run])
+def _stacked(run: RunFolder, method: str, suffix: str) -> str:
+    """A method on the product of a run, on its data; the new run lies beside it."""
+    stack = ["-c", str(run.config), "-c", method, "--model.weights", str(run.weights)]
+    return command("fit", [*stack, "--run", f"{run.path}-{suffix}"])
 
 
 def _percent(value: float) -> str:

@@ -44,6 +44,11 @@ from bdclean.modules import BackdoorModule
 from bdclean.reporting import page
 from bdclean.reporting.page import Picture, Row
 
+NEXT = (
+    "bdclean fit -c trainer/cpu -c data/digits -c attack/badnets/digits "
+    "-c train/supervised/digits --model.width 16 --run runs/victim"
+)
+"""The same victim, trained from configs."""
 LARGEST_SEED = 2**32 - 1
 RESULTS, REPORT = "results.json", "report.html"
 NUM_SAMPLES = 6  # images that show the trigger
@@ -268,4 +273,5 @@ def run_demo(args: Sequence[str]) -> None:
     console.print(page.table(rows))
     console.print(page.note(rows), soft_wrap=True)
     console.print(f"Written to {chosen.run}: the three models, {RESULTS}, {REPORT}", soft_wrap=True)
-    console.print("Next: bdclean sift --help, bdclean fit --help", soft_wrap=True)
+    console.print(f"Look at {Path(chosen.run) / REPORT} in a browser.", soft_wrap=True)
+    console.print(f"Next: {NEXT}", soft_wrap=True)

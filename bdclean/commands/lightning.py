@@ -319,26 +319,24 @@ class BdcleanCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Tests the final weights, which are in memory, unless told not to; says what was done."""
+        if is_trial(self.trainer):
+            self._say(closing.TRIAL)
         if is_trial(self.trainer) or self.trainer.interrupted:
             return
-        untested = self._untested()
+        untested, tests = self._untested(), _has_test_images(self.datamodule)
         if untested is None:
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         if self.trainer.is_global_zero:
-            record = self._record()
-            folder = self.run_folder.path
-            words = closing.going_on(self.words)
-            print(closing.written(folder))
-            print(untested or closing.measured(record["metrics"], _attack(record)))
-            print(f"Next: {closing.next_command(record, folder, words)}")
+            on = closing.unlimited(self.words, self._get(self.config_init, "trainer", default={}))
+            record, folder = self._record(), self.run_folder.path
+            self._say(*closing.after_fit(record, folder, on, untested, tests=tests))
 
     def after_test(self) -> None:
         """Says what was measured."""
-        if self.trainer.is_global_zero and not is_trial(self.trainer):
-            record = self._record()
-            print(closing.written(self.run_folder.path, ["test.json"]))
-            print(closing.measured(record["metrics"], _attack(record)))
-            print(f"Next: {closing.command('predict', self.words)}")
+        if is_trial(self.trainer):
+            self._say(closing.TRIAL)
+        elif self.trainer.is_global_zero:
+            self._say(*closing.after_test(self._record(), self.run_folder.path, self.words))
 
     def after_validate(self) -> None:
         """Says what was measured; nothing is written but the logger's files."""
@@ -349,19 +347,28 @@ class BdcleanCLI(LightningCLI):
         }
         if isinstance(self.model, BackdoorModule):
             metrics |= self.model.evaluation_counts("val")
-        if self.trainer.is_global_zero:
-            attack = getattr(self.datamodule, "attack", None)
-            name = None if attack is None else type(attack).__name__
-            print(closing.measured(metrics, name, "held-out training"))
+        attack = getattr(self.datamodule, "attack", None)
+        name = None if attack is None else type(attack).__name__
+        self._say(closing.measured(metrics, name, "held-out training"))
+        if is_trial(self.trainer):
+            self._say(closing.TRIAL)
+        elif _has_test_images(self.datamodule):
+            self._say(f"Next: {closing.command('test', self.words)}")
+
+    @rank_zero_only
+    def _say(self, *lines: str) -> None:
+        print("\n".join(lines))
 
     def _untested(self) -> str | None:
-        """Why the result is not tested; None if it is."""
-        if not self._get(self.config_init, "test_after_fit"):
-            return "Not measured, because --test_after_fit is false."
-        if not has_head(self.model):
-            return "Not measured: the result has no classifier head; train a probe to measure it."
+        """Why the result is not tested; None if it is. What no setting can change comes first."""
         if isinstance(self.model, BackdoorModule) and self.model.untested is not None:
             return f"There is no test. {self.model.untested}"
+        if not _has_test_images(self.datamodule):
+            return "Not measured: the data has no labelled test images."
+        if not has_head(self.model):
+            return "Not measured: the result has no classifier head; train a probe to measure it."
+        if not self._get(self.config_init, "test_after_fit"):
+            return "Not measured, because --test_after_fit is false."
         return None
 
     def _record(self) -> dict[str, Any]:
@@ -376,9 +383,8 @@ class BdcleanCLI(LightningCLI):
             print("bdclean: stopped; there is no checkpoint to go on from.", file=sys.stderr)
 
 
-def _attack(record: dict[str, Any]) -> str | None:
-    attack = record["data"].get("attack")
-    return None if attack is None else str(attack["attack"])
+def _has_test_images(data: Any) -> bool:
+    return bool(getattr(data, "has_test_images", True))  # a data module of another package has
 
 
 def _checkpoints(run: str) -> str:

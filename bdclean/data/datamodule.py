@@ -107,6 +107,11 @@ class ImageDataModule(LightningDataModule, ABC):
         """Whether there are training images at all, and not only the defender's folder."""
         return True
 
+    @property
+    def has_test_images(self) -> bool:
+        """Whether there is a test set."""
+        return True
+
     def prepare_data(self) -> None:
         """Decodes the defender's folder once; on one process of a node."""
         with suppress(DataError):  # reported where the images are needed, which may be nowhere

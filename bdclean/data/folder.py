@@ -71,6 +71,11 @@ class ImageFolder(ImageDataModule):
         """Whether `root` is given."""
         return self.root is not None
 
+    @property
+    def has_test_images(self) -> bool:
+        """Whether there is a folder `test` below `root`."""
+        return self.root is not None and (Path(self.root) / "test").is_dir()
+
     def prepare_data(self) -> None:
         """Decodes the training images once; on one process of a node."""
         super().prepare_data()

@@ -120,10 +120,9 @@ def test_each_stage_is_estimated_from_its_own_epochs(fit, capsys):
     fit.trainer.max_epochs, fit.module = 10, Planned()
     lines.on_train_start(fit.trainer, fit.module)
     ends = []
-    for number, (stage, seconds) in enumerate(
-        [("train", 10), ("train", 10), ("learn", 5), ("forget", 1)]
-        + [("learn", 5), ("forget", 1), ("retrain", 25), ("retrain", 25)]
-    ):
+    one_round = ("learn", 5), ("forget", 1)
+    epochs = ("train", 10), ("train", 10), *one_round, *one_round, ("retrain", 25), ("retrain", 25)
+    for number, (stage, seconds) in enumerate(epochs):
         fit.module.stage_name = stage
         fit.epoch(lines, number, seconds)
         ends.append(capsys.readouterr().err.splitlines()[-1:])

@@ -6,9 +6,11 @@ from bdclean.commands import closing
 
 METRICS = {"acc": 93.1234, "asr": 1.5, "pa": 90.0, "n_clean": 10000, "n_triggered": 9000}
 
+SIZES = {"train": 1000, "defense": 300, "probe": 100}
+
 
 def record(metrics=METRICS, attack="BadNets", **protocol):
-    data = {"attack": {"attack": attack} if attack else None, "sizes": {"train": 1000}}
+    data = {"attack": {"attack": attack} if attack else None, "sizes": SIZES}
     return {"metrics": metrics, "data": data, "protocol": {"head": "original"} | protocol}
 
 
@@ -44,33 +46,126 @@ def test_files_that_are_there_are_named(tmp_path, monkeypatch):
     assert closing.written(run) == "Written to runs/mine: model.safetensors, result.json"
 
 
+PREDICT = "bdclean predict -c run/config.yaml --ckpt_path run/checkpoints/last.ckpt"
+LOAD = (
+    "python -c 'from bdclean.backbones import load_model; "
+    """print(load_model("run/model.safetensors"))'"""
+)
+
+
+def after(facts, **settings):
+    words = ["-c", "a", "b", "--ckpt_path", "last"]
+    return closing.next_command(facts, closing.Path("run"), words, **settings)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A run folder with weights and a checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    for file in ("model.safetensors", "checkpoints/last.ckpt"):
+        place = tmp_path / "run" / file
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch()
+    return tmp_path / "run"
+
+
 @pytest.mark.parametrize(
-    ("facts", "after"),
+    ("facts", "told"),
     [
         (
-            record(),
+            record(method="supervised"),
             "bdclean fit -c run/config.yaml -c purify/cbd --model.weights run/model.safetensors "
             "--run run-cbd",
         ),
         (record(purified=True), "bdclean figure tsne run --out run/tsne.png"),
         (record(head="probe"), "bdclean figure tsne run --out run/tsne.png"),
+        (record(method="clean part"), "bdclean figure tsne run --out run/tsne.png"),
         (
             record(head="none", purified=True),
             "bdclean fit -c run/config.yaml -c measure/linear_probe --model.weights "
             "run/model.safetensors --run run-probe",
         ),
-        (
-            record(attack=None),
-            "bdclean predict -c run/config.yaml --ckpt_path run/checkpoints/last.ckpt",
-        ),
-        (record(purified=False), "bdclean fit -c a b --ckpt_path last  (without what stopped it)"),
-        (record() | {"identification": {}}, "look at run/suspects.png"),
+        (record(attack=None), PREDICT),
+        (record(attack=None, purified=True), PREDICT),
+        (record(purified=False), "bdclean fit -c a b --ckpt_path last"),
+        (record(purified=True) | {"identification": {}}, "bdclean figure tsne run --out"),
+        (record(attack=None) | {"identification": {}}, PREDICT),
+        (record() | {"protocol": {}}, PREDICT),
     ],
-    ids=["victim", "purified", "probed", "backbone", "no attack", "cut short", "sifted"],
+    ids=[
+        *("victim", "purified", "probed", "bound", "backbone", "no attack", "purified clean"),
+        *("cut short", "sifted", "sifted clean", "of another package"),
+    ],
 )
-def test_the_next_command(facts, after):
-    words = ["-c", "a", "b", "--ckpt_path", "last"]
-    assert closing.next_command(facts, closing.Path("run"), words) == after
+def test_the_next_command(facts, told, run):
+    assert after(facts).startswith(told)
+
+
+def test_a_run_on_photos_is_used_because_nothing_measures_it(run):
+    for facts in (record(attack=None, head="none", purified=True), record(attack=None)):
+        assert after(facts, tests=False) == LOAD
+    (run / "checkpoints/last.ckpt").unlink()
+    assert after(record(attack=None)) == LOAD
+    (run / "model.safetensors").unlink()
+    assert after(record(attack=None)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "method"),
+    [
+        ("digits", {"defense": 300, "probe": 100}, "purify/cbd/digits"),
+        ("imagenet100", {"defense": 300, "probe": 100}, "purify/cbd/imagenet100"),
+        ("cifar10", {"defense": 2500, "probe": 500}, "purify/cbd"),
+        ("cifar10", {"defense": 2500, "probe": 0}, "purify/bcu"),
+        ("cifar10", {"defense": 100, "probe": 500}, "purify/bcu"),
+        ("cifar10", {"defense": 0, "probe": 0}, None),
+    ],
+)
+def test_the_purification_of_a_victim_has_the_images_that_it_needs(name, sizes, method, run):
+    facts = record(method="supervised")
+    facts["data"] |= {"name": name, "sizes": sizes}
+    told = after(facts)
+    assert told.startswith("bdclean figure tsne" if method is None else "bdclean fit -c run/conf")
+    assert method is None or f" -c {method} " in told
+
+
+@pytest.mark.parametrize(
+    ("asr", "method", "attack", "told"),
+    [
+        (3.0, "supervised", {"rate": 0.06, "patch_size": 3}, "--data.attack.patch_size or more"),
+        (49.9, "input_aware", {"rate": 0.1}, "--data.attack.rate, another trigger or more epochs"),
+        (50.0, "supervised", {"rate": 0.06}, None),
+        (3.0, "clean part", {"rate": 0.06}, None),
+        (3.0, "cbd", {"rate": 0.06}, None),
+    ],
+)
+def test_a_backdoor_that_was_not_planted_is_told_in_one_sentence(asr, method, attack, told, run):
+    facts = record(METRICS | {"asr": asr}, method=method)
+    facts["data"]["attack"] |= attack
+    said = [line for line in closing.after_fit(facts, run, []) if "hardly learned" in line]
+    assert len(said) == (told is not None)
+    for line in said:
+        assert told in line
+        assert line.startswith("The backdoor was hardly learned (ASR below 50 %): try a larger ")
+        assert line.count(". ") == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "trainer", "on"),
+    [
+        (["--trainer.max_steps", "2", "--run", "x"], {"max_steps": 2}, "--trainer.max_steps -1"),
+        (["--trainer.max-time=00:00:01:00", "--run", "x"], {"max_time": "1"}, "max_time null"),
+        (["-c", "limit.yaml", "--run", "x"], {"max_steps": 2}, "--trainer.max_steps -1"),
+        (["--run", "x"], {"max_steps": -1, "max_time": None}, "--trainer.callbacks null"),
+    ],
+    ids=["steps", "time", "in a file", "a callback"],
+)
+def test_a_fit_goes_on_without_what_stopped_it(words, trainer, on):
+    told = closing.command("fit", closing.unlimited(words, trainer))
+    assert told.endswith(f"{on} --ckpt_path last")
+    assert "--run x" in told
+    assert "max_steps 2" not in told
+    assert "00:00:01:00" not in told
 
 
 @pytest.mark.parametrize(

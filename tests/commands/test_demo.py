@@ -5,17 +5,19 @@ import json
 import re
 from dataclasses import replace
 from io import BytesIO, StringIO
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from rich.console import Console
 
 from bdclean.backbones import load_model
 from bdclean.backbones.head import cache_features
 from bdclean.cli import main
-from bdclean.commands.demo import Demo
+from bdclean.commands.demo import NEXT, Demo
 from bdclean.commands.demo_stages import DemoSettings, make_data
 from bdclean.reporting import page as report
 from bdclean.weights import read
@@ -175,6 +177,33 @@ def shown(rows, width):
     console = Console(file=StringIO(), width=width)
     console.print(report.table(rows))
     return console.file.getvalue()
+
+
+def test_the_configs_for_the_digits_have_the_values_of_the_demo():
+    """`attack/badnets/digits` and the like, on which getting_started rests."""
+    folder = Path(__file__).parents[2] / "configs"
+    files = ("attack/badnets", "train/supervised", "purify/cbd", "purify/bcu")
+    trees = [yaml.safe_load((folder / f"{file}/digits.yaml").read_text()) for file in files]
+    attack = trees[0]["data"]["init_args"]["attack"]["init_args"]
+    victim, cbd, bcu = (tree["model"]["init_args"] for tree in trees[1:])
+    demo = DemoSettings()
+    assert (attack["rate"], attack["patch_size"]) == (demo.rate, demo.patch_size)
+    assert victim["stem"] == demo.stem
+    assert NEXT.endswith(f" --model.width {demo.width} --run runs/victim")
+    assert victim["batch_size"] == demo.victim_batch
+    assert victim["optimizer"]["init_args"]["lr"] == demo.victim_lr
+    assert trees[1]["trainer"]["max_epochs"] == demo.victim_epochs
+    names = ("epochs", "lr", "batch_size")
+    for method, made in (("cbd", cbd), ("bcu", bcu)):
+        wanted = [getattr(demo, f"{method}_{name.removesuffix('_size')}") for name in names]
+        assert [made["recipe"][name] for name in names] == wanted
+    pgd = (demo.cbd_epsilon, demo.cbd_pgd_steps, demo.cbd_step_size)
+    assert (cbd["pgd"]["epsilon"], cbd["pgd"]["steps"], cbd["pgd"]["step_size"]) == pgd
+    assert cbd["probe"]["c"] == demo.probe_c
+    assert (bcu["strength"], bcu["recipe"]["augmentation"]) == (
+        demo.bcu_strength,
+        demo.bcu_augmentation,
+    )
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import pytest
 
 from bdclean.backbones import ModelInfo, build, save_model
 from bdclean.cli import main
+from bdclean.commands import closing
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 BASE = ["-c", "trainer/cpu", "-c", "data/digits", "-c", "attack/badnets/cbd"]
@@ -52,7 +53,7 @@ def test_a_fit_says_what_it_did_and_no_more(place):
     assert [line.split()[0] for line in lines[2:5]] == ["ACC", "ASR", "PA"]
     assert " % of 397, clean" in lines[2]
     assert " % of 361 with the trigger of BadNets" in lines[3]
-    assert lines[5].startswith("Next: bdclean fit -c runs/victim/config.yaml -c purify/cbd ")
+    assert lines[5].startswith("Next: bdclean fit -c runs/victim/config.yaml -c purify/cbd/digits ")
     assert len(lines) == 6
     told = noise.splitlines()
     assert told[-1].startswith("epoch 1/1  loss ")
@@ -114,7 +115,7 @@ def test_users_can_switch_on_what_is_off(capsys):
     main([*words, "true"])
     assert "Params" in capsys.readouterr().out
     main([*words, "false"])
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out == closing.TRIAL + "\n"
 
 
 @pytest.mark.parametrize("command", ["validate", "test"])
