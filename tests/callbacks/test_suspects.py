@@ -364,6 +364,20 @@ def test_odd_scores_are_drawn(tmp_path, score):
     assert {path.name for path in tmp_path.iterdir()} == FILES
 
 
+def test_a_further_score_that_equals_the_score_is_drawn_once(tmp_path, monkeypatch):
+    """As AdvrBD's when it only scores."""
+    found, drawn = made([1.0, 2.0, 3.0]), []
+    further = {"same": found.score.clone(), "other": found.score + 1}
+    draw = suspects.draw_scores
+    monkeypatch.setattr(
+        suspects,
+        "draw_scores",
+        lambda scores, groups: drawn.append([*scores]) or draw(scores, groups),
+    )
+    suspects._write_files(RunFolder(tmp_path), dataclasses.replace(found, further=further), Plain())
+    assert drawn == [["score", "other"]]
+
+
 def test_samples_are_grouped_by_truth_or_else_by_flags():
     found = made([1.0, 2.0, 3.0], [False, True, True])
     labels = torch.zeros(3).long()

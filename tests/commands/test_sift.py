@@ -109,6 +109,37 @@ def test_a_dry_run_scores_only(folder, tmp_path, capsys):
     assert "Nothing was flagged" in capsys.readouterr().out
 
 
+def test_scores_are_aligned_and_zero_has_no_sign(small, tmp_path, capsys):
+    scores = torch.tensor([-0.0, -2.13395106e-06, -5.25e-2, -1234.5])
+    words = [str(small), "--dry-run", "--run", str(tmp_path / "out")]
+    sift.run_sift(words, finished(None, scores))
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert told == [
+        "    0.00e+00  cat/0.png",
+        "   -2.13e-06  cat/1.png",
+        "   -5.25e-02  dog/0.png",
+        "   -1.23e+03  dog/1.png",
+    ]
+
+
+@pytest.mark.parametrize(("count", "warned"), [(999, True), (1000, False)])
+def test_few_images_are_warned_of(count, warned, small, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sift, "count_images", lambda folder: count)
+    sift.run_sift([str(small), "--run", str(tmp_path / "out")], finished([0]))
+    said = capsys.readouterr().err
+    assert said.startswith("Warning: with 999 images, fewer than 1,000, flags ") == warned
+    assert said.count("\n") == int(warned)
+
+
+def test_the_copy_that_comes_next_has_a_free_name(small, tmp_path, capsys):
+    (tmp_path / "photos-kept").mkdir()
+    sift.run_sift([str(small), "--run", str(tmp_path / "out")], finished([0]))
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == (
+        f"Next: bdclean sift {small} --run {tmp_path}/out --copy_clean {tmp_path}/photos-kept2"
+    )
+
+
 def test_the_size_is_that_of_the_images(folder, tmp_path):
     assert image_size(folder) == 32
     big = tmp_path / "big" / "a"
