@@ -20,7 +20,6 @@ from bdclean.commands.class_folders import classes_of, count_images, image_size,
 from bdclean.data import ImageFolder
 from bdclean.errors import ConfigError
 from bdclean.functional.precision import cpu_has_bfloat16
-from bdclean.runs import RunFolder
 from bdclean.shipped import find
 from bdclean.types import Findings, TrainingSet
 
@@ -112,10 +111,8 @@ def run_sift(args: Sequence[str], fit: front.Fit | None = None) -> None:
     first = front.is_first_process()
     if first:
         _warn_of_few(count_images(source))
-        if words[-1] == front.CONTINUE:
-            began = "a sift that was begun: going on with it."
-            ended = "this sift: going on with it, or with its result if it has ended."
-            print(f"{run} holds {ended if RunFolder(run).is_finished else began}")
+    if first and words[-1] == front.CONTINUE:
+        print(f"{run} holds a sift that was begun: going on with it.")
     fit = fit or partial(front.fit, again=shlex.join(["bdclean", "sift", *args]))
     with nullcontext() if target is None or not first else front.beside(_COPY, target) as copy:
         model, data = fit(words)
