@@ -46,9 +46,9 @@ class DemoSettings:
         cbd_epochs: Of CBD.
         cbd_lr: Start of the cosine schedule.
         cbd_batch: Images per step; an incomplete last batch is left out.
-        cbd_epsilon: Radius of the attack inside CBD in 8-bit pixel values.
-        cbd_pgd_steps: Steps of that attack.
-        cbd_step_size: Of that attack, relative to its radius.
+        cbd_epsilon: Radius of the perturbation inside CBD in 8-bit pixel values.
+        cbd_pgd_steps: Steps of that perturbation.
+        cbd_step_size: Of that perturbation, relative to its radius.
         bcu_epochs: Of distillation.
         bcu_lr: Start of the cosine schedule.
         bcu_batch: Images per step.
