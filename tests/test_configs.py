@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bdclean.cli import main
 from bdclean.commands.lightning import LINKED, BdcleanCLI
 from bdclean.commands.rooms import import_rooms
 from bdclean.errors import ConfigError
@@ -156,3 +157,23 @@ def test_lists_of_runs_parse(line):
 
 def test_a_list_names_each_run_folder_once():
     assert len({line.split("--run ")[1] for line in LINES}) == len(LINES) == 11
+
+
+@pytest.mark.parametrize("method", ["purify/bcu", "purify/cbd", "sift/advrbd", "train/simclr"])
+def test_a_method_on_a_run_is_the_method_on_its_data(method, capsys, tmp_path):
+    """`-c RUN/config.yaml -c METHOD`: nothing of the run's own training is left."""
+    data = ["-c", "data/digits", "-c", "attack/badnets/digits", "--data.splits.val", "50"]
+    training = ["-c", "train/supervised/digits", "--model.gamma", "0.3", "--model.width", "64"]
+    limits = ["--trainer.max_steps", "7", "--trainer.gradient_clip_val", "0.5"]
+    shown = []
+    for words in ([*data, *training, *limits], ["-c", str(tmp_path / "config.yaml")], data):
+        new = [] if words[-1] == "0.5" else ["-c", method]
+        with pytest.raises(SystemExit) as ended:
+            main(["fit", *words, *new, "--print_config"])
+        assert ended.value.code == 0
+        shown.append(yaml.safe_load(capsys.readouterr().out))
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(shown[0]))
+    for config in shown[1:]:
+        for network in ("arch", "width", "stem"):
+            config["model"]["init_args"].pop(network, None)
+    assert shown[1] == shown[2]

@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 from bdclean.commands.help_page import page, rows_of, table
 from bdclean.commands.hints import no_class
 from bdclean.commands.rooms import BASES, base_of, classes_of, named_class
-from bdclean.commands.words import config_files, read_yaml
+from bdclean.commands.words import read_configs
 from bdclean.errors import ConfigError
 
 _HIDDEN = {"facts", "view", "params"}  # set by the data, by the method, and by the fit
@@ -141,8 +141,8 @@ def _group_in(action: Action) -> type | None:
 def chosen_class(key: str, words: Sequence[str]) -> type | None:
     """The class that files or words name for a key; None without one."""
     name = None
-    for file in config_files(words):
-        name = _named(read_yaml(file), key) or name
+    for config in read_configs(words):
+        name = _named(config, key) or name
     for word, after in zip(words, [*words[1:], ""], strict=False):
         option, equals, value = word.partition("=")
         if option in (f"--{key}", f"--{key}.class_path"):
@@ -153,8 +153,8 @@ def chosen_class(key: str, words: Sequence[str]) -> type | None:
 def values_of(words: Sequence[str]) -> dict[str, Any]:
     """What the config files of a command set, by dotted key as users type it; later ones win."""
     found: dict[str, Any] = {}
-    for file in config_files(words):
-        found |= flat(read_yaml(file))
+    for config in read_configs(words):
+        found |= flat(config)
     return found
 
 

@@ -29,7 +29,7 @@ def expanded(words: Sequence[str]) -> list[str]:
     allow([found, [read_yaml(file) for file in config_files(found)]])
     for key in ("data", "model"):
         found = _class_first(found, key)
-    return found
+    return _without_former_methods(found)
 
 
 def of_run(words: Sequence[str]) -> list[str]:
@@ -51,6 +51,19 @@ def config_files(words: Sequence[str]) -> list[Path]:
     """The files given with `-c FILE` or `--config=FILE`, in their order; YAML text is none."""
     given = [value for name, value in _pairs(words) if name in ("-c", "--config")]
     return [Path(value) for value in given if "\n" not in value and _is_file(value)]
+
+
+def read_configs(words: Sequence[str]) -> list[dict[str, Any]]:
+    """What each `-c` of expanded words gives, whether a file or YAML text, in their order.
+
+    Raises:
+        ConfigError: If a file is no config.
+    """
+    given = [value for name, value in _pairs(words) if name in ("-c", "--config")]
+    texts = [yaml.safe_load(value) if "\n" in value else None for value in given]
+    files = [read_yaml(Path(value)) if _is_file(value) else None for value in given]
+    both = [text or file for text, file in zip(texts, files, strict=True)]
+    return [config for config in both if isinstance(config, dict)]
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
@@ -94,6 +107,64 @@ def _class_first(words: list[str], key: str) -> list[str]:
     others = [chunk for chunk, what in zip(chunks[:place], sets, strict=False) if not what]
     ordered = [*others, chunks[place], *early, *chunks[place + 1 :]]
     return [word for chunk in ordered for word in chunk]
+
+
+_NETWORK = frozenset({"arch", "width", "stem"})
+_OF_METHOD = frozenset({"model", "run", "checkpoint", "ckpt_path"})
+"""Keys of a config that belong to a method and its run."""
+_TRAINING = frozenset(
+    {
+        *("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "limit_train_batches"),
+        *("overfit_batches", "accumulate_grad_batches", "gradient_clip_val"),
+        *("gradient_clip_algorithm", "val_check_interval", "check_val_every_n_epoch", "callbacks"),
+        "reload_dataloaders_every_n_epochs",
+    }
+)
+"""Keys of the trainer that belong to a method, and not to a machine."""
+
+
+def _without_former_methods(words: list[str]) -> list[str]:
+    """The words, in which a config of another method than the last one brings no settings of it.
+
+    So `-c runs/victim/config.yaml -c purify/bcu` has the victim's data, network, seed and hardware.
+    Settings of its training do not count for BCU, although some have a name in common.
+    """
+    chunks = _chunks(words, ("-c", "--config", "--model", "--model.class_path"))
+    methods = [_method(chunk) for chunk in chunks]
+    last = next((method for method in reversed(methods) if method), None)
+    return [
+        word
+        for chunk, method in zip(chunks, methods, strict=True)
+        for word in (chunk if method in (None, last) else _without_method(chunk))
+    ]
+
+
+def _method(chunk: Sequence[str]) -> str | None:
+    """The short name of the method that a config or an option names."""
+    name, _, given = chunk[0].partition("=")
+    files = config_files(chunk)
+    if files:
+        settings = read_yaml(files[0]).get("model")
+        named = settings.get("class_path") if isinstance(settings, dict) else settings
+    else:
+        named = (given or chunk[-1]) if name in ("--model", "--model.class_path") else None
+    return named.rpartition(".")[2] if isinstance(named, str) else None
+
+
+def _without_method(chunk: Sequence[str]) -> Sequence[str]:
+    """The chunk without the settings of its method, but for those of the network."""
+    files = config_files(chunk)
+    if not files:  # `--model CLASS`
+        return chunk
+    config = read_yaml(files[0])
+    kept = {key: value for key, value in config.items() if key not in _OF_METHOD}
+    model, trainer = config["model"], config.get("trainer")
+    if isinstance(model, dict):
+        network = {k: v for k, v in (model.get("init_args") or {}).items() if k in _NETWORK}
+        kept["model"] = {"class_path": model["class_path"], "init_args": network}
+    if isinstance(trainer, dict):
+        kept["trainer"] = {key: v for key, v in trainer.items() if key not in _TRAINING}
+    return ["-c", yaml.safe_dump(kept, sort_keys=False)] if kept else []
 
 
 def _chunks(words: Sequence[str], options: Sequence[str]) -> list[list[str]]:
