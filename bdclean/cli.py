@@ -3,6 +3,7 @@
 Wrong use ends here, whatever raised it, with one message and exit status 2.
 """
 
+import errno
 import os
 import signal
 import sys
@@ -10,12 +11,12 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 import bdclean
+from bdclean import stopping
 from bdclean.commands import COMMANDS, overview
 from bdclean.commands.words import expanded
 from bdclean.errors import BdcleanError, ConfigError, behind
 
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells give it."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -25,21 +26,60 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Words after `bdclean`; None takes those of the process.
     """
     words = list(sys.argv[1:] if args is None else args)
+    with stopping.listening():
+        status = _status(words)
+        if status:
+            sys.exit(status)
+
+
+def _status(words: list[str]) -> int:
+    """Runs a command; what it raises is told. The exit status."""
     try:
-        _run(words)
-        if sys.stdout is not None:  # as it is after `>&-`
-            sys.stdout.flush()
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        try:
+            _run(words)
+        finally:
+            if sys.stdout is not None:  # as it is after `>&-`
+                sys.stdout.flush()
+    except KeyboardInterrupt as error:
+        return _stopped(error)
     except BrokenPipeError:  # who reads has seen enough, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
+        _silence_stdout()
+        return 128 + signal.SIGPIPE
     except Exception as error:
-        wrong_use = behind(error, BdcleanError)
-        if wrong_use is None:
+        if stopping.received() is not None:  # a library made another error of the signal
+            return _stopped(error)
+        told = behind(error, BdcleanError) or _full_disk(error)
+        if told is None:
             raise
-        print(f"bdclean: {wrong_use}", file=sys.stderr)
-        sys.exit(2)
+        stopping.tell(str(told))
+        return 2
+    return 0
+
+
+def _stopped(error: BaseException) -> int:
+    stop = error if isinstance(error, stopping.Stopped) else stopping.received()
+    stop = stop or stopping.Stopped()
+    stopping.tell_once(stop.told)
+    return stop.status
+
+
+def _full_disk(error: Exception) -> str | None:
+    """What to say of a disk that takes no more; None of another error."""
+    full = behind(error, OSError)
+    if not isinstance(full, OSError) or full.errno not in _FULL:
+        return None
+    place = full.filename or "a file"
+    try:
+        print(end="", flush=True)  # what could not be written is still there
+    except OSError:
+        _silence_stdout()
+        place = "the standard output"
+    return f"{place} cannot be written: {full.strerror}."
+
+
+def _silence_stdout() -> None:
+    """Sends what is left nowhere, so that Python does not try again when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(words: list[str]) -> None:
@@ -50,7 +90,9 @@ def _run(words: list[str]) -> None:
         print(f"bdclean {bdclean.__version__}")
     elif name in COMMANDS:
         expanded(words)  # a config that is missing is told before seconds of imports
-        COMMANDS[name].load()(words[1:])
+        with stopping.importing():
+            command = COMMANDS[name].load()
+        command(words[1:])
     else:
         near = get_close_matches(name, COMMANDS, n=1)
         meant = f" Did you mean {near[0]}?" if near else ""

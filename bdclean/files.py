@@ -3,9 +3,10 @@
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,9 @@ SAFETENSORS = ".safetensors"
 FORMAT_KEY = "bdclean_format"
 """Is in the metadata of weights files of ours, which name their network."""
 _LARGEST_HEADER = 100 << 20  # bytes; as the safetensors library
+
+
+_LEFT = re.compile(r"\..+\.([0-9a-f]{8}\.tmp|ckpt\.\d+)")
 
 
 @contextmanager
@@ -52,6 +56,19 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise
     except OSError as error:
         raise FileError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What killed processes have left in a folder of `replacing`, here and in earlier versions."""
+    found = folder.glob(".*") if folder.is_dir() else ()
+    return [path for path in found if _LEFT.fullmatch(path.name) and path.is_file()]
+
+
+def sweep(folder: Path) -> None:
+    """Removes the `leftovers`; nobody may be writing into the folder."""
+    for path in leftovers(folder):
+        with suppress(OSError):  # they are in nobody's way
+            path.unlink()
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 
 FIRST_LINE = 10.0
 """Seconds until the first line, where there is no terminal."""
@@ -114,7 +115,8 @@ def _lines(counts: Iterable[int], total: int, what: str, unit: str, brief: bool)
         told |= due
         if due or (told and done == total):
             line = f"{what}: {standing(done, total, pace.seconds, unit)}"
-            print(line, file=sys.stderr, flush=True)
+            with suppress(OSError):  # a full disk under a log ends no work
+                print(line, file=sys.stderr, flush=True)
 
 
 def _bar(counts: Iterable[int], total: int, what: str, unit: str) -> None:

@@ -18,10 +18,12 @@ from bdclean.errors import ConfigError, DataError
 from bdclean.files import (
     FORMAT_KEY,
     SAFETENSORS,
+    leftovers,
     safetensors_metadata,
     sha256_of_file,
     write_text,
 )
+from bdclean.locks import NAME as LOCK
 
 if TYPE_CHECKING:  # reading a record takes neither torch nor Lightning
     from bdclean.data import ImageDataModule
@@ -140,6 +142,14 @@ class RunFolder:
             return False
         ours = any("class_path: bdclean." in line for line in lines)
         return ours and any(line.startswith("run:") for line in lines)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing lies here but what a killed command left before it wrote anything."""
+        if not self.path.exists():
+            return True
+        left = {self.path / LOCK, *leftovers(self.path)}
+        return all(file in left for file in self.path.iterdir())
 
     @property
     def is_finished(self) -> bool:
@@ -284,7 +294,7 @@ def cell_hash(config: Mapping[str, Any], plan_hash: str | None) -> str:
     return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def canonical(config: Mapping[str, Any]) -> dict[str, Any]:
+def canonical(config: Mapping[str, Any], *, content: bool = True) -> dict[str, Any]:
     """The settings of a config that belong to the experiment.
 
     Left out is what says where and on what it runs, and what a weights file of ours says itself.
@@ -294,22 +304,37 @@ def canonical(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         config: The merged config of the fit.
+        content: False leaves weights files unread, so that they are all alike.
 
     Raises:
         OSError: If a weights file cannot be read.
     """
-    whole: dict[str, Any] = _canonical(config, "")
+    whole: dict[str, Any] = _canonical(config, "", content)
     return whole
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The settings in which two configs differ, as `key: before -> now`."""
-    old, new = dict(_leaves(before, "")), dict(_leaves(now, ""))
-    return [
-        f"{key}: {old.get(key)} -> {new.get(key)}"
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """The settings in which two configs differ: `before -> now` by the keys that users type.
+
+    Where a weights file is gone, whether it was the same one is not known, and not said.
+    """
+    try:
+        old, new = (dict(_leaves(canonical(config), "")) for config in (before, now))
+    except OSError:
+        old, new = (dict(_leaves(canonical(each, content=False), "")) for each in (before, now))
+    was, is_now = dict(_leaves(before, "")), dict(_leaves(now, ""))
+    return {
+        key.removesuffix(".class_path"): f"{was.get(key)} -> {is_now.get(key)}"
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
-    ]
+    }
+
+
+def weights_files(config: Mapping[str, Any]) -> dict[str, str]:
+    """The weights files that model and data of a config name, by the keys that users type."""
+    named = {key: config.get(key) for key in ("model", "data")}
+    leaves = _leaves(named, "")
+    return {k: v for k, v in leaves if isinstance(v, str) and v.endswith(_WEIGHTS)}
 
 
 def _leaves(tree: Any, key: str) -> Iterator[tuple[str, Any]]:
@@ -320,17 +345,19 @@ def _leaves(tree: Any, key: str) -> Iterator[tuple[str, Any]]:
         yield key, tree
 
 
-def _canonical(value: Any, section: str) -> Any:
+def _canonical(value: Any, section: str, content: bool) -> Any:
     if isinstance(value, Mapping):
-        told = _NETWORK if _is_ours(value.get("weights")) else frozenset()
+        told = _NETWORK if content and _is_ours(value.get("weights")) else frozenset()
         return {
-            key: _canonical(item, f"{section}.{key}".lstrip("."))
+            key: _canonical(item, f"{section}.{key}".lstrip("."), content)
             for key, item in value.items()
             if key not in told and not _is_placement(section, str(key))
         }
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_canonical(item, section) for item in value]
+        return [_canonical(item, section, content) for item in value]
     if isinstance(value, str) and value.endswith(_WEIGHTS):
+        if not content:
+            return "a weights file"
         return f"sha256 {sha256_of_file(Path(value).expanduser())}"
     return value
 

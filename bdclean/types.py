@@ -191,6 +191,14 @@ class DescribesItself(Protocol):
 
 
 @runtime_checkable
+class HasIdentity(Protocol):
+    """What exact resume asks a data module for."""
+
+    def identity(self) -> dict[str, str]:
+        """What tells the data of a fit from other data, by names that the user knows."""
+
+
+@runtime_checkable
 class ResumableLoader(Protocol):
     """A training loader that can begin an epoch after some of its batches."""
 

@@ -14,14 +14,18 @@ MODELS = LOWER | {"metrics", "backbones"}
 METHODS = MODELS | {"modules"}
 ROOMS_OF_METHODS = ("purification", "sifting")
 RUNS = METHODS | {"attacks", "data", "training", *ROOMS_OF_METHODS}
-OUTSIDE = {"callbacks", "figures", "plugins", "reporting", "runs", "shipped"}
+OUTSIDE = {
+    *("callbacks", "figures", "locks", "plugins", "reporting", "runs", "shipped", "stopping"),
+}
 ALLOWED = {
     "types": set(),
     "errors": set(),
     "checks": {"errors"},
     "files": {"errors"},
     "progress": set(),
+    "locks": {"errors"},
     "plugins": set(),
+    "stopping": set(),
     "shipped": {"errors"},
     "functional": GROUND,
     "weights": GROUND,
@@ -34,12 +38,12 @@ ALLOWED = {
     "modules": MODELS,
     "training": METHODS,
     **dict.fromkeys(ROOMS_OF_METHODS, METHODS),
-    "runs": GROUND | {"data"},
+    "runs": GROUND | {"data", "locks"},
     "callbacks": METHODS | {"figures", "runs"},
     "reporting": GROUND | {"figures", "runs"},
     "commands": RUNS | OUTSIDE,
-    "cli": {"errors", "commands"},
-    "__main__": {"cli"},
+    "cli": {"errors", "commands", "stopping"},
+    "__main__": {"cli", "stopping"},
 }
 EXCEPTIONS = {
     # learns a trigger together with the model

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bdclean.attacks.checks import LabelRule, RateBase
 from bdclean.errors import AttackError
+from bdclean.files import write_text
 from bdclean.weights import format as weights_format
 
 _TENSORS = ("poison_index", "cover_index", "labels_seen", "labels_true")
@@ -120,7 +121,7 @@ class PoisonPlan:
             "hash": self.hash,
         }
         text = json.dumps(facts, indent=2) + "\n"
-        (folder / "plan.json").write_text(text, encoding="utf-8")
+        write_text(folder / "plan.json", text)
 
     @classmethod
     def load(cls, folder: str | Path) -> "PoisonPlan":

@@ -1,5 +1,6 @@
 """Callbacks: saved config, run record, suspects, exact resume, progress and prediction files."""
 
+from bdclean.callbacks.metrics_log import MetricsLog
 from bdclean.callbacks.predictions import PredictionFiles
 from bdclean.callbacks.progress import ProgressLines, StageBar
 from bdclean.callbacks.read_test_set import ReadTestSet
@@ -11,6 +12,7 @@ from bdclean.callbacks.suspects import Suspects
 __all__ = [
     "AtomicCheckpointIO",
     "ExactResume",
+    "MetricsLog",
     "PredictionFiles",
     "ProgressLines",
     "ReadTestSet",

@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -151,7 +152,8 @@ class ProgressLines(Callback):
         left = clock.left(trainer)
         times = f"{clock.passed()}, {left}" if left else clock.passed()
         head = f"{clock.stage}: {place}" if clock.stage else place
-        print("  ".join([head, *losses, clock.speed(), times]), file=sys.stderr, flush=True)
+        with suppress(OSError):  # a full disk under a log ends no training
+            print("  ".join([head, *losses, clock.speed(), times]), file=sys.stderr, flush=True)
 
     def _news(self, trainer: Trainer) -> dict[str, float]:
         """Losses since the last line; a stage may log other ones than the stage before."""

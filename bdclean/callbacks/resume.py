@@ -8,6 +8,9 @@ restore, on any number of devices.
 
 import os
 import re
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +19,77 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from bdclean.errors import ConfigError
-from bdclean.files import replacing
+from bdclean.files import replacing, sha256_of_file
 from bdclean.functional.seeds import derive_seed, global_seed
-from bdclean.types import ResumableLoader
+from bdclean.modules.reading import data_of
+from bdclean.modules.trainer import is_trial
+from bdclean.types import HasIdentity, ResumableLoader
+
+_IMAGES = "training images"  # of `HasIdentity`; sifters compare each of them
 
 
 class ExactResume(Callback):
-    """Starts a resumed epoch at its next batch, and seeds every training step anew."""
+    """Starts a resumed epoch at its next batch, and seeds every training step anew.
+
+    Checkpoints keep what tells the run's images, poison plan and weights files from others. A run
+    goes on with the same ones only. Hyper-parameters of the module name its weights files where
+    none are given.
+
+    Args:
+        files: Weights files that the run reads, by the keys that users type.
+    """
+
+    def __init__(self, files: Mapping[str, str] | None = None) -> None:
+        self.files = files
+        self._made_of: dict[str, str] = {}
+        self._before: dict[str, str] | None = None
+        self._resumed_from: str | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the run is made of."""
+        return {"made_of": dict(self._made_of)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """What the run that is resumed was made of."""
+        before = state_dict.get("made_of")
+        self._before = before if isinstance(before, dict) else None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compares what the run is made of with what the checkpoint says.
+
+        Raises:
+            ConfigError: If the images, the poison plan or a weights file is another.
+        """
+        self._resumed_from = None if trainer.ckpt_path is None else str(trainer.ckpt_path)
+        if is_trial(trainer):
+            return
+        self._made_of = self._find(trainer, pl_module)
+        before, self._before = self._before, None
+        if self._resumed_from is None or not before:
+            return
+        others = [
+            f"{name}: {before.get(name, 'none')} -> {self._made_of.get(name, 'none')}"
+            for name in sorted(before.keys() | self._made_of.keys())
+            if before.get(name) != self._made_of.get(name)
+            and not (name == _IMAGES and getattr(pl_module, "compares_samples", False))
+        ]
+        if others:
+            raise ConfigError(
+                f"--ckpt_path {self._resumed_from}: the run began with others of these: "
+                f"{'; '.join(others)}; bring them back as they were, or start a new run with --run."
+            )
+
+    def _find(self, trainer: Trainer, module: LightningModule) -> dict[str, str]:
+        data = data_of(trainer)
+        found = data.identity() if isinstance(data, HasIdentity) else {}
+        own = {"model.weights": str(module.hparams.get("weights"))}
+        for key, name in (own if self.files is None else self.files).items():
+            if Path(name).expanduser().is_file():
+                found[f"--{key}"] = f"sha256 {sha256_of_file(Path(name).expanduser())[:16]}"
+        return found
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tells the loader where the checkpoint was written.
+        """Tells the loader where the checkpoint was written, and the user where the run goes on.
 
         Lightning restores the loader's own state only when the loader is built after the
         checkpoint is read; one that was built early, to count the steps of a schedule, would
@@ -35,6 +99,26 @@ class ExactResume(Callback):
         if isinstance(loader, ResumableLoader):
             ready = trainer.fit_loop.epoch_loop.batch_progress.current.ready
             loader.start_at(ready % len(loader))
+        if self._resumed_from is not None:
+            stage = getattr(pl_module, "stage_name", None)
+            epochs = trainer.max_epochs
+            of = f" of {epochs}" if epochs is not None and epochs > 0 else ""
+            self._say(
+                trainer,
+                f"Goes on from {self._resumed_from}: {f'stage {stage}, ' if stage else ''}epoch "
+                f"{trainer.current_epoch + 1}{of}, after {trainer.global_step:,} steps.",
+            )
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Says so if there was nothing left to train."""
+        if self._resumed_from is not None:
+            self._say(trainer, f"{self._resumed_from}: this run has ended; nothing is trained.")
+
+    def _say(self, trainer: Trainer, text: str) -> None:
+        if trainer.is_global_zero:
+            with suppress(OSError):  # a full disk under a log ends no training
+                print(text, file=sys.stderr, flush=True)
+        self._resumed_from = None
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

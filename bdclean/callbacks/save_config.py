@@ -11,17 +11,21 @@ from bdclean.errors import ConfigError
 from bdclean.modules.trainer import is_trial
 from bdclean.runs import RunFolder, canonical, differences
 
+FIXED = ("model", "data", "seed_everything")
+"""Sections of a config that a run goes on with as it began."""
+
 
 class SaveRunConfig(SaveConfigCallback):
-    """Writes `config.yaml` into the run folder when a fit starts, after all `setup` hooks.
+    """Writes `config.yaml` into the run folder when the training begins.
 
-    A run that goes on finds its own file and leaves it alone; where its config has changed, the
-    new one is written beside it, numbered. A fit from the start finds no other run, and no
-    checkpoint of its own: it would train over them. What Lightning itself resumes, a requeued
+    By then whatever can be refused has been. A run that goes on finds its own file and leaves it
+    alone. It must have the same method, data and seed; where other settings have changed, the new
+    config is written beside the first one, numbered. A fit from the start finds no other run, and
+    no checkpoint of its own: it would train over them. What Lightning itself resumes, a requeued
     job, is no fit from the start.
 
     Attributes:
-        may_change: Whether a run may go on with another config.
+        may_change: Whether a run may go on with another config at all.
         way_out: What the refusal of another run's folder tells the user to do.
     """
 
@@ -44,7 +48,7 @@ class SaveRunConfig(SaveConfigCallback):
         """Writes nothing yet: a data set or a file may turn out to be missing."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves on the first process; every process learns of a refusal.
+        """Looks again on the first process; every process learns of a refusal.
 
         Raises:
             ConfigError: As `require_own`.
@@ -52,38 +56,65 @@ class SaveRunConfig(SaveConfigCallback):
         if self.already_saved or is_trial(trainer):
             return
         run = RunFolder(Path(trainer.default_root_dir))
-        refusal = self._save(run) if trainer.is_global_zero else None
+        refusal = self._refusal(run) if trainer.is_global_zero else None
         refusal = trainer.strategy.broadcast(refusal)
         if refusal:
             raise ConfigError(refusal)
-        self.already_saved = True
 
-    def _save(self, run: RunFolder) -> str | None:
-        refusal = self._refusal(run)
-        if refusal is None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves on the first process."""
+        if self.already_saved or is_trial(trainer):
+            return
+        self.already_saved = True
+        if trainer.is_global_zero:
+            run = RunFolder(Path(trainer.default_root_dir))
             self._warn_of_changes(run)
             run.save_config(self._text())
-        return refusal
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves if there was nothing to train."""
+        self.on_train_start(trainer, pl_module)
+
+    # ------------------------------------------------------------------ what has changed
+
+    def _changes(self, run: RunFolder) -> dict[str, str]:
+        """The settings that differ from those that a run began with."""
+        if not run.config.is_file():
+            return {}
+        return differences(run.read_config(), yaml.safe_load(self._text()))
 
     def _warn_of_changes(self, run: RunFolder) -> None:
         """Says which settings a run that goes on does not have any more."""
-        if self.config.get("ckpt_path") is None or not run.config.is_file():
-            return
-        try:
-            before, now = canonical(run.read_config()), canonical(yaml.safe_load(self._text()))
-        except OSError:  # a weights file that one of them names is gone
-            return
-        changed = differences(before, now)
+        changed = self._changes(run) if self.config.get("ckpt_path") is not None else {}
         if changed:
+            listed = "; ".join(f"--{key}: {change}" for key, change in changed.items())
             rank_zero_warn(
                 f"{run.path} goes on with other settings, and will not be the run that "
-                f"{run.config.name} describes: {'; '.join(f'--{each}' for each in changed)}."
+                f"{run.config.name} describes: {listed}."
             )
+
+    def _of_other_settings(self, run: RunFolder) -> str | None:
+        """What a run goes on with that it did not begin with; None if that may be."""
+        begun = RunFolder.of_checkpoint(str(self.config["ckpt_path"]))
+        changed = (self._changes(begun) if begun else {}) | self._changes(run)
+        fixed = {key: change for key, change in changed.items() if key.split(".")[0] in FIXED}
+        if not fixed:
+            return None
+        them = "them" if len(fixed) > 1 else "it"
+        listed = ", ".join(f"--{key} ({change})" for key, change in fixed.items())
+        return (
+            f"{listed}: a run goes on with the method, the data and the seed that it began with; "
+            f"leave {them} out, or start a new run with --run."
+        )
+
+    # ------------------------------------------------------------------ refusals
 
     def _refusal(self, run: RunFolder) -> str | None:
         another = run.belongs_to_another(self._text())
         if self.config.get("ckpt_path") is not None:
-            return self._of_another(run) if another and not self.may_change else None
+            if another and not self.may_change and not self._is_same(run):
+                return self._of_another(run)
+            return self._of_other_settings(run)
         if not run.config.is_file():
             return None
         if another and not self._is_same(run):

@@ -22,6 +22,7 @@ from bdclean.commands import lightning
 from bdclean.commands.parsing import Parser
 from bdclean.commands.words import spelled
 from bdclean.errors import ConfigError
+from bdclean.locks import RunLock
 from bdclean.runs import RunFolder
 
 Fit = Callable[[list[str]], tuple[Any, Any]]
@@ -150,7 +151,8 @@ def check_run(run: Path, places: Iterable[Path]) -> None:
         places: The folders of the user.
 
     Raises:
-        ConfigError: If it is no folder, lies in one of theirs, or holds files of theirs.
+        ConfigError: If it is no folder, lies in one of theirs, holds files of theirs, or another
+            command works in it.
     """
     above = next(path for path in (run, *run.absolute().parents) if path.exists())
     if not above.is_dir():
@@ -160,7 +162,8 @@ def check_run(run: Path, places: Iterable[Path]) -> None:
             raise ConfigError(
                 f"--run {run}: it lies in {place}, which stays as it is; name a folder outside."
             )
-    if run.exists() and any(run.iterdir()) and not RunFolder(run).is_run:
+    RunLock(run).refuse_if_held()
+    if not RunFolder(run).is_empty and not RunFolder(run).is_run:
         raise ConfigError(
             f"--run {run}: it holds files, but no run of bdclean; name a new or empty folder."
         )

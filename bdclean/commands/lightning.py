@@ -6,8 +6,8 @@ command says at its end.
 
 import signal
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,14 +18,15 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
-from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import distributed
 
+from bdclean import stopping
 from bdclean.callbacks import (
     AtomicCheckpointIO,
     ExactResume,
+    MetricsLog,
     PredictionFiles,
     ProgressLines,
     ReadTestSet,
@@ -36,16 +37,19 @@ from bdclean.callbacks import (
 )
 from bdclean.callbacks.read_test_set import has_head
 from bdclean.commands import closing
-from bdclean.commands.parsing import OneDialect, in_users_words
+from bdclean.commands.making import LightningParser, ModelMaker
+from bdclean.commands.parsing import in_users_words
 from bdclean.commands.quiet import quieten
 from bdclean.commands.rooms import import_rooms
 from bdclean.commands.trainer_help import asks_for_help, trainer_help
 from bdclean.commands.words import of_run, spelled
 from bdclean.errors import BdcleanError, ConfigError, behind
+from bdclean.files import sweep
 from bdclean.functional.precision import cpu_has_bfloat16
+from bdclean.locks import RunLock
 from bdclean.modules import BackdoorModule
 from bdclean.modules.trainer import is_trial
-from bdclean.runs import RunFolder
+from bdclean.runs import RunFolder, weights_files
 from bdclean.types import ImageFacts
 
 LINKED = tuple(field.name for field in fields(ImageFacts))
@@ -99,13 +103,12 @@ def run(
     Raises:
         ConfigError: If words, config files or settings are wrong.
     """
-    import_rooms()
+    with stopping.importing():
+        import_rooms()
     quieten()
     try:
         again = again or closing.command(name, closing.going_on(words))
         done = (cli or BdcleanCLI)(name, words, again)
-    except SIGTERMException:  # a SystemExit of status 0, as if the run were done
-        sys.exit(128 + signal.SIGTERM)
     except Exception as error:
         refused = behind(error, MisconfigurationException)
         if refused is None or behind(error, BdcleanError) is not None:
@@ -115,25 +118,6 @@ def run(
         # Gloo's threads should not outlive the interpreter; Lightning ends NCCL's group alone.
         distributed.destroy_process_group()
     return done
-
-
-class _Parser(OneDialect, LightningArgumentParser):  # type: ignore[misc]
-    """The parser of the commands of Lightning."""
-
-
-class _ModelMaker(_InstantiatorFn):
-    """Makes models as Lightning does, and also those that take no facts of the data."""
-
-    def __call__(
-        self,
-        class_type: type[Any],
-        *args: Any,
-        applied_instantiation_links: dict[str, Any],
-        **kwargs: Any,
-    ) -> Any:
-        """Makes one; a link whose target the class does not have is none."""
-        links = applied_instantiation_links if "facts" in kwargs else {}
-        return super().__call__(class_type, *args, applied_instantiation_links=links, **kwargs)
 
 
 class BdcleanCLI(LightningCLI):
@@ -160,8 +144,8 @@ class BdcleanCLI(LightningCLI):
                 subclass_mode_data=True,
                 seed_everything_default=0,
                 auto_configure_optimizers=False,
-                parser_class=_Parser,
-                save_config_callback=self.save,
+                parser_class=LightningParser,
+                save_config_callback=None,  # it is among ours, before what reads its file
                 args=[name, *words],
             )
 
@@ -201,7 +185,7 @@ class BdcleanCLI(LightningCLI):
     def _add_instantiators(self) -> None:
         """Makes models without the argument `facts` too, which a user's own may be."""
         for make, kind in (
-            (_ModelMaker(cli=self, key="model"), LightningModule),
+            (ModelMaker(cli=self, key="model"), LightningModule),
             (_InstantiatorFn(cli=self, key="data"), LightningDataModule),
         ):
             self.parser.add_instantiator(make, kind, subclasses=True)
@@ -233,13 +217,8 @@ class BdcleanCLI(LightningCLI):
             kwargs["enable_progress_bar"] = any(isinstance(c, ProgressBar) for c in callbacks)
         if config.get("enable_model_summary") is None:
             kwargs["enable_model_summary"] = False
-        writes = not config.get("fast_dev_run")
-        if writes:
-            self._require_own(run.path)
         if config.get("logger") in (None, True):
-            if writes:
-                _keep_old_metrics(run)
-            kwargs["logger"] = CSVLogger(run.path, name="", version="")
+            kwargs["logger"] = MetricsLog(run)
         kwargs |= {"default_root_dir": str(run.path), "plugins": plugins, "callbacks": callbacks}
         try:
             trainer = super().instantiate_trainer(**kwargs)
@@ -255,8 +234,13 @@ class BdcleanCLI(LightningCLI):
         return trainer
 
     def _own_callbacks(self, config: Any) -> list[Callback]:
-        run = str(self.run_folder.path)
-        callbacks = [ExactResume(), RunRecord(run), Suspects(run), PredictionFiles(run)]
+        run, callbacks = str(self.run_folder.path), list[Callback]()
+        if self._writes and self.subcommand == "fit":
+            saved = self.save(self._parser("fit"), self.config["fit"])
+            saved.require_own(Path(run))  # before loggers and checkpoints touch it
+            callbacks.append(saved)
+        read = weights_files(self.config[self.name].as_dict())
+        callbacks += [ExactResume(read), RunRecord(run), Suspects(run), PredictionFiles(run)]
         if self._get(self.config_init, "test_after_fit"):
             callbacks.append(ReadTestSet())
         theirs = any(isinstance(each, ProgressBar) for each in config.get("callbacks") or [])
@@ -264,10 +248,9 @@ class BdcleanCLI(LightningCLI):
             callbacks.append(StageBar() if sys.stderr.isatty() else ProgressLines())
         return callbacks
 
-    def _require_own(self, run: Path) -> None:
-        """Refuses a fit in the folder of another one, before loggers and checkpoints touch it."""
-        if self.subcommand == "fit":
-            self.save(self._parser("fit"), self.config["fit"]).require_own(run)
+    @property
+    def _writes(self) -> bool:
+        return not self._get(self.config_init, "trainer", default={}).get("fast_dev_run")
 
     @property
     def run_folder(self) -> RunFolder:
@@ -301,21 +284,31 @@ class BdcleanCLI(LightningCLI):
         return words
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Runs the command; the logger's folder goes again if nothing was written into it."""
-        run = self.run_folder.path
-        new = not run.exists()
-        try:
-            super()._run_subcommand(subcommand)
-        except SystemExit as stop:
-            if not isinstance(stop.__context__, KeyboardInterrupt):
-                raise
-            self._say_how_to_go_on()
-            raise KeyboardInterrupt from stop
-        except Exception:
-            if new:
-                with suppress(OSError):  # it was not made, or it holds files
-                    run.rmdir()
-            raise
+        """Runs the command, which has the run folder for itself.
+
+        Raises:
+            Stopped: If a signal ended it; it says how to go on.
+        """
+        with self._alone():
+            try:
+                super()._run_subcommand(subcommand)
+            except BaseException as error:
+                signum = _signal_behind(error)
+                if signum is None:
+                    raise
+                raise stopping.Stopped(signum, self._how_to_go_on()) from error
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Locks the run folder on the first process, and clears what killed ones left there."""
+        if not self._writes or getattr(rank_zero_only, "rank", 0) != 0:
+            yield
+            return
+        run = self.run_folder
+        with RunLock(run.path):
+            sweep(run.path)
+            sweep(run.checkpoints)
+            yield
 
     def after_fit(self) -> None:
         """Tests the final weights, which are in memory, unless told not to; says what was done."""
@@ -375,12 +368,22 @@ class BdcleanCLI(LightningCLI):
         callbacks = vars(self.trainer)["callbacks"]
         return next(each for each in callbacks if isinstance(each, RunRecord)).record
 
-    @rank_zero_only
-    def _say_how_to_go_on(self) -> None:
-        if self.subcommand == "fit" and self.run_folder.newest_checkpoint() is not None:
-            print(f"bdclean: stopped. This goes on: {self.again}", file=sys.stderr)
-        else:
-            print("bdclean: stopped; there is no checkpoint to go on from.", file=sys.stderr)
+    def _how_to_go_on(self) -> str:
+        if self.subcommand != "fit":
+            return stopping.AGAIN
+        if self.run_folder.newest_checkpoint() is None:
+            return "stopped. Nothing is saved yet; run the same command again."
+        return f"stopped. This goes on: {self.again}"
+
+
+def _signal_behind(error: BaseException) -> int | None:
+    """The signal that ended a command; None of an error. Lightning makes others of it."""
+    if isinstance(error, SIGTERMException):  # a SystemExit of status 0, as if the run were done
+        return signal.SIGTERM
+    stop: BaseException | None = stopping.received()
+    if stop is None and not isinstance(error, Exception):
+        stop = behind(error, KeyboardInterrupt)
+    return None if stop is None else getattr(stop, "signum", signal.SIGINT)
 
 
 def _has_test_images(data: Any) -> bool:
@@ -389,8 +392,3 @@ def _has_test_images(data: Any) -> bool:
 
 def _checkpoints(run: str) -> str:
     return f"{run}/checkpoints"
-
-
-@rank_zero_only
-def _keep_old_metrics(run: RunFolder) -> None:
-    run.keep_old_metrics()

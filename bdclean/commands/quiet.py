@@ -11,6 +11,7 @@ WARNINGS = (
     r"The '.*_dataloader' does not have many workers",  # images in memory need none
     r"The number of training batches \(\d+\) is smaller than the logging interval",
     "`max_epochs` was not set",  # methods know their own length
+    r"Checkpoint directory .* exists and is not empty",  # a run that goes on
     r"Found \d+ module\(s\) in eval mode",  # a teacher and a probed backbone are on purpose
 )
 _INFOS = (
@@ -22,7 +23,9 @@ _INFOS = (
     "💡 Tip",  # advertisements
     "Loading `train_dataloader` to estimate number of stepping batches",
     "`Trainer.fit` stopped: `max_epochs=",  # its regular end
-    "Restoring states from the checkpoint path",  # "Restored all states" follows
+    "Restoring states from the checkpoint path",  # the command says where a run goes on
+    "Restored all states from the checkpoint",
+    "Loaded model weights from the checkpoint",
     "\nDetected KeyboardInterrupt",  # the command says how to go on
 )
 _LOGGERS = (

@@ -20,6 +20,7 @@ from bdclean.commands.class_folders import classes_of, count_images, image_size,
 from bdclean.data import ImageFolder
 from bdclean.errors import ConfigError
 from bdclean.functional.precision import cpu_has_bfloat16
+from bdclean.runs import RunFolder
 from bdclean.shipped import find
 from bdclean.types import Findings, TrainingSet
 
@@ -112,7 +113,7 @@ def run_sift(args: Sequence[str], fit: front.Fit | None = None) -> None:
     if first:
         _warn_of_few(count_images(source))
     if first and words[-1] == front.CONTINUE:
-        print(f"{run} holds a sift that was begun: going on with it.")
+        print(_standing(RunFolder(run), options.dry_run))
     fit = fit or partial(front.fit, again=shlex.join(["bdclean", "sift", *args]))
     with nullcontext() if target is None or not first else front.beside(_COPY, target) as copy:
         model, data = fit(words)
@@ -184,6 +185,15 @@ def _free(folder: Path) -> Path:
 
 
 # ---------------------------------------------------------------------- what is printed
+
+
+def _standing(run: RunFolder, dry: bool) -> str:
+    """How far the sift is that a folder holds."""
+    ended = run.is_finished and run.suspects.is_file()
+    if ended and (dry or run.read_record().get("protocol", {}).get("purified")):
+        files = closing.written(run.path).partition(": ")[2]
+        return f"{run.path} holds this sift, and it is finished; nothing is trained. See {files}."
+    return f"{run.path} holds a sift that was begun: going on with it."
 
 
 def _report(found: Findings | None, data: ImageFolder, run: Path) -> list[str]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from bdclean.attacks import Attack, PoisonPlan, Trigger
+from bdclean.data.identity import identities
 from bdclean.data.images import ChosenRows, ImageSet, RoleImages, Rows, labels_of
 from bdclean.data.loading import TrainLoader, evaluation_loader, reading_loader, to_float
 from bdclean.data.poisoned_set import PoisonedSet
@@ -384,6 +385,11 @@ class ImageDataModule(LightningDataModule, ABC):
             facts["defense_source"] = "folder"
             facts["sizes"]["defense"] = len(self._folder_rows)
         return facts
+
+    def identity(self) -> dict[str, str]:
+        """What tells the images of a fit from others, and what an attack does to them."""
+        defence = None if self.defense_root is None else self.defense_set
+        return identities(self.stored if self.has_training_images else None, defence, self.plan)
 
     def training_set(self) -> TrainingSet:
         """The samples of the train role; an attack of ours knows which of them it poisoned."""

@@ -87,6 +87,11 @@ def cache_home() -> Path:
     return home / "bdclean"
 
 
+def is_plain(file: Path) -> bool:
+    """Whether two pictures of one size have files of one size."""
+    return file.suffix.lower() in _PLAIN
+
+
 def _cache_file(
     files: Sequence[Path], names: Sequence[str], input_size: int, resizing: Resizing
 ) -> Path:
@@ -94,7 +99,7 @@ def _cache_file(
     for file, name in zip(files, names, strict=True):
         try:
             stat = file.stat()
-            plain = file.read_bytes() if file.suffix.lower() in _PLAIN else b""
+            plain = file.read_bytes() if is_plain(file) else b""
         except OSError as error:
             raise DataError(f"{file} is listed but cannot be read ({error.strerror}).") from error
         key = f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ class ImageSet:
         images: (N, 3, H, W), uint8.
         labels: (N,), int64; None for a folder of unlabelled images.
         files: Where each image came from, for reports; empty when it came from an archive.
+        root: The folder of these files.
         classes: Names of the classes in the order of the labels; empty where they have none.
     """
 
@@ -26,6 +28,7 @@ class ImageSet:
     labels: Tensor | None
     files: tuple[str, ...] = field(default=(), repr=False)
     classes: tuple[str, ...] = field(default=(), repr=False)
+    root: Path | None = None
 
     def __len__(self) -> int:
         """Number of images."""

@@ -113,7 +113,7 @@ def read_files(
         raise DataError(f"No images below {root}. Known endings: {', '.join(sorted(SUFFIXES))}.")
     names = tuple(file.relative_to(root).as_posix() for file in files)
     images = load_images(files, names, input_size, resizing=resizing, cache=cache)
-    return ImageSet(images, labels, names)
+    return ImageSet(images, labels, names, root=root)
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -29,6 +29,7 @@ from bdclean.modules.trainer import (
     check_callbacks,
     check_precision,
     is_fitting,
+    named_checkpoint,
     reopen_epoch,
 )
 from bdclean.types import Batch, Findings, View
@@ -164,23 +165,22 @@ class BackdoorModule(LightningModule):
         Raises:
             ConfigError: If the checkpoint is of another method, or of an earlier version.
         """
-        record = checkpoint.get(RECORD)
+        record, file = checkpoint.get(RECORD), named_checkpoint(self._trainer)
         if not isinstance(record, dict):
             raise ConfigError(
-                "--ckpt_path: the checkpoint is of an earlier version of bdclean, or not of a run "
-                "of bdclean; start a new run. A model to start from comes in through "
-                "--model.weights."
+                f"{file}: the checkpoint is of an earlier version of bdclean, or not of a run of "
+                "bdclean; start a new run. A model to start from comes in through --model.weights."
             )
         if record.get("method") != self.name:
             raise ConfigError(
-                f"--ckpt_path: the checkpoint was written by {record.get('method')}, and this is "
+                f"{file}: the checkpoint was written by {record.get('method')}, and this is "
                 f"{self.name}. A model to start from comes in through --model.weights."
             )
         try:
             self._restore(record)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, WeightsError) as error:
             raise ConfigError(
-                "--ckpt_path: the checkpoint is damaged, or of another version of bdclean "
+                f"{file}: the checkpoint is damaged, or of another version of bdclean "
                 f"({type(error).__name__}: {error}); start a new run."
             ) from error
 
@@ -197,8 +197,8 @@ class BackdoorModule(LightningModule):
         except RuntimeError as error:
             first = [line.strip() for line in str(error).splitlines()[1:2]]
             raise ConfigError(
-                f"--ckpt_path: the weights do not fit the networks of the run ({' '.join(first)}); "
-                "the checkpoint is damaged, or of other settings."
+                f"{named_checkpoint(self._trainer)}: the weights do not fit the networks of the "
+                f"run ({' '.join(first)}); the checkpoint is damaged, or of other settings."
             ) from error
 
     def _restore(self, record: dict[str, Any]) -> None:

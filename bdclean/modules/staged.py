@@ -23,6 +23,7 @@ from bdclean.modules.trainer import (
     close_epoch,
     ended_early,
     ignore_eval_mode,
+    named_checkpoint,
     reduce_logged,
     set_max_epochs,
     setup_optimizers,
@@ -115,19 +116,34 @@ class StagedModule(BackdoorModule, ABC):
     # ------------------------------------------------------------------ where the run is
 
     @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The plan.
+
+        Raises:
+            ConfigError: If it is none.
+        """
+        plan: Any = self.plan()
+        if not isinstance(plan, tuple | list) or not all(isinstance(s, Stage) for s in plan):
+            raise ConfigError(
+                f"{type(self).__name__}: plan() must return a tuple of stages, and it returned "
+                f"{plan!r:.80}."
+            )
+        return tuple(plan)
+
+    @property
     def total_epochs(self) -> int:
         """Sum over the plan."""
-        return sum(stage.length for stage in self.plan())
+        return sum(stage.length for stage in self.stages)
 
     @property
     def stage_name(self) -> str | None:
         """The present stage, for displays; None when all are done."""
-        return None if self.finished else self.plan()[self._stage].name
+        return None if self.finished else self.stages[self._stage].name
 
     @property
     def round(self) -> int:
         """How often the present stage came before, for plans that repeat stages."""
-        plan = self.plan()
+        plan = self.stages
         return sum(stage.name == plan[self._stage].name for stage in plan[: self._stage])
 
     @property
@@ -148,7 +164,7 @@ class StagedModule(BackdoorModule, ABC):
     @property
     def finished(self) -> bool:
         """Whether all stages are done."""
-        return self._stage >= len(self.plan())
+        return self._stage >= len(self.stages)
 
     # ------------------------------------------------------------------ Lightning's hooks
 
@@ -160,7 +176,7 @@ class StagedModule(BackdoorModule, ABC):
         self._check_stages()
         set_max_epochs(self.trainer, self.total_epochs)
         ignore_eval_mode()  # frozen networks are in it on purpose
-        if sum(stage.length > 0 for stage in self.plan()) > 1:
+        if sum(stage.length > 0 for stage in self.stages) > 1:
             check_reloading(self.trainer, self)
         self.make_networks()
         self.add_networks()
@@ -192,7 +208,7 @@ class StagedModule(BackdoorModule, ABC):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """One step of the present stage."""
-        stage = self.plan()[self._stage]
+        stage = self.stages[self._stage]
         loss = self.cross_entropy(batch) if stage.step is None else stage.step(batch)
         return None if loss is None else self.reaching_all(loss)
 
@@ -208,7 +224,7 @@ class StagedModule(BackdoorModule, ABC):
 
     def kept(self) -> dict[str, Any]:
         """The stage and the results."""
-        outline = [stage.outline for stage in self.plan()]
+        outline = [stage.outline for stage in self.stages]
         facts = {"plan": outline, "stage": self._stage, "steps": self._steps}
         return facts | {"results": dict(self.results)}
 
@@ -230,7 +246,17 @@ class StagedModule(BackdoorModule, ABC):
         return recipe.scheduled(recipe.sgd(parameters), self.trainer, view or self._reads())
 
     def cross_entropy(self, batch: Batch) -> Tensor:
-        """Mean cross-entropy with the labels of the batch, in float32."""
+        """Mean cross-entropy with the labels of the batch, in float32.
+
+        Raises:
+            ConfigError: If there are none.
+        """
+        if "label" not in batch:
+            raise ConfigError(
+                f"{type(self).__name__}: the stage {self.stage_name} takes the cross-entropy with "
+                "labels, and its batches show none; give the stage a `step`, or let it read a "
+                "view with labels."
+            )
         loss = F.cross_entropy(self.model(batch["image"]).float(), batch["label"])
         self.log_terms(**{f"{self.stage_name}_loss": loss})
         return loss
@@ -248,14 +274,14 @@ class StagedModule(BackdoorModule, ABC):
     # ------------------------------------------------------------------ stages
 
     def _first_epoch(self, index: int) -> int:
-        return sum(stage.length for stage in self.plan()[:index])
+        return sum(stage.length for stage in self.stages[:index])
 
     def _is_over(self, epochs_done: int) -> bool:
         return epochs_done >= self._first_epoch(self._stage + 1)
 
     def _training_stage(self) -> Stage:
         """The present stage if it trains, else the next one; after the last one, that."""
-        plan = self.plan()
+        plan = self.stages
         ahead = [stage for stage in plan[self._stage :] if stage.length]
         return ahead[0] if ahead else [stage for stage in plan if stage.length][-1]
 
@@ -274,7 +300,7 @@ class StagedModule(BackdoorModule, ABC):
         """Begins stages up to and including the next one that trains."""
         self._stage = index
         while not self.finished:
-            stage = self.plan()[self._stage]
+            stage = self.stages[self._stage]
             self.model.train()
             if stage.begin is not None:
                 stage.begin()
@@ -284,7 +310,7 @@ class StagedModule(BackdoorModule, ABC):
             self._stage += 1
 
     def _check_stages(self) -> None:
-        plan, name = self.plan(), type(self).__name__
+        plan, name = self.stages, type(self).__name__
         if not any(stage.length > 0 for stage in plan):
             raise ConfigError(f"{name}: its plan has no stage that trains; give one some epochs.")
         for stage in plan:
@@ -297,18 +323,19 @@ class StagedModule(BackdoorModule, ABC):
 
     def _check_outline(self) -> None:
         """A run goes on if all is as it was as far as the present stage, or to the end."""
-        now = [stage.outline for stage in self.plan()]
+        now = [stage.outline for stage in self.stages]
         before = [tuple(outline) for outline in self._before["plan"]]
         for number, stages in enumerate(zip_longest(before, now), 1):
             if number <= self._stage + 1 and stages[0] != stages[1]:
                 was, is_now = (f"{s[0]}, {s[1]} epochs" if s else "none" for s in stages)
                 raise ConfigError(
-                    f"Stage {number} of the checkpoint's run: {was}; of this run: {is_now}. "
-                    "Resume with the settings it had, or start a new run."
+                    f"{named_checkpoint(self.trainer)}: Stage {number} of the checkpoint's run: "
+                    f"{was}; of this run: {is_now}. Resume with the settings it had, or start a "
+                    "new run."
                 )
         if not self.finished and self._before["steps"] != self._steps:
             raise ConfigError(
-                f"An epoch of the checkpoint's run has {self._before['steps']} steps, and one of "
-                f"this run {self._steps}. Resume with the devices, batch size and limits it had, "
-                "or start a new run."
+                f"{named_checkpoint(self.trainer)}: an epoch of the checkpoint's run has "
+                f"{self._before['steps']} steps, and one of this run {self._steps}. Resume with "
+                "the devices, batch size and limits it had, or start a new run."
             )

@@ -41,6 +41,12 @@ def uses_ddp(trainer: Trainer) -> bool:
     return isinstance(trainer.strategy, DDPStrategy)
 
 
+def named_checkpoint(trainer: Trainer | None) -> str:
+    """The option and the file of the checkpoint that is read, as the user types them."""
+    path = None if trainer is None else trainer.ckpt_path
+    return "--ckpt_path" if path is None else f"--ckpt_path {path}"
+
+
 def ignore_eval_mode() -> None:
     """Silences Lightning's warning of modules in evaluation mode, where they are on purpose."""
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")

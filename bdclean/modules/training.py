@@ -5,6 +5,7 @@ from typing import Any
 from bdclean.errors import ConfigError
 from bdclean.modules.base import BackdoorModule
 from bdclean.modules.reading import data_of, share_buffers
+from bdclean.modules.trainer import named_checkpoint
 from bdclean.types import View, ViewableData
 
 
@@ -37,7 +38,7 @@ class Training(BackdoorModule):
         if isinstance(data_of(self.trainer), ViewableData):
             self.request(self.view)
 
-    def on_train_start(self) -> None:
+    def on_fit_start(self) -> None:
         """Compares the length with that of the run that is resumed.
 
         Raises:
@@ -46,9 +47,10 @@ class Training(BackdoorModule):
         before, self._steps = self._steps_before, self.trainer.estimated_stepping_batches
         if not self.any_length and before not in (None, self._steps):
             raise ConfigError(
-                f"The checkpoint's run is {before} steps long, and this one {self._steps}. Resume "
-                "with what gave it that length (epochs or max_steps, devices, batch size), or "
-                "start a new run from its weights (--model.weights)."
+                f"{named_checkpoint(self.trainer)}: the checkpoint's run is {before} steps long, "
+                f"and this one {self._steps}. Resume with what gave it that length (epochs or "
+                "max_steps, devices, batch size), or start a new run from its weights "
+                "(--model.weights)."
             )
 
     def on_train_end(self) -> None:

@@ -45,6 +45,7 @@ class Sifter(StagedModule, ABC):
         new_weights: What `seed` draws new weights for; set by each method that draws them.
         seed: Of the method's own draws.
         cap: Cross-entropy, in nats, at which `ascend` leaves a sample alone; None sets no limit.
+        compares_samples: Whether a run that goes on looks at each sample itself.
 
     Args:
         facts: Facts of the data.
@@ -61,6 +62,7 @@ class Sifter(StagedModule, ABC):
     new_weights: ClassVar[str]
     seed: int
     cap: float | None = None
+    compares_samples = True
 
     def __init__(
         self,
