@@ -96,8 +96,11 @@ class RunLock:
         self._made: list[Path] = []
         self._over = threading.Event()
 
-    def refuse_if_held(self) -> None:
-        """Touches nothing.
+    def refuse_if_held(self) -> str | None:
+        """Looks, and touches nothing.
+
+        Returns:
+            The lock of a command that is gone; None without one.
 
         Raises:
             ConfigError: If another command is at work in the folder.
@@ -105,6 +108,7 @@ class RunLock:
         found = self._read()
         if found is not None and self._is_held(found):
             raise ConfigError(self._refusal(found))
+        return found
 
     def __enter__(self) -> Self:
         """Takes the lock; that of a command that is gone is taken over.
@@ -164,12 +168,11 @@ class RunLock:
 
     def _take_over(self) -> None:
         """Moves the lock of a command that is gone out of the way; two may try at once."""
-        self.refuse_if_held()
-        seen = self._read()
+        gone = self.refuse_if_held()
         aside = self.file.with_name(f"{NAME}.{secrets.token_hex(4)}.tmp")
         with suppress(FileNotFoundError):
             self.file.rename(aside)
-            if aside.read_text(encoding="utf-8") != seen:  # another one was quicker: it is back
+            if aside.read_text(encoding="utf-8") != gone:  # another one was quicker: it is back
                 with suppress(OSError):
                     os.link(aside, self.file)
             aside.unlink()

@@ -156,9 +156,24 @@ def _network_of(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, 
     described = networks.get(_MODEL) if isinstance(networks, Mapping) else None
     if not isinstance(described, Mapping) or not _is_text(described):
         raise WeightsError(f"{path}: its entry {_RECORD!r} does not describe a model.")
+    _tell_of_unfinished(record, path)
     prefix = f"{_MODEL}."
     own = {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
     return {name.removeprefix(prefix): tensor for name, tensor in own.items()}, dict(described)
+
+
+def _tell_of_unfinished(record: Mapping[str, Any], path: Path) -> None:
+    """Says which network is taken from a checkpoint of a run whose stages were not all done."""
+    plan, stage = record.get("plan"), record.get("stage")
+    if not isinstance(plan, list | tuple) or not isinstance(stage, int):
+        return
+    if 0 <= stage < len(plan) and isinstance(plan[stage], list | tuple) and plan[stage]:
+        warnings.warn(
+            f"{path} is a checkpoint of an unfinished run of {record.get('method')}: its network "
+            f"{_MODEL!r} is taken as it was in the stage {plan[stage][0]}, number {stage + 1} of "
+            f"{len(plan)}.",
+            stacklevel=2,
+        )
 
 
 def _is_text(metadata: Mapping[Any, Any]) -> bool:

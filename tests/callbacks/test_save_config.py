@@ -18,6 +18,87 @@ class GoesOn(SaveRunConfig):
     way_out = "Name another folder."
 
 
+def sections(tmp_path, ckpt_path, **changed):
+    """The callback of a config with the sections that ours have."""
+    values = {
+        "seed_everything": 0,
+        "model.init_args.width": 4,
+        "model.init_args.weights": str(tmp_path / "suspect.safetensors"),
+        "data.class_path": "bdclean.data.Digits",
+        "data.init_args.cache": True,
+        "trainer.max_epochs": 3,
+        "trainer.devices": 1,
+        "run": "here",
+        "ckpt_path": ckpt_path,
+    }
+    parser, words = ArgumentParser(), []
+    for key, value in (values | {k.replace("__", "."): v for k, v in changed.items()}).items():
+        parser.add_argument(f"--{key}", type=type(values[key]) if values[key] is not None else str)
+        words += [] if value is None else [f"--{key}", str(value)]
+    return SaveRunConfig(parser, parser.parse_args(words))
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A run that was begun with `sections`, and its checkpoint."""
+    (tmp_path / "suspect.safetensors").write_bytes(b"suspect")
+    run = tmp_path / "run"
+    sections(tmp_path, None).on_train_start(trainer(run), MODULE)
+    return run
+
+
+FIXED = {
+    "seed_everything": (1, "--seed_everything (0 -> 1)"),
+    "model__init_args__width": (8, "--model.width (4 -> 8)"),
+    "model__init_args__weights": (None, "suspect.safetensors -> None)"),
+    "data__class_path": ("other.Data", "--data (bdclean.data.Digits -> other.Data)"),
+}
+
+
+@pytest.mark.parametrize("key", FIXED)
+@pytest.mark.parametrize("checkpoint", ["last", "{run}/checkpoints/last.ckpt"])
+def test_a_run_goes_on_with_its_method_data_and_seed(key, checkpoint, begun, tmp_path):
+    value, told = FIXED[key]
+    checkpoint, before = checkpoint.format(run=begun), names(begun)
+    changed = sections(tmp_path, checkpoint, **{key: value})
+    with pytest.raises(ConfigError, match="leave it out, or start a new run with --run") as raised:
+        changed.require_own(begun)
+    assert told in str(raised.value)
+    if checkpoint != "last":  # nor does it in another folder
+        with pytest.raises(ConfigError, match="a run goes on with"):
+            changed.require_own(tmp_path / "new")
+    assert names(begun) == before
+
+
+def test_all_keys_that_differ_are_named(begun, tmp_path):
+    changed = sections(tmp_path, "last", seed_everything=1, model__init_args__width=8)
+    with pytest.raises(ConfigError, match=r"^--model\.width \(4 -> 8\), --seed_.*leave them out"):
+        changed.require_own(begun)
+
+
+@pytest.mark.parametrize(
+    "free",
+    [
+        {"trainer__devices": 2, "run": "there", "data__init_args__cache": False},
+        {"trainer__max_epochs": 9},
+    ],
+)
+def test_where_and_how_long_a_run_goes_on_may_change(free, begun, tmp_path):
+    sections(tmp_path, "last", **free).require_own(begun)
+
+
+def test_a_suspect_that_was_moved_is_the_same(begun, tmp_path):
+    moved = tmp_path / "moved.safetensors"
+    moved.write_bytes(b"suspect")
+    sections(tmp_path, "last", model__init_args__weights=moved).require_own(begun)
+    moved.write_bytes(b"another")
+    with pytest.raises(ConfigError, match=r"--model\.weights"):
+        sections(tmp_path, "last", model__init_args__weights=moved).require_own(begun)
+    # the file that the run began with is gone: its checkpoint knows what was in it
+    (tmp_path / "suspect.safetensors").unlink()
+    sections(tmp_path, "last", model__init_args__weights=moved).require_own(begun)
+
+
 def callback(rate=0.1, ckpt_path=None, kind=SaveRunConfig):
     parser = ArgumentParser()
     parser.add_argument("--rate", type=float, default=0.1)
@@ -37,6 +118,7 @@ def start(folder, *arguments, **changes):
     saved = callback(*arguments)
     saved.setup(trainer(folder, **changes), MODULE, "fit")
     saved.on_fit_start(trainer(folder, **changes), MODULE)
+    saved.on_train_start(trainer(folder, **changes), MODULE)
 
 
 def names(folder):
@@ -48,7 +130,9 @@ def test_it_is_written_when_the_fit_starts_and_not_before(tmp_path):
     saved = callback(0.5, "last")
     saved.setup(trainer(folder), MODULE, "fit")
     assert not folder.exists()
-    saved.on_fit_start(trainer(folder), MODULE)
+    saved.on_fit_start(trainer(folder), MODULE)  # the module may still refuse the checkpoint
+    assert not folder.exists()
+    saved.on_train_start(trainer(folder), MODULE)
     assert names(folder) == ["config.yaml"]
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config == {"rate": 0.5, "ckpt_path": None}  # so that it can be run again
@@ -109,7 +193,14 @@ def test_other_processes_write_nothing_and_learn_of_a_refusal(tmp_path):
 
 def test_it_is_written_once(tmp_path):
     saved = callback()
-    saved.on_fit_start(trainer(tmp_path), MODULE)
+    saved.on_train_start(trainer(tmp_path), MODULE)
     (tmp_path / "config.yaml").unlink()
-    saved.on_fit_start(trainer(tmp_path), MODULE)
+    saved.on_train_start(trainer(tmp_path), MODULE)
     assert names(tmp_path) == []
+
+
+def test_a_run_with_nothing_left_to_train_is_written_at_its_end(tmp_path):
+    saved = callback()
+    saved.on_fit_start(trainer(tmp_path), MODULE)
+    saved.on_fit_end(trainer(tmp_path), MODULE)
+    assert names(tmp_path) == ["config.yaml"]

@@ -71,7 +71,10 @@ def test_a_folder_in_suspects_and_a_model_out(folder, tmp_path, capsys):
     again, model = tmp_path / "again", (out / "model.safetensors").read_bytes()
     steps = json.loads((out / "result.json").read_text())["cost"]["steps"]
     main(["sift", str(folder), "--run", str(out), "--copy_clean", str(again), *QUICK])
-    assert "going on with it" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "out holds this sift, and it is finished; nothing is trained. See model.saf" in told
+    assert "suspects.csv" in told.splitlines()[0]
+    assert "going on" not in told
     assert state(again) == state(kept)
     assert (out / "model.safetensors").read_bytes() == model
     assert json.loads((out / "result.json").read_text())["cost"]["steps"] == steps
