@@ -4,6 +4,7 @@ The lock is one small file. It says who holds it, and its time of change says th
 lives: a thread renews it. What a killed command leaves behind is recognised and taken over.
 """
 
+import fcntl
 import json
 import os
 import secrets
@@ -96,11 +97,8 @@ class RunLock:
         self._made: list[Path] = []
         self._over = threading.Event()
 
-    def refuse_if_held(self) -> str | None:
+    def refuse_if_held(self) -> None:
         """Looks, and touches nothing.
-
-        Returns:
-            The lock of a command that is gone; None without one.
 
         Raises:
             ConfigError: If another command is at work in the folder.
@@ -108,7 +106,6 @@ class RunLock:
         found = self._read()
         if found is not None and self._is_held(found):
             raise ConfigError(self._refusal(found))
-        return found
 
     def __enter__(self) -> Self:
         """Takes the lock; that of a command that is gone is taken over.
@@ -122,8 +119,8 @@ class RunLock:
         self._made = [folder for folder in above if not folder.exists()]  # the innermost first
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            while not self._create():
-                self._take_over()
+            while not (self._create() or self._take_over()):
+                time.sleep(0.01)
         except OSError as error:
             self._leave_folders()
             raise FileError(f"{self.file} cannot be written: {error.strerror or error}.") from error
@@ -166,16 +163,28 @@ class RunLock:
             raise
         return True
 
-    def _take_over(self) -> None:
-        """Moves the lock of a command that is gone out of the way; two may try at once."""
-        gone = self.refuse_if_held()
-        aside = self.file.with_name(f"{NAME}.{secrets.token_hex(4)}.tmp")
-        with suppress(FileNotFoundError):
-            self.file.rename(aside)
-            if aside.read_text(encoding="utf-8") != gone:  # another one was quicker: it is back
-                with suppress(OSError):
-                    os.link(aside, self.file)
-            aside.unlink()
+    def _take_over(self) -> bool:
+        """Writes our name over that of a command that is gone; of many that try, one succeeds."""
+        try:
+            file = self.file.open("r+", encoding="utf-8")
+        except FileNotFoundError:  # it was given back just now
+            return False
+        with file:
+            with suppress(OSError):  # file systems without such locks: what follows is quick
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not self._is_there(file.fileno()):
+                return False
+            self.refuse_if_held()
+            file.truncate()
+            file.write(self._text())
+        return True
+
+    def _is_there(self, descriptor: int) -> bool:
+        """Whether an open file is the lock, and not one that was given back since."""
+        try:
+            return os.path.samestat(os.fstat(descriptor), self.file.stat())
+        except OSError:
+            return False
 
     def _read(self) -> str | None:
         try:

@@ -10,7 +10,15 @@ import torch
 
 from bdclean.callbacks import AtomicCheckpointIO
 from bdclean.errors import BdcleanError, FileError, WeightsError
-from bdclean.files import replacing, sha256_of_file, sha256_of_tensor, write_bytes, write_text
+from bdclean.files import (
+    leftovers,
+    replacing,
+    sha256_of_file,
+    sha256_of_tensor,
+    sweep,
+    write_bytes,
+    write_text,
+)
 from bdclean.weights import write
 
 
@@ -102,3 +110,15 @@ def test_hashes_are_those_of_the_content(tmp_path):
     assert sha256_of_tensor(tensor.T.contiguous().T) == expected
     assert sha256_of_tensor(tensor.reshape(3, 2)) != expected
     assert sha256_of_tensor(tensor.char()) != expected
+
+
+def test_what_killed_processes_left_is_swept(tmp_path):
+    left = [".last.ckpt.0a1b2c3d.tmp", ".plan.json.ffffffff.tmp", ".last.ckpt.4711"]
+    kept = [".lock", ".notes.tmp", "last.ckpt", ".hidden", "x.0a1b2c3d.tmp", ".a.0a1b2c3dd.tmp"]
+    for name in left + kept:
+        (tmp_path / name).write_text("")
+    (tmp_path / ".folder.0a1b2c3d.tmp").mkdir()
+    assert sorted(path.name for path in leftovers(tmp_path)) == sorted(left)
+    sweep(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {*kept, ".folder.0a1b2c3d.tmp"}
+    sweep(tmp_path / "nowhere")

@@ -272,3 +272,23 @@ def test_a_plan_that_is_no_partition_is_refused(change, message):
     plan = replace(plan, poison_index=torch.tensor([1, 3]))
     with pytest.raises(AttackError, match=message):
         replace(plan, **change)
+
+
+def test_a_write_that_fails_leaves_the_plan_as_it_was(tmp_path, monkeypatch):
+    plan = DIRTY.plan(SMALL, C)
+    plan.save(tmp_path)
+    before = (tmp_path / "plan.json").read_bytes()
+    write = Path.write_bytes
+
+    def half(self, content):
+        write(self, content[: len(content) // 2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(BdcleanError, match=r"cannot be written: No space left on device\."):
+        plan.save(tmp_path)
+    monkeypatch.setattr("bdclean.attacks.plan.weights_format.write", lambda *_: "")
+    with pytest.raises(BdcleanError, match=r"plan\.json cannot be written"):
+        plan.save(tmp_path)
+    assert (tmp_path / "plan.json").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.json", "plan.safetensors"]

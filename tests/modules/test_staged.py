@@ -303,3 +303,63 @@ def test_development_run_keeps_its_limit(make, make_data, make_trainer):
     module = make()
     make_trainer(max_epochs=None, fast_dev_run=True).fit(module, make_data())
     assert len(module.seen) == 1
+
+
+class NoStep(Toy):
+    """Its stage takes the cross-entropy, and its view has no labels."""
+
+    def plan(self):
+        recipe = Recipe(epochs=1, batch_size=8)
+        return (Stage("only", recipe, reads=lambda: recipe.view("defense")),)
+
+
+def test_a_stage_without_step_needs_labels(suspect, facts, make_data, make_trainer):
+    message = (
+        "NoStep: the stage only takes the cross-entropy with labels, .*give the stage a `step`"
+    )
+    with pytest.raises(ConfigError, match=message):
+        make_trainer().fit(NoStep(**facts, weights=suspect), make_data())
+
+
+@pytest.mark.parametrize("plan", [None, 3, "fit", ["fit"], (None,)])
+def test_a_plan_that_is_none_is_told(plan, make, make_data, make_trainer):
+    class Planless(Toy):
+        def plan(self):
+            return plan
+
+    made = make()
+    made.__class__ = Planless
+    message = r"Planless: plan\(\) must return a tuple of stages, and it returned"
+    with pytest.raises(ConfigError, match=message):
+        make_trainer().fit(made, make_data())
+    with pytest.raises(ConfigError, match=message):
+        _ = made.finished
+
+
+def test_a_plan_may_be_a_list(make, make_data, make_trainer):
+    class Listed(Toy):
+        def plan(self):
+            return list(super().plan())
+
+    made = make()
+    made.__class__ = Listed
+    make_trainer().fit(made, make_data())
+    assert made.finished
+
+
+def test_refusals_name_the_checkpoint(make, make_data, make_trainer, every_epoch):
+    make_trainer(every_epoch).fit(make(), make_data())
+    path = f"{every_epoch.dirpath}/epoch=0.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    record = checkpoint["bdclean"]
+    spoilt = {
+        "of an earlier version": None,
+        "was written by other": record | {"method": "other"},
+        "is damaged": record | {"stage": 99},
+        "Stage 2 of the checkpoint": record | {"plan": [("score", 0), ("shrink", 9)]},
+        "has 7 steps": record | {"steps": 7},
+    }
+    for told, other in spoilt.items():
+        torch.save(checkpoint | {"bdclean": other}, path)
+        with pytest.raises(ConfigError, match=f"^--ckpt_path {path}: .*{told}"):
+            make_trainer(name="resumed").fit(make(), make_data(), ckpt_path=path)

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+import warnings
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,21 @@ def test_of_a_checkpoint_of_ours_the_model_is_read_and_what_describes_it(tmp_pat
     assert metadata == INFO
     assert found.keys() == _state().keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in _state().items())
+
+
+@pytest.mark.parametrize(
+    ("stage", "told"), [(0, "stage fit, number 1 of 2"), (1, "stage rest, number 2 of 2"), (2, "")]
+)
+def test_the_network_of_an_unfinished_run_is_named(tmp_path, stage, told):
+    record = {"method": "advrbd", "stage": stage, "plan": [("fit", 3), ("rest", 1)]}
+    torch.save(_checkpoint(record | {"networks": {"model": INFO}}), tmp_path / "last.ckpt")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        read(tmp_path / "last.ckpt")
+    said = [str(each.message) for each in caught]
+    assert len(said) == bool(told)
+    assert all("unfinished run of advrbd: its network 'model' is taken" in text for text in said)
+    assert all(told in text for text in said)
 
 
 def test_a_checkpoint_without_our_entry_is_a_foreign_file(tmp_path):
