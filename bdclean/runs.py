@@ -313,34 +313,17 @@ def canonical(config: Mapping[str, Any], *, content: bool = True) -> dict[str, A
     return whole
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """The settings in which two configs differ: `before -> now` by the keys that users type.
-
-    Where a weights file is gone, whether it was the same one is not known, and not said.
-    """
-    try:
-        old, new = (dict(_leaves(canonical(config), "")) for config in (before, now))
-    except OSError:
-        old, new = (dict(_leaves(canonical(each, content=False), "")) for each in (before, now))
-    was, is_now = dict(_leaves(before, "")), dict(_leaves(now, ""))
-    return {
-        key.removesuffix(".class_path"): f"{was.get(key)} -> {is_now.get(key)}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    }
-
-
 def weights_files(config: Mapping[str, Any]) -> dict[str, str]:
     """The weights files that model and data of a config name, by the keys that users type."""
     named = {key: config.get(key) for key in ("model", "data")}
-    leaves = _leaves(named, "")
-    return {k: v for k, v in leaves if isinstance(v, str) and v.endswith(_WEIGHTS)}
+    return {k: v for k, v in leaves(named) if isinstance(v, str) and v.endswith(_WEIGHTS)}
 
 
-def _leaves(tree: Any, key: str) -> Iterator[tuple[str, Any]]:
+def leaves(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a config with the keys that users type, below `key`."""
     if isinstance(tree, Mapping):
         for name, value in tree.items():
-            yield from _leaves(value, key if name == "init_args" else f"{key}.{name}".lstrip("."))
+            yield from leaves(value, key if name == "init_args" else f"{key}.{name}".lstrip("."))
     else:
         yield key, tree
 

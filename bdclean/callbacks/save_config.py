@@ -1,6 +1,8 @@
 """Keeps the merged config of a fit beside its results, and never overwrites another run's."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 from lightning.pytorch import LightningModule, Trainer
@@ -9,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from bdclean.errors import ConfigError
 from bdclean.modules.trainer import is_trial
-from bdclean.runs import RunFolder, canonical, differences
+from bdclean.runs import RunFolder, canonical, leaves
 
 FIXED = ("model", "data", "seed_everything")
 """Sections of a config that a run goes on with as it began."""
@@ -146,3 +148,20 @@ class SaveRunConfig(SaveConfigCallback):
         config["ckpt_path"] = None
         text: str = self.parser.dump(config, skip_unset=False)
         return text
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """The settings in which two configs differ: `before -> now` by the keys that users type.
+
+    Where a weights file is gone, whether it was the same one is not known, and not said.
+    """
+    try:
+        old, new = (dict(leaves(canonical(config))) for config in (before, now))
+    except OSError:
+        old, new = (dict(leaves(canonical(each, content=False))) for each in (before, now))
+    was, is_now = dict(leaves(before)), dict(leaves(now))
+    return {
+        key.removesuffix(".class_path"): f"{was.get(key)} -> {is_now.get(key)}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    }
