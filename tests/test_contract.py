@@ -210,7 +210,7 @@ def test_a_damaged_checkpoint_is_one_message(
     checkpoint = torch.load(tmp_path / "kept/last.ckpt", weights_only=True)
     damage(checkpoint)
     torch.save(checkpoint, tmp_path / "damaged.ckpt")
-    with pytest.raises(ConfigError, match=r"^--ckpt_path: "):
+    with pytest.raises(ConfigError, match=r"^--ckpt_path \S+damaged\.ckpt: "):
         make_trainer(name="again").fit(make(), make_data(), ckpt_path=tmp_path / "damaged.ckpt")
 
 
