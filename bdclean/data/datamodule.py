@@ -266,14 +266,8 @@ class ImageDataModule(LightningDataModule, ABC):
                 f"{view.batch_size} on each of {world_size} devices; lower "
                 "--model.recipe.batch_size (of SimCLR: --model.batch_size), or give more images."
             )
-        return TrainLoader(
-            rows,
-            batch_size=view.batch_size,
-            drop_last=view.drop_last,
-            seed=self._seed,
-            world_size=world_size,
-            rank=self._rank,
-        )
+        sizes = {"batch_size": view.batch_size, "world_size": world_size, "rank": self._rank}
+        return TrainLoader(rows, drop_last=view.drop_last, seed=self._seed, **sizes)
 
     def reading_dataloader(self, view: View, *, shared: bool = False) -> Loader:
         """All rows of `view` in stored order, un-augmented.
