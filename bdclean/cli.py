@@ -6,13 +6,16 @@ Wrong use ends here, whatever raised it, with one message and exit status 2.
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 
 import bdclean
 from bdclean.commands import COMMANDS, overview
+from bdclean.commands.quiet import in_one_line
 from bdclean.commands.words import expanded
 from bdclean.errors import BdcleanError, ConfigError, behind
+from bdclean.printable import printable
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells give it."""
@@ -25,6 +28,7 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Words after `bdclean`; None takes those of the process.
     """
     words = list(sys.argv[1:] if args is None else args)
+    plain, warnings.formatwarning = warnings.formatwarning, in_one_line
     try:
         _run(words)
         if sys.stdout is not None:  # as it is after `>&-`
@@ -38,8 +42,10 @@ def main(args: Sequence[str] | None = None) -> None:
         wrong_use = behind(error, BdcleanError)
         if wrong_use is None:
             raise
-        print(f"bdclean: {wrong_use}", file=sys.stderr)
+        print(f"bdclean: {printable(wrong_use)}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        warnings.formatwarning = plain
 
 
 def _run(words: list[str]) -> None:

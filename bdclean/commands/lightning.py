@@ -35,7 +35,9 @@ from bdclean.callbacks import (
     Suspects,
 )
 from bdclean.callbacks.read_test_set import has_head
+from bdclean.checks import check_between
 from bdclean.commands import closing
+from bdclean.commands.messages import of_trainer
 from bdclean.commands.parsing import OneDialect, in_users_words
 from bdclean.commands.quiet import quieten
 from bdclean.commands.rooms import import_rooms
@@ -196,6 +198,13 @@ class BdcleanCLI(LightningCLI):
         whose config is at hand.
         """
 
+    def _set_seed(self) -> None:
+        """As Lightning's, which sets the seed of numpy too; that takes 32 bits."""
+        seed = self._get(self.config, "seed_everything")
+        if seed is not None and not isinstance(seed, bool):
+            check_between("seed_everything", seed, 0, 2**32 - 1)
+        super()._set_seed()
+
     # ------------------------------------------------------------------ data, model and trainer
 
     def _add_instantiators(self) -> None:
@@ -244,7 +253,7 @@ class BdcleanCLI(LightningCLI):
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
-            raise ConfigError(f"trainer: {error}") from error
+            raise ConfigError(of_trainer(str(error), vars(config))) from error
         except OSError as error:
             raise ConfigError(f"--run={run.path}: it cannot be written ({error}).") from error
         on_cpu = isinstance(trainer.accelerator, CPUAccelerator)
