@@ -1,5 +1,6 @@
 """Configs that are odd: one sentence that names the file, the line and the key."""
 
+import os
 import time
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from bdclean.cli import main
+from bdclean.commands.words import expanded
 
 BASE = ["fit", "-c", "trainer/cpu", "-c", "data/digits", "-c", "train/supervised/fast"]
 BILLION = "a: &a [x, x, x, x, x, x, x, x]\n" + "".join(
@@ -155,6 +157,11 @@ def test_yaml_among_the_words_is_looked_at_too(words, message, capsys):
 def test_an_odd_value_in_a_config_is_told_by_its_key(text, message, capsys):
     Path("odd.yaml").write_text(text)
     assert told([*BASE, "-c", "odd.yaml"], capsys).startswith(f"bdclean: {message}")
+
+
+def test_a_pipe_may_be_a_config():
+    os.mkfifo("pipe")  # as the shell makes for `-c <(command)`
+    assert expanded(["fit", "-c", "pipe"]) == ["fit", "-c", "pipe"]
 
 
 def test_a_folder_may_have_a_name_that_begins_like_yaml(capsys):
