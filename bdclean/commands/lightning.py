@@ -112,7 +112,7 @@ def run(
         refused = behind(error, MisconfigurationException)
         if refused is None or behind(error, BdcleanError) is not None:
             raise
-        raise ConfigError(str(refused)) from error
+        raise ConfigError(" ".join(str(refused).split())) from error
     if distributed.is_available() and distributed.is_initialized():
         # Gloo's threads should not outlive the interpreter; Lightning ends NCCL's group alone.
         distributed.destroy_process_group()
@@ -227,7 +227,7 @@ class BdcleanCLI(LightningCLI):
             missing = behind(error, ImportError)
             if missing is None or behind(error, BdcleanError, MisconfigurationException):
                 raise
-            raise ConfigError(f"A package is missing. {missing}") from error
+            raise ConfigError(f"A package is missing. {' '.join(str(missing).split())}") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, writing into the run folder, with whole checkpoints and plain progress."""
