@@ -6,6 +6,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from bdclean.commands.own_modules import allow
 from bdclean.commands.yaml_text import MOST_BYTES, NoYAMLError, parse
 from bdclean.errors import ConfigError
@@ -200,7 +202,8 @@ def _without_method(chunk: Sequence[str]) -> Sequence[str]:
     kept = {key: value for key, value in config.items() if key not in _OF_METHOD}
     model, trainer = config["model"], config.get("trainer")
     if isinstance(model, dict):
-        network = {k: v for k, v in (model.get("init_args") or {}).items() if k in _NETWORK}
+        given = model.get("init_args")
+        network = {k: given[k] for k in given if k in _NETWORK} if isinstance(given, dict) else {}
         kept["model"] = {"class_path": model["class_path"], "init_args": network}
     if isinstance(trainer, dict):
         kept["trainer"] = {key: v for key, v in trainer.items() if key not in _TRAINING}

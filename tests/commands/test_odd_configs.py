@@ -159,6 +159,16 @@ def test_an_odd_value_in_a_config_is_told_by_its_key(text, message, capsys):
     assert told([*BASE, "-c", "odd.yaml"], capsys).startswith(f"bdclean: {message}")
 
 
+@pytest.mark.parametrize("value", ["[1]", "3", "text", "null"])
+@pytest.mark.parametrize("key", ["model", "data", "trainer", "data.attack", "model.init_args"])
+def test_odd_settings_of_a_former_method_are_no_traceback(key, value, capsys):
+    first, _, rest = key.partition(".")
+    inner = f"{{class_path: bdclean.purification.CBD, {rest}: {value}}}" if rest else value
+    Path("odd.yaml").write_text(f"{first}: {inner}\n")
+    words = ["fit", "-c", "odd.yaml", *BASE[1:], "--model.widht", "4", "--run", "run"]
+    assert told(words, capsys).startswith("bdclean: --")
+
+
 def test_a_pipe_may_be_a_config():
     os.mkfifo("pipe")  # as the shell makes for `-c <(command)`
     assert expanded(["fit", "-c", "pipe"]) == ["fit", "-c", "pipe"]
