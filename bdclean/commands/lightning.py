@@ -247,7 +247,7 @@ class BdcleanCLI(LightningCLI):
             self._require_own(run.path)
         if config.get("logger") in (None, True):
             if writes:
-                _keep_old_metrics(run)
+                rank_zero_only(run.keep_old_metrics)()
             kwargs["logger"] = CSVLogger(run.path, name="", version="")
         kwargs |= {"default_root_dir": str(run.path), "plugins": plugins, "callbacks": callbacks}
         try:
@@ -398,8 +398,3 @@ def _has_test_images(data: Any) -> bool:
 
 def _checkpoints(run: str) -> str:
     return f"{run}/checkpoints"
-
-
-@rank_zero_only
-def _keep_old_metrics(run: RunFolder) -> None:
-    run.keep_old_metrics()
