@@ -7,14 +7,17 @@ import errno
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 
 import bdclean
 from bdclean import stopping
 from bdclean.commands import COMMANDS, overview
+from bdclean.commands.quiet import in_one_line
 from bdclean.commands.words import expanded
 from bdclean.errors import BdcleanError, ConfigError, behind
+from bdclean.printable import printable
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -26,10 +29,14 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Words after `bdclean`; None takes those of the process.
     """
     words = list(sys.argv[1:] if args is None else args)
-    with stopping.listening():
-        status = _status(words)
-        if status:
-            sys.exit(status)
+    plain, warnings.formatwarning = warnings.formatwarning, in_one_line
+    try:
+        with stopping.listening():
+            status = _status(words)
+    finally:
+        warnings.formatwarning = plain
+    if status:
+        sys.exit(status)
 
 
 def _status(words: list[str]) -> int:
@@ -51,7 +58,7 @@ def _status(words: list[str]) -> int:
         told = behind(error, BdcleanError) or _full_disk(error)
         if told is None:
             raise
-        stopping.tell(str(told))
+        stopping.tell(printable(told))
         return 2
     return 0
 

@@ -7,7 +7,9 @@ A package offers them as entry points, in its `pyproject.toml`:
 """
 
 import warnings
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
+
+from bdclean.printable import printable
 
 ATTACKS = "bdclean.attacks"
 """Group of the entry points that are attacks."""
@@ -29,12 +31,17 @@ def load_plugins(group: str) -> dict[str, type]:
         try:
             found[point.name] = _class(point.load())
         except (Exception, SystemExit) as error:  # whatever another package does
+            reason = printable(f"{type(error).__name__}: {error}").rstrip(".")
             warnings.warn(
-                f"{point.name} is left out: the entry point {point.value!r} of {group} cannot be "
-                f"imported ({type(error).__name__}: {error}).",
+                f"{point.name} is left out: the entry point {point.value!r} of {group}, of the "
+                f"package {_package(point)}, cannot be imported ({reason}).",
                 stacklevel=2,
             )
     return found
+
+
+def _package(point: EntryPoint) -> str:
+    return "?" if point.dist is None else f"{point.dist.name} {point.dist.version}"
 
 
 def _class(loaded: object) -> type:

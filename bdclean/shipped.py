@@ -71,14 +71,17 @@ def path_of(value: str, key: str) -> str:
     Raises:
         ConfigError: If there is neither a file nor a config of that name.
     """
-    theirs = False
-    with suppress(OSError):  # no file has a name that long
-        theirs = Path(value).exists() and not Path(value).is_dir()  # a folder `data` is no config
-    if theirs and value in names():
-        _tell_which(value, key)
-    if theirs or not _NAME_OR_PATH.fullmatch(value):
-        return value
-    return str(find(value, key))
+    path = Path(value)
+    with suppress(OSError, ValueError):  # no file has a name that long, or with a null byte
+        if path.is_file() or path.is_fifo():
+            if value in names():
+                _tell_which(value, key)
+            return value
+        if path.is_dir() and value and not names(value.rstrip("/")):  # `data` is both
+            raise ConfigError(f"{key} {value}: it is a folder; give a config file.")
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"{key} {value}: it is no file; give a config file.")
+    return str(find(value, key)) if _NAME_OR_PATH.fullmatch(value) else value
 
 
 @cache

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from bdclean.checks import check_least, check_not_negative
+
 Role = Literal["train", "defense", "probe"]
 """What images a `fit` stage reads: the (possibly poisoned) training set, the clean images
 that a defender holds, or the small labelled set of the linear probe."""
@@ -84,6 +86,9 @@ class View:
         drop_last: Leave out an incomplete last batch.
         labels: Whether batches carry the labels of the data as `label`.
         subset: Only these rows of the role; `index` in a batch still counts those of the role.
+
+    Raises:
+        ConfigError: If a number is out of its range.
     """
 
     role: Role = "train"
@@ -93,6 +98,11 @@ class View:
     drop_last: bool = False
     labels: bool = False
     subset: Subset | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        check_not_negative("view.views", self.views)
+        check_least("view.batch_size", self.batch_size, 1)
 
 
 @dataclass(frozen=True, eq=False)

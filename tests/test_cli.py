@@ -343,11 +343,11 @@ WRONG = {
     ),
     "a device that is not there": (
         ["fit", *BASE, *stack("train/supervised/fast"), "--trainer.devices", "0"],
-        "trainer: `Trainer(devices='0')` value is not a valid input",
+        "--trainer.devices=0: `Trainer(devices='0')` value is not a valid input",
     ),
     "a strategy that is not there": (
         ["fit", *BASE, *stack("train/supervised/fast"), "--trainer.strategy", "dpp"],
-        "trainer: You selected an invalid strategy name: `strategy='dpp'`",
+        "--trainer.strategy=dpp: You selected an invalid strategy name: `strategy='dpp'`",
     ),
     "a package that is not there": (
         ["fit", *BASE, *stack("train/supervised/fast"), "--trainer.logger", f"{__name__}.Absent"],

@@ -8,7 +8,7 @@ import pytest
 import bdclean
 
 PACKAGE = Path(bdclean.__file__).parent
-GROUND = {"types", "errors", "checks", "files", "progress"}
+GROUND = {"types", "errors", "checks", "files", "printable", "progress"}
 LOWER = GROUND | {"functional", "weights"}
 MODELS = LOWER | {"metrics", "backbones"}
 METHODS = MODELS | {"modules"}
@@ -18,13 +18,14 @@ OUTSIDE = {
     *("callbacks", "figures", "locks", "plugins", "reporting", "runs", "shipped", "stopping"),
 }
 ALLOWED = {
-    "types": set(),
+    "types": {"checks"},
     "errors": set(),
     "checks": {"errors"},
     "files": {"errors"},
+    "printable": set(),
     "progress": set(),
     "locks": {"errors"},
-    "plugins": set(),
+    "plugins": {"printable"},
     "stopping": set(),
     "shipped": {"errors"},
     "functional": GROUND,
@@ -42,7 +43,7 @@ ALLOWED = {
     "callbacks": METHODS | {"figures", "runs"},
     "reporting": GROUND | {"figures", "runs"},
     "commands": RUNS | OUTSIDE,
-    "cli": {"errors", "commands", "stopping"},
+    "cli": {"errors", "printable", "commands", "stopping"},
     "__main__": {"cli", "stopping"},
 }
 EXCEPTIONS = {

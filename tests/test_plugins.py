@@ -1,12 +1,15 @@
 """Classes of other packages, offered as entry points."""
 
 import importlib
+import os
+import subprocess
+import sys
 
 import pytest
 from jsonargparse import ArgumentError, ArgumentParser
 
 from bdclean.attacks import Attack
-from bdclean.plugins import ATTACKS, load_plugins
+from bdclean.plugins import ATTACKS, METHODS, load_plugins
 
 FACTS = "Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n"
 PLUGIN = '''
@@ -100,3 +103,18 @@ def test_what_is_no_class_or_ends_the_process_is_left_out(install):
     said = " ".join(str(each.message) for each in warned)
     assert "Gone is left out" in said
     assert "3.14 is no class" in said
+
+
+def test_a_broken_package_is_one_line_of_a_command(install, tmp_path):
+    install("bdclean_torn", "raise OSError('a\\nb')\n", [(METHODS, "Torn = bdclean_torn:Torn")])
+    done = subprocess.run(
+        [sys.executable, "-m", "bdclean", "methods"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr.splitlines() == [
+        "bdclean: warning: Torn is left out: the entry point 'bdclean_torn:Torn' of "
+        "bdclean.methods, of the package bdclean_torn 1.0, cannot be imported (OSError: a\\nb)."
+    ]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from bdclean.backbones import ModelInfo, build, save_model
@@ -266,7 +267,7 @@ WORDS = {
     ),
     "a value for a group": (
         ["fit", "-c", "trainer/cpu", *DIGITS, "-c", "sift/advrbd", "--model.rounds", "1"],
-        "--model.rounds: set its options one by one, as --model.rounds.NAME VALUE.",
+        "--model.rounds=1: set its options one by one, as --model.rounds.NAME VALUE.",
     ),
     "a word for a group that may be left out": (
         ["fit", "-c", "trainer/cpu", *DIGITS, "-c", "purify/cbd", "--model.probe", "none"],
@@ -423,6 +424,88 @@ def test_a_config_without_keys_is_named(content, message, capsys):
 def test_a_name_that_no_file_can_have_is_one_message(capsys):
     assert "there is no such file" in refused(["fit", "-c", "a" * 300], capsys)
     assert "it cannot be written" in refused(["config", "cp", "purify/cbd", "a" * 300], capsys)
+
+
+LIMITS = {
+    "trainer.limit_train_batches": ("0", "0.0", "-1", ".nan", "1.5"),
+    "trainer.max_epochs": ("0", "-2"),
+    "trainer.max_steps": ("0", "-2"),
+    "trainer.accumulate_grad_batches": ("0", "-1"),
+    "trainer.check_val_every_n_epoch": ("0",),
+    "trainer.val_check_interval": ("0",),
+    "trainer.gradient_clip_val": (".nan", "-1"),
+    "trainer.limit_test_batches": ("0", "-1"),
+    "trainer.devices": ("0", "x"),
+    "trainer.max_time": ("x", "-1"),
+    "trainer.fast_dev_run": ("-1",),
+    "seed_everything": ("-1", "99999999999999", "[1]", ".nan"),
+    "model.optimizer.lr": (".nan", ".inf"),
+    "model.optimizer": ("null", "[1]", "3", "word"),
+    "model.gamma": (".nan", "-1"),
+    "model.width": ("9" * 30, "9" * 12),
+    "model.batch_size": ("9" * 30, ".nan"),
+    "data.shuffle_seed": ("-1", "9" * 30),
+    "data.attack.rate": (".nan", "0"),
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, values in LIMITS.items() for value in values]
+)
+def test_a_limit_or_number_that_cannot_be_is_named(key, value, training, capsys):
+    before = sorted(Path().rglob("*"))
+    said = refused([*BASE, "--trainer.max_epochs", "1", "--run", "run", f"--{key}={value}"], capsys)
+    assert said.startswith(f"bdclean: --{key}=")
+    assert not training
+    assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", ["test", "validate", "predict"])
+def test_a_command_that_would_do_nothing_is_refused(command, capsys):
+    save_model(build(ModelInfo("resnet18", 10, 32, (0.1,) * 3, (0.2,) * 3, 4)), "net.safetensors")
+    key = {"test": "test", "validate": "val", "predict": "predict"}[command]
+    words = [command, *BASE[1:], "--model.weights", "net.safetensors", "--data.splits.val", "40"]
+    words += ["--run", "run"]
+    said = refused([*words, f"--trainer.limit_{key}_batches", "0"], capsys)
+    assert said.startswith(f"bdclean: --trainer.limit_{key}_batches=0: it must be above 0")
+
+
+WEIGHTS = {
+    "nofile.pth": "--model.weights nofile.pth: there is no such weights file.",
+    ".": "--model.weights . is a folder; give the weights file in it.",
+    "": "--model.weights='': give the path of a weights file.",
+    "https://x.org/a.pth": "--model.weights https://x.org/a.pth: nothing is downloaded; ",
+    "plain.pth": "--model.weights plain.pth does not say which architecture it is for; name it ",
+    "described.ckpt": "--model.weights described.ckpt: its metadata describes no model (",
+    "notes.txt": "--model.weights notes.txt: weights files end in ",
+}
+
+
+@pytest.mark.parametrize("method", ["purify/cbd", "train/supervised/fast", "measure/knn"])
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_a_wrong_weights_file_is_told_with_its_key(weights, method, capsys):
+    torch.save({"a": torch.zeros(2)}, "plain.pth")
+    described = {"state_dict": {"model.a": torch.zeros(2)}}
+    torch.save(
+        described | {"bdclean": {"networks": {"model": {"bdclean_format": "2"}}}}, "described.ckpt"
+    )
+    Path("notes.txt").write_text("")
+    if (weights, method) == ("plain.pth", "train/supervised/fast"):
+        pytest.skip("a training takes resnet18 where nothing is said")
+    if (weights, method) == ("described.ckpt", "measure/knn"):
+        pytest.skip("as of any other method")
+    words = ["fit", *stack("trainer/cpu", "data/digits", method), "--run", "run"]
+    if method == "measure/knn":
+        words[0] = "test"
+    said = refused([*words, "--model.weights", weights], capsys)
+    assert said.startswith(f"bdclean: {WEIGHTS[weights]}")
+
+
+def test_a_method_without_its_config_is_told_what_to_add(capsys):
+    words = ["fit", *stack("trainer/cpu", "data/digits"), "--model", "AdvrBD", "--run", "run"]
+    said = refused([*words, "--model.width", "4"], capsys)
+    assert said.startswith("bdclean: --trainer.reload_dataloaders_every_n_epochs=0: AdvrBD ")
+    assert "set it to 1, with --trainer.reload_dataloaders_every_n_epochs 1" in said
 
 
 @pytest.mark.parametrize(

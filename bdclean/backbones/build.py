@@ -11,8 +11,9 @@ from torch import Tensor
 from bdclean.backbones.architectures import SMALL_IMAGE, Parts, canonical, make_parts
 from bdclean.backbones.foreign import split_foreign, warn_of_solo_learn
 from bdclean.backbones.split import ModelInfo, SplitModel, Stem
-from bdclean.errors import ConfigError, WeightsError
+from bdclean.errors import BdcleanError, ConfigError, WeightsError
 from bdclean.files import FORMAT_KEY
+from bdclean.printable import printable
 from bdclean.types import RGB, ImageFacts
 from bdclean.weights import match, read, write
 
@@ -37,7 +38,13 @@ def build(info: ModelInfo) -> SplitModel:
         ConfigError: If the architecture is unknown or does not fit the other values.
     """
     info = canonical(info)
-    return _assemble(make_parts(info), info)
+    try:
+        return _assemble(make_parts(info), info)
+    except (RuntimeError, TypeError, OverflowError, MemoryError) as error:
+        raise ConfigError(
+            f"width={info.width}: a network of that size cannot be built here, with "
+            f"{info.num_classes} classes and images of {info.input_size} pixels."
+        ) from error
 
 
 def _assemble(parts: Parts, info: ModelInfo) -> SplitModel:
@@ -124,7 +131,12 @@ def _load_own(
     metadata: Mapping[str, str],
     given: dict[str, Any],
 ) -> SplitModel:
-    info = canonical(ModelInfo.from_metadata(metadata))
+    try:
+        info = canonical(ModelInfo.from_metadata(metadata))
+    except BdcleanError as error:
+        raise WeightsError(
+            f"{weights}: its metadata describes no model ({_inner(error)})."
+        ) from error
     if info.num_classes is None:
         given.pop("num_classes", None)  # a backbone without a head serves any number of classes
     wanted = canonical(replace(info, **given))
@@ -143,6 +155,11 @@ def _load_own(
     model = _assemble(make_parts(info, skeleton.num_features), info)
     _load(model, state, weights)
     return model
+
+
+def _inner(error: BdcleanError) -> str:
+    """What an error says, for the middle of another sentence."""
+    return printable(error).rstrip(".")
 
 
 def _skeleton(info: ModelInfo, weights: str | Path) -> SplitModel:
@@ -169,8 +186,9 @@ def _load_foreign(
 ) -> SplitModel:
     if "arch" not in given:
         raise ConfigError(
-            f"{weights} does not say which architecture it is for; name it with arch "
-            "(for example resnet18, mobilenet_v2, timm:vit_tiny_patch16_224)."
+            f"{weights} does not say which architecture it is for; name it with arch, on the "
+            "command line --model.arch (for example resnet18, mobilenet_v2, "
+            "timm:vit_tiny_patch16_224)."
         )
     defaults = {
         "input_size": DEFAULT_INPUT_SIZE,

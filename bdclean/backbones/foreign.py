@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from bdclean.backbones.architectures import Parts
+from bdclean.printable import printable
 from bdclean.weights import bare, unwrap
 
 # Where libraries put the classifier, beside the name that belongs to the architecture.
@@ -156,8 +157,8 @@ def _drop_training_only(
     tops = {name: name.split(".")[0] for name in rest}
     dropped = [n for n, top in tops.items() if top in _TRAINING_ONLY or top.startswith(_SECOND)]
     if dropped or projection:
-        named = sorted({tops[name] for name in dropped})
-        named += sorted({name.rpartition(".")[0] for name in projection})
+        named = sorted({printable(tops[name]) for name in dropped})
+        named += sorted({printable(name.rpartition(".")[0]) for name in projection})
         warnings.warn(
             f"{weights}: {len(dropped) + len(projection)} tensors under {', '.join(named)} serve "
             "training alone and are left out.",

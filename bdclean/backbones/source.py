@@ -5,6 +5,7 @@ from pathlib import Path
 
 from bdclean.backbones.build import carries_normalisation, load_model
 from bdclean.backbones.split import SplitModel, Stem
+from bdclean.checks import check_least
 from bdclean.errors import ConfigError
 from bdclean.types import RGB
 
@@ -22,6 +23,9 @@ class WeightsSource:
             counts even where the images at hand have other statistics.
         std: As `mean`.
         stem: Of ResNets, for foreign files; None takes `auto`: the CIFAR stem up to 64 pixels.
+
+    Raises:
+        ConfigError: If the width is below 1.
     """
 
     weights: str | None
@@ -31,6 +35,11 @@ class WeightsSource:
     mean: RGB
     std: RGB
     stem: Stem | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the width."""
+        if self.width is not None:
+            check_least("width", self.width, 1)
 
     @property
     def is_there(self) -> bool:

@@ -2,6 +2,7 @@
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from bdclean.errors import ConfigError
 from bdclean.modules import BackdoorModule
 from bdclean.modules.reading import data_of
 from bdclean.modules.trainer import is_trial
@@ -18,6 +19,11 @@ class ReadTestSet(Callback):
         data = data_of(trainer)
         if data is not None and has_head(pl_module) and not is_trial(trainer):
             data.setup("test")
+            if trainer.limit_test_batches == 0:
+                raise ConfigError(
+                    "trainer.limit_test_batches=0: it must be above 0, or nothing is measured; to "
+                    "fit without a test, set --test_after_fit false."
+                )
 
 
 def has_head(module: LightningModule) -> bool:

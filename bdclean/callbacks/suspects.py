@@ -15,6 +15,7 @@ from bdclean.files import write_text
 from bdclean.metrics.identification import false_positive_rate, true_positive_rate
 from bdclean.modules import BackdoorModule
 from bdclean.modules.reading import data_of
+from bdclean.printable import cell
 from bdclean.runs import RunFolder, read_csv
 from bdclean.types import Findings, KnowsTruth, TrainingSet
 
@@ -79,7 +80,8 @@ def ranking(score: Tensor) -> Tensor:
 def table(findings: Findings, data: TrainingSet) -> str:
     """`suspects.csv`: a line per sample, in the order of `ranking`.
 
-    The columns are `COLUMNS` and, where the classes have names, `NAMES`.
+    The columns are `COLUMNS` and, where the classes have names, `NAMES`. Names of files and classes
+    are written by `bdclean.printable.cell`.
     """
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -87,14 +89,14 @@ def table(findings: Findings, data: TrainingSet) -> str:
     labels, proposed = data.labels.tolist(), findings.proposed.tolist()
     score, flagged = findings.score.tolist(), findings.flagged
     for row in ranking(findings.score).tolist():
-        file = data.files[row] if data.files else ""
+        file = cell(data.files[row]) if data.files else ""
         other = proposed[row] if proposed[row] >= 0 else ""
         # Nine digits tell any two numbers of 32 bits apart.
         judged = "" if flagged is None else int(flagged[row])
         cells = [row, file, labels[row], f"{score[row]:.9g}", judged, other]
         if data.classes:
-            named = data.classes[proposed[row]] if proposed[row] >= 0 else ""
-            cells += [data.classes[labels[row]], named]
+            named = cell(data.classes[proposed[row]]) if proposed[row] >= 0 else ""
+            cells += [cell(data.classes[labels[row]]), named]
         writer.writerow(cells)
     return text.getvalue()
 

@@ -36,8 +36,10 @@ from bdclean.callbacks import (
     Suspects,
 )
 from bdclean.callbacks.read_test_set import has_head
+from bdclean.checks import check_between
 from bdclean.commands import closing
 from bdclean.commands.making import LightningParser, ModelMaker
+from bdclean.commands.messages import of_trainer
 from bdclean.commands.parsing import in_users_words
 from bdclean.commands.quiet import quieten
 from bdclean.commands.rooms import import_rooms
@@ -113,7 +115,7 @@ def run(
         refused = behind(error, MisconfigurationException)
         if refused is None or behind(error, BdcleanError) is not None:
             raise
-        raise ConfigError(str(refused)) from error
+        raise ConfigError(" ".join(str(refused).split())) from error
     if distributed.is_available() and distributed.is_initialized():
         # Gloo's threads should not outlive the interpreter; Lightning ends NCCL's group alone.
         distributed.destroy_process_group()
@@ -180,6 +182,13 @@ class BdcleanCLI(LightningCLI):
         whose config is at hand.
         """
 
+    def _set_seed(self) -> None:
+        """As Lightning's, which sets the seed of numpy too; that takes 32 bits."""
+        seed = self._get(self.config, "seed_everything")
+        if seed is not None and not isinstance(seed, bool):
+            check_between("seed_everything", seed, 0, 2**32 - 1)
+        super()._set_seed()
+
     # ------------------------------------------------------------------ data, model and trainer
 
     def _add_instantiators(self) -> None:
@@ -202,7 +211,7 @@ class BdcleanCLI(LightningCLI):
             missing = behind(error, ImportError)
             if missing is None or behind(error, BdcleanError, MisconfigurationException):
                 raise
-            raise ConfigError(f"A package is missing. {missing}") from error
+            raise ConfigError(f"A package is missing. {' '.join(str(missing).split())}") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, writing into the run folder, with whole checkpoints and plain progress."""
@@ -223,7 +232,7 @@ class BdcleanCLI(LightningCLI):
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
-            raise ConfigError(f"trainer: {error}") from error
+            raise ConfigError(of_trainer(str(error), vars(config))) from error
         except OSError as error:
             raise ConfigError(f"--run={run.path}: it cannot be written ({error}).") from error
         on_cpu = isinstance(trainer.accelerator, CPUAccelerator)

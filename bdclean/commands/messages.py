@@ -13,6 +13,8 @@ from typing import Any
 
 from bdclean.commands import hints
 from bdclean.commands.rooms import KEYS, arguments_of, find_class
+from bdclean.commands.type_words import WORDS, allowed_for, either
+from bdclean.printable import printable
 
 _KEY = re.compile(r'Parser key "([^"]+)"')
 _CLASS = re.compile(r"class_path[ =]'([\w.]+)'")
@@ -23,12 +25,20 @@ _UNKNOWN = re.compile(
     r"|Subcommand '[^']+' does not accept option '([^']+)'"
     r"|unrecognized arguments: --([\w.+]+)"
 )
+_REQUIRED = re.compile(r'Key "(.+?)" is required|the following arguments are required: (.+)')
+_EXPECTED = re.compile(r"Expected an? |Does not validate against")
+_FILES = ("weights", "root", "surrogate", "trigger")
+_FILES = ("weights", "root", "surrogate", "trigger")
+_GIVEN_VALUE = re.compile(r"([a-z_][\w.]*)(=| is )(\[[^\]]*\]|[^\s:;,]+)")
 _TYPES = re.compile(r"Expected an? (?:<class '([\w.]+)'>|typing\.Literal\[(.*)\])")
 _GIVEN = (
     re.compile(r"Given value: (?!NestedArg|\{|Namespace)(.+?)(?:\. Got value: .*)?$", re.M),
     re.compile(r"Got value: (?!Namespace)(.+)"),
+    re.compile(r"import path (?:string|format): (.*)"),
     re.compile(r"Given value: NestedArg\(key='[^']*', val='?(.*?)'?\)"),
 )
+_YAML = {"None": "null", "True": "true", "False": "false"}
+_LONGEST = 200  # characters of what jsonargparse says and nothing here reads
 _SUBTYPES = re.compile(r"Subtypes: \[(.*)\]")
 _RESTRICTED = re.compile(r"Not of type (\w+): (.+)")
 _NO_CLASS = re.compile(
@@ -38,20 +48,10 @@ _NO_CLASS = re.compile(
     r"|does not correspond to a subclass"
     r"|Not a valid subclass"
     r"|Expected an instantiatable class"
+    r"|Expected an import path or a subclass spec"
+    r"|Expected a typing\.Callable"
+    r"|Unexpected import path format"
 )
-_WORDS = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true, false",
-    "str": "text",
-    "NoneType": "null",
-    "list": "a list",
-    "dict": "a mapping",
-    "PositiveInt": "a whole number above 0",
-    "NonNegativeInt": "a whole number, 0 or above",
-    "PositiveFloat": "a number above 0",
-    "NonNegativeFloat": "a number, 0 or above",
-}
 _GIVE = {
     "model": "give a method with -c (`bdclean config ls`), or a class as --model CLASS",
     "data": "give a data set with -c (`bdclean config ls data`), or a class as --data CLASS",
@@ -71,11 +71,14 @@ def parse_error(message: str, options: Iterable[str]) -> str:
         return f"-c: {message.split(': ', 1)[1]}."
     inner = message[where[-1].end() :] if where else message
     known = list(options)
-    for say in (_missing, _unknown, _group, _restricted, _wrong_type, _no_class, _plain_words):
+    for say in _SENTENCES:
         sentence = say(key, inner, message, known)
         if sentence:
             return sentence
     text = " ".join(message.split())
+    if len(text) > _LONGEST:
+        text = "this value does not fit here."
+        return f"--{key}{_equals(_value(inner))}: {text}" if key else f"A config: {text}"
     return f"--{key}: {text}" if key else text
 
 
@@ -83,26 +86,66 @@ def dotted(message: str, config: Mapping[str, Any], room: str | None = None) -> 
     """A message of a lower room with the key as users type it.
 
     Args:
-        message: `NAME=VALUE: ...` or `NAME is VALUE; ...`, or any other text.
+        message: `NAME=VALUE: ...` or `NAME is VALUE; ...`; or about a file, whose path it begins
+            with; or any other text.
         config: Parsed, flat: dotted keys and their values.
         room: What the error came out of, as a prefix: `model`, `data` or `data.attack`; it decides
             where several keys have that name and value, or none.
     """
     message = re.sub(r"\b(data|model|trainer)\.init_args\.", r"--\1.", message)
     message = _plain(message)
-    given = re.match(r"([a-z_][\w.]*)(=| is )([^\s:;,]+)", message)
+    files = [_plain(key) for key, each in config.items() if _begins(message, key, each)]
+    if near := _nearest(files, room):
+        return f"--{near} {message}"
+    given = _GIVEN_VALUE.match(message)
     if given is None:
         return message
     name, sign, value = given.groups()
-    keys = {
+    keys = [
         _plain(key)
         for key, each in config.items()
-        if f".{_plain(key)}".endswith(f".{name}") and str(each) == value.strip("'\"")
-    }
-    near = {key for key in keys if room and key.startswith(f"{room}.")} or keys
-    if len(near) == 1:
-        return f"--{near.pop()}={value}{message[given.end() :]}"
+        if f".{_plain(key)}".endswith(f".{name}") and _shown(each) == value.strip("'\"")
+    ]
+    if near := _nearest(keys, room):
+        return f"--{near}={value}{message[given.end() :]}"
     return f"--{room}.{message}" if room and sign == "=" else message
+
+
+def _nearest(keys: Iterable[str], room: str | None) -> str | None:
+    """The one key there is, or the one of a room; None if that is not clear."""
+    found = set(keys)
+    near = {key for key in found if room and key.startswith(f"{room}.")} or found
+    return near.pop() if len(near) == 1 else None
+
+
+def _begins(message: str, key: str, value: Any) -> bool:
+    """Whether a message begins with a path of the config."""
+    path = printable(value) if isinstance(value, str) and key.endswith(_FILES) else ""
+    return bool(path) and message.startswith((f"{path}:", f"{path} "))
+
+
+def _shown(value: Any) -> str:
+    """A value as messages show it, tuples as lists."""
+    return str(list(value) if isinstance(value, tuple) else value)
+
+
+def of_trainer(said: str, settings: Mapping[str, Any]) -> str:
+    """What Lightning says of a setting of its Trainer, with the key as users type it.
+
+    Args:
+        said: Of any length; the first sentence counts.
+        settings: Those of the Trainer.
+    """
+    first = re.split(r"(?<=[\w)`'\]])\. |\n", said.strip())[0].rstrip(".")
+    if "Timer(duration=" in first:
+        return f"--trainer.max_time={settings['max_time']}: it must be DD:HH:MM:SS."
+    places = {key: found.start() for key in settings if (found := re.search(rf"\b{key}\b", first))}
+    if not places:
+        return f"trainer: {first}."
+    key = min(places, key=lambda each: places[each])
+    value = settings[key]
+    shown = str(value).lower() if isinstance(value, bool) else value
+    return f"--trainer.{key}={shown}: {first}."
 
 
 def room_of(trace: TracebackType | None) -> str | None:
@@ -120,12 +163,13 @@ def room_of(trace: TracebackType | None) -> str | None:
 
 
 def _missing(key: str, inner: str, message: str, options: list[str]) -> str | None:
-    found = re.search(r"the following arguments are required: (.+)", message)
-    if found is None:
-        found = re.search(r'Key "(.+?)" is required', message)
+    found = _REQUIRED.search(inner)
     if found is None:
         return None
-    name = found[1].split(", ")[0].rpartition(".")[2]
+    name = str(found[1] or found[2]).split(", ")[0]
+    if key:
+        return f"--{key}.{name} is missing."
+    name = name.rpartition(".")[2]
     if name in _GIVE:
         return f"--{name} is missing: {_GIVE[name]}."
     return f"--{name} is missing."
@@ -151,32 +195,46 @@ def _unknown(key: str, inner: str, message: str, options: list[str]) -> str | No
 
 
 def _group(key: str, inner: str, message: str, options: list[str]) -> str | None:
-    if "Unable to load config" not in inner:
+    found = re.search(r'Unable to load config "(.*)"', inner, re.S)
+    if found is None:
         return None
-    return f"--{key}: set its options one by one, as --{key}.NAME VALUE."
+    value = _YAML.get(found[1], found[1])
+    return f"--{key}{_equals(value)}: set its options one by one, as --{key}.NAME VALUE."
 
 
 def _restricted(key: str, inner: str, message: str, options: list[str]) -> str | None:
     found = _RESTRICTED.search(inner)
-    if found is None or found[1] not in _WORDS:
+    if found is None or found[1] not in WORDS:
         return None
     value = re.search(r"base 10: '(.*)'|float: '(.*)'|^(\S+) does not conform", found[2])
     shown = next((part for part in value.groups() if part), "?") if value else "?"
-    return f"--{key}={shown}: it must be {_WORDS[found[1]]}."
+    return f"--{key}={shown}: it must be {WORDS[found[1]]}."
 
 
 def _wrong_type(key: str, inner: str, message: str, options: list[str]) -> str | None:
+    if not _EXPECTED.search(inner) or "is abstract" in inner:
+        return None
+    allowed = _by_annotation(message) or _by_name(inner)
+    if not allowed:
+        return None
+    return f"--{key}{_equals(_value(inner))}: it must be {either(allowed)}."
+
+
+def _by_annotation(message: str) -> list[str]:
+    """What the argument may be that the innermost key names, of the class that was named last."""
+    where = _descent(message)
+    if not where:
+        return []
+    owners = _CLASS.findall(message[: where[-1].start()])
+    return allowed_for(where[-1][1], owners[-1] if owners else None)
+
+
+def _by_name(inner: str) -> list[str]:
+    """What the types that jsonargparse names say, where there is no annotation to look at."""
     subtypes = _SUBTYPES.findall(inner)
-    if subtypes:
-        allowed = _allowed(subtypes[-1])
-    else:
-        found = _TYPES.search(inner)
-        allowed = _allowed(found[0]) if found else []
-    if not set(allowed) - {"null", _WORDS["list"], _WORDS["dict"]}:
-        return None
-    if "is abstract" in inner:
-        return None
-    return f"--{key}{_equals(_value(inner))}: it must be {_either(allowed)}."
+    found = _TYPES.search(inner)
+    allowed = _allowed(subtypes[-1] if subtypes else found[0] if found else "")
+    return allowed if set(allowed) - {WORDS[each] for each in ("NoneType", "list", "dict")} else []
 
 
 def _no_class(key: str, inner: str, message: str, options: list[str]) -> str | None:
@@ -193,6 +251,23 @@ def _no_class(key: str, inner: str, message: str, options: list[str]) -> str | N
     return f"--{key}{_equals(value)}: {hints.no_class(value, kinds)}"
 
 
+def _odd_mapping(key: str, inner: str, message: str, options: list[str]) -> str | None:
+    found = re.search(r"Key must be a string, got: (.*)\.", message)
+    if found:
+        return (
+            f"--{key}={found[1]}: it must be the name of an option."
+            if key
+            else (f"{found[1]}: a key of a config is the name of an option, as `run`.")
+        )
+    if re.search(r"'\w+' object has no attribute '(keys|items)'", inner):
+        return f"--{key}: its init_args must hold keys and values."
+    if "unhashable type" in inner:
+        return f"--{key}: its class_path must be the name of a class."
+    if "Exceeds the limit" in inner and "digits" in inner:
+        return f"--{key}: it has too many digits."
+    return None
+
+
 def _plain_words(key: str, inner: str, message: str, options: list[str]) -> str | None:
     found = re.match(r"argument (?:-\w/)?(--?[\w.]+): expected .*argument", message)
     if found:
@@ -203,11 +278,23 @@ def _plain_words(key: str, inner: str, message: str, options: list[str]) -> str 
     found = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
     if found:
         names = re.findall(r"[\w.-]+", found[2])
-        return f"{found[1]}: it must be {_either(names)}."
+        return f"{found[1]}: it must be {either(names)}."
     found = re.search(r"to be one of \{(.*)\}, but it was not provided", message)
     if found:
-        return f"SUBCOMMAND is missing: give {_either(found[1].split(','))}."
+        return f"SUBCOMMAND is missing: give {either(found[1].split(','))}."
     return None
+
+
+_SENTENCES = (
+    _missing,
+    _unknown,
+    _group,
+    _restricted,
+    _wrong_type,
+    _no_class,
+    _odd_mapping,
+    _plain_words,
+)
 
 
 def _plain(key: str) -> str:
@@ -230,11 +317,12 @@ def _descent(message: str) -> list[re.Match[str]]:
 
 
 def _value(text: str) -> str | None:
-    return next((found[1] for each in _GIVEN if (found := each.search(text))), None)
+    found = next((found[1] for each in _GIVEN if (found := each.search(text))), None)
+    return found if found is None else _YAML.get(found, found)
 
 
 def _equals(value: str | None) -> str:
-    return "" if value is None else f"={value}"
+    return "" if value is None else f"={value or repr(value)}"
 
 
 def _allowed(types: str) -> list[str]:
@@ -242,10 +330,6 @@ def _allowed(types: str) -> list[str]:
     for literal, name in re.findall(r"Literal\[(.*?)\]|(?:<class '|\b)([a-zA-Z]+)", types):
         if literal:
             words += [each.strip().strip("'") for each in literal.split(",")]
-        elif name in _WORDS:
-            words += _WORDS[name].split(", ") if name == "bool" else [_WORDS[name]]
+        elif name in WORDS:
+            words += WORDS[name].split(", ") if name == "bool" else [WORDS[name]]
     return list(dict.fromkeys(words))
-
-
-def _either(words: list[str]) -> str:
-    return " or ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)

@@ -4,7 +4,7 @@ import re
 from argparse import Action
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -66,6 +66,25 @@ class OneDialect:
         parsed = parse(words, *more, **kwargs)
         require_concrete(parsed)
         return parsed
+
+    def validate(self, namespace: Namespace, *args: Any, **kwargs: Any) -> None:
+        """As jsonargparse's, which lets null pass for anything, and a list for a group.
+
+        Raises:
+            TypeError: In jsonargparse's words, which `error` reads.
+        """
+        actions = {each.dest: each for each in vars(self)["_actions"]}
+        typed = {key for key, each in actions.items() if hasattr(each, "_typehint")}
+        for key in getattr(self, "groups", {}).keys() - typed:
+            if key in namespace and not isinstance(value := namespace[key], dict | Namespace):
+                raise TypeError(f'Parser key "{key}": Unable to load config "{value}"')
+        for key in typed:
+            hint, default = vars(actions[key])["_typehint"], actions[key].default
+            if default is None or key not in namespace or namespace[key] is not None:
+                continue
+            if type(None) not in get_args(hint):
+                raise TypeError(f'Parser key "{key}":\n  Expected a {hint}. Got value: null')
+        super().validate(namespace, *args, **kwargs)  # type: ignore[misc]
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises one sentence, in place of a page of usage.

@@ -3,6 +3,8 @@
 import logging
 import warnings
 
+from bdclean.printable import printable
+
 WARNINGS = (
     "Experiment logs directory",  # holds config.yaml before the logger looks at it
     "LightningCLI's args parameter",  # the words are those of the process
@@ -42,6 +44,17 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", message=text)
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(_is_news)
+
+
+def in_one_line(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """A warning in the style of our messages: no path, no line of code; `formatwarning`'s words."""
+    return f"bdclean: warning: {printable(message)}\n"
 
 
 def _is_news(record: logging.LogRecord) -> bool:

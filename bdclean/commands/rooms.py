@@ -88,5 +88,13 @@ def arguments_of(kind: type) -> list[str]:
     return list(parser.get_defaults().keys())
 
 
+def hints_of(kind: type) -> dict[str, Any]:
+    """The annotations of the arguments of a class by their dotted names, as `arguments_of`."""
+    parser = ArgumentParser()
+    parser.add_class_arguments(kind, fail_untyped=False)
+    found = {each.dest: vars(each) for each in vars(parser)["_actions"]}
+    return {name: each.get("_typehint", each.get("basetype")) for name, each in found.items()}
+
+
 def _is_one(each: Any, base: type) -> bool:
     return inspect.isclass(each) and issubclass(each, base) and not inspect.isabstract(each)

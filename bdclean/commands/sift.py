@@ -20,6 +20,7 @@ from bdclean.commands.class_folders import classes_of, count_images, image_size,
 from bdclean.data import ImageFolder
 from bdclean.errors import ConfigError
 from bdclean.functional.precision import cpu_has_bfloat16
+from bdclean.printable import printable
 from bdclean.runs import RunFolder
 from bdclean.shipped import find
 from bdclean.types import Findings, TrainingSet
@@ -241,7 +242,7 @@ def _by_class(found: Findings, flagged: Tensor, samples: TrainingSet) -> str:
     )
     order = sorted(range(kinds), key=lambda k: (-otherwise[k], -suspects[k]))
     lines = [
-        f"  {_printable(samples.classes[k])}: {suspects[k]} of {size[k]}, of which the clean model "
+        f"  {printable(samples.classes[k])}: {suspects[k]} of {size[k]}, of which the clean model "
         f"names {otherwise[k]} otherwise\n"
         for k in order[:5]
         if suspects[k]
@@ -249,14 +250,9 @@ def _by_class(found: Findings, flagged: Tensor, samples: TrainingSet) -> str:
     return "".join(lines)
 
 
-def _printable(name: str) -> str:
-    """File names need not be UTF-8."""
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
 def _worst(found: Findings, samples: TrainingSet, run: Path) -> str:
     order = ranking(found.score)[:10].tolist()
-    names = [_printable(samples.files[row]) for row in order]
+    names = [printable(samples.files[row]) for row in order]
     scores = [float(found.score[row]) + 0.0 for row in order]  # -0.0 becomes 0.0
     lines = [f"  {score:10.2e}  {name}" for score, name in zip(scores, names, strict=True)]
     return "\n".join(

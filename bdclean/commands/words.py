@@ -1,15 +1,21 @@
 """The words of a command, before anything heavy is imported to read them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from bdclean.commands.own_modules import allow
+from bdclean.commands.yaml_text import MOST_BYTES, NoYAMLError, parse
 from bdclean.errors import ConfigError
+from bdclean.printable import printable
 from bdclean.shipped import with_paths
+
+_CONFIG = ("-c", "--config")
+_FLOW = ("{", "[", "&")  # how YAML of more than one value begins
 
 
 def spelled(words: Sequence[str]) -> list[str]:
@@ -23,9 +29,19 @@ def expanded(words: Sequence[str]) -> list[str]:
     Modules of the user that they name can be imported from here on.
 
     Raises:
-        ConfigError: If a config is not there, or holds no keys and values.
+        ConfigError: If a config is not there, holds no keys and values, or is not plain; see
+            `yaml_text`.
     """
     found = with_paths(spelled(words))
+    for option, value in _values(found):
+        if option in _CONFIG:
+            _config(option, value)
+        elif value.lstrip().startswith(_FLOW):
+            with suppress(NoYAMLError):  # a name may begin like that as well
+                parse(value, option)
+        elif value.endswith((".yaml", ".yml")) and _is_file(value):  # a part of a config
+            source = f"{option} {printable(value)}"
+            parse(_read(Path(value), source), source)
     allow([found, [read_yaml(file) for file in config_files(found)]])
     for key in ("data", "model"):
         found = _class_first(found, key)
@@ -39,7 +55,7 @@ def of_run(words: Sequence[str]) -> list[str]:
     """
     found = spelled(words)
     given = {word.partition("=")[0] for word in found}
-    run = next((value for name, value in _pairs(found) if name == "--run"), "")
+    run = next((value for name, value in _values(found) if name == "--run"), "")
     config = Path(run) / "config.yaml"
     if given & {"-c", "--config"} or not run or not _is_file(str(config)):
         return list(words)
@@ -49,48 +65,74 @@ def of_run(words: Sequence[str]) -> list[str]:
 
 def config_files(words: Sequence[str]) -> list[Path]:
     """The files given with `-c FILE` or `--config=FILE`, in their order; YAML text is none."""
-    given = [value for name, value in _pairs(words) if name in ("-c", "--config")]
-    return [Path(value) for value in given if "\n" not in value and _is_file(value)]
+    return [
+        Path(value) for option, value in _values(words) if option in _CONFIG and _is_file(value)
+    ]
 
 
 def read_configs(words: Sequence[str]) -> list[dict[str, Any]]:
     """What each `-c` of expanded words gives, whether a file or YAML text, in their order.
 
     Raises:
-        ConfigError: If a file is no config.
+        ConfigError: If one is no config.
     """
-    given = [value for name, value in _pairs(words) if name in ("-c", "--config")]
-    texts = [yaml.safe_load(value) if "\n" in value else None for value in given]
-    files = [read_yaml(Path(value)) if _is_file(value) else None for value in given]
-    both = [text or file for text, file in zip(texts, files, strict=True)]
-    return [config for config in both if isinstance(config, dict)]
+    return [_config(option, value) for option, value in _values(words) if option in _CONFIG]
 
 
-def read_yaml(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path, option: str = "-c") -> dict[str, Any]:
     """The mapping in a config file.
 
+    Args:
+        file: The file.
+        option: It was given with this one.
+
     Raises:
-        ConfigError: If it holds none.
+        ConfigError: If it holds none, or more than plain values.
     """
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.MarkedYAMLError as error:
-        place = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise ConfigError(f"-c {file}: it is no YAML ({place}{error.problem}).") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"-c {file}: it cannot be read ({error}).") from error
-    if not content or not isinstance(content, dict):
-        raise ConfigError(f"-c {file}: it must hold keys and values, as `run: runs/mine`.")
-    return content
+    source = f"{option} {printable(file)}"
+    return _require_keys(parse(_read(file, source), source), source)
 
 
-def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
-    """Each word as an option, with the value that belongs to it if it is one."""
-    pairs = []
-    for word, after in zip(words, [*words[1:], ""], strict=False):
+def _config(option: str, value: str) -> dict[str, Any]:
+    if _is_file(value):
+        return read_yaml(Path(value), option)
+    if Path(value).is_fifo():  # as `<(command)` gives; jsonargparse reads it, and once is all
+        return {}
+    return _require_keys(parse(value, option), option)
+
+
+def _values(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Each option with its value, which is the next word where none is joined with `=`."""
+    for word, after in zip_longest(words, words[1:]):
         option, equals, value = word.partition("=")
-        pairs.append((option, value if equals else after))
-    return pairs
+        if option.startswith("-") and (equals or after is not None):
+            yield option, value if equals else after
+
+
+def _read(file: Path, source: str) -> str:
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(MOST_BYTES + 1)
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if len(content) > MOST_BYTES:  # which may end within a character
+            return content.decode("utf-8", "replace")
+        raise ConfigError(f"{source}: it is no text in UTF-8, and so no config.") from error
+    except OSError as error:
+        raise ConfigError(f"{source}: it cannot be read ({error.strerror}).") from error
+
+
+def _require_keys(content: Any, source: str) -> dict[str, Any]:
+    if not content or not isinstance(content, dict):
+        raise ConfigError(f"{source}: it must hold keys and values, as `run: runs/mine`.")
+    for key in content:
+        if not isinstance(key, str):
+            shown = "null" if key is None else key
+            raise ConfigError(
+                f"{source}: the key {shown} is no name of an option; the first keys of a config "
+                "are those as `run`, `data`, `model` and `trainer`."
+            )
+    return content
 
 
 def _class_first(words: list[str], key: str) -> list[str]:
@@ -160,7 +202,8 @@ def _without_method(chunk: Sequence[str]) -> Sequence[str]:
     kept = {key: value for key, value in config.items() if key not in _OF_METHOD}
     model, trainer = config["model"], config.get("trainer")
     if isinstance(model, dict):
-        network = {k: v for k, v in (model.get("init_args") or {}).items() if k in _NETWORK}
+        given = model.get("init_args")
+        network = {k: given[k] for k in given if k in _NETWORK} if isinstance(given, dict) else {}
         kept["model"] = {"class_path": model["class_path"], "init_args": network}
     if isinstance(trainer, dict):
         kept["trainer"] = {key: v for key, v in trainer.items() if key not in _TRAINING}

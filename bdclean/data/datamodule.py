@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from bdclean.attacks import Attack, PoisonPlan, Trigger
+from bdclean.checks import check_seed
 from bdclean.data.identity import identities
 from bdclean.data.images import ChosenRows, ImageSet, RoleImages, Rows, labels_of
 from bdclean.data.loading import TrainLoader, evaluation_loader, reading_loader, to_float
@@ -94,6 +95,8 @@ class ImageDataModule(LightningDataModule, ABC):
         self.eval_batch_size, self.shuffle_seed = eval_batch_size, shuffle_seed
         if eval_batch_size < 1:
             raise ConfigError(f"eval_batch_size={eval_batch_size}: it must be 1 or above.")
+        if shuffle_seed is not None:
+            check_seed("shuffle_seed", shuffle_seed)
 
     @abstractmethod
     def read_train(self) -> ImageSet:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from bdclean.checks import check_channels, check_least
 from bdclean.data.datamodule import ImageDataModule
 from bdclean.data.images import ImageSet
 from bdclean.data.sources import class_folders, read_class_folder
@@ -45,6 +46,10 @@ class ImageFolder(ImageDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check_least("input_size", input_size, 1)
+        check_channels(mean, std)
+        if num_classes is not None:
+            check_least("num_classes", num_classes, 1)
         self.root = None if root is None else str(Path(root).expanduser())
         self.input_size, self.mean, self.std = input_size, mean, std
         self.cache, self.allow_flip = cache, allow_flip

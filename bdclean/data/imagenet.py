@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from torchvision import datasets
 
+from bdclean.checks import check_least
 from bdclean.data.datamodule import ImageDataModule
 from bdclean.data.images import ImageSet
 from bdclean.data.sources import downloading, read_class_folder, require_layout
@@ -70,7 +71,8 @@ class Imagenette(ImageDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(eval_batch_size=eval_batch_size, **kwargs)
-        self.root, self.size, self.input_size = str(Path(root).expanduser()), size, input_size
+        self.root, self.size = str(Path(root).expanduser()), size
+        self.input_size = check_least("input_size", input_size, 1)
         self.download, self.cache = download, cache
         self._tree = _IMAGENETTE_TREE.format(folder=_IMAGENETTE_FOLDERS[size])
 
@@ -143,7 +145,8 @@ class ImageNet100(ImageDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(view=view, eval_batch_size=eval_batch_size, **kwargs)
-        self.root, self.input_size, self.cache = str(Path(root).expanduser()), input_size, cache
+        self.root, self.cache = str(Path(root).expanduser()), cache
+        self.input_size = check_least("input_size", input_size, 1)
         self.classes = _read_list(class_list)
         self.num_classes = len(self.classes)
 

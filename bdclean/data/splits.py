@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bdclean.checks import check_not_negative
+from bdclean.checks import check_not_negative, check_seed
 from bdclean.errors import ConfigError
 from bdclean.functional.seeds import derive_seed
 from bdclean.types import Role
@@ -41,6 +41,7 @@ class Splits:
         check_not_negative("splits.defense", self.defense)
         check_not_negative("splits.probe", self.probe)
         check_not_negative("splits.val", self.val)
+        check_seed("splits.seed", self.seed)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ Norm = Literal["linf", "l2"]
 
 @dataclass(frozen=True)
 class PGD:
-    """Settings of the ascent.
+    """Settings of the ascent. Radius and steps have no default: they are a method's, by its paper.
 
     Attributes:
         epsilon: Radius of the ball in 8-bit pixel values (8 means 8/255), for both norms.

@@ -8,34 +8,29 @@ module) log `<split>/<name>`, the share of their images answered with the label 
 Nothing but integer counts is kept between batches.
 """
 
-import copy
-import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeGuard, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
-from lightning import LightningModule
 from torch import Tensor, nn
 
 from bdclean.backbones import ModelInfo, SplitModel, build
 from bdclean.backbones.head import ProbeHead
 from bdclean.errors import ConfigError, WeightsError
 from bdclean.metrics.scores import Scores
+from bdclean.modules.arguments import KeepsArguments
 from bdclean.modules.needs import Needs
 from bdclean.modules.reading import data_of, loader_names, read, viewable_data
 from bdclean.modules.trainer import (
     check_callbacks,
+    check_limits,
     check_precision,
     is_fitting,
     named_checkpoint,
     reopen_epoch,
 )
 from bdclean.types import Batch, Findings, View
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 Split = Literal["val", "test"]
 Classifier = Callable[[Tensor], Tensor]
@@ -49,7 +44,7 @@ NO_HEAD = (
 )
 
 
-class BackdoorModule(LightningModule):
+class BackdoorModule(KeepsArguments):
     """A LightningModule that holds a model and knows how it is evaluated and exported.
 
     It trains nothing. Subclasses add `training_step` and `configure_optimizers`, and `install`
@@ -83,21 +78,6 @@ class BackdoorModule(LightningModule):
         )
         self._classifiers: dict[str, Classifier] = {}
         self._counts: dict[Split, dict[str, int]] = {}
-
-    def save_arguments(self, *ignore: str) -> None:
-        """Keeps the arguments of the calling `__init__` in checkpoints, as plain values.
-
-        Groups become dictionaries, so that a checkpoint loads without unpickling;
-        `load_from_checkpoint` makes groups of them again. `ignore` names those that no file holds.
-        """
-        frame = inspect.currentframe()
-        assert frame is not None  # noqa: S101  (CPython has frames)
-        self.save_hyperparameters(ignore=list(ignore), frame=frame.f_back)
-        kept = dict(self.hparams)
-        plain = {name: asdict(v) for name, v in kept.items() if _is_group(v)}
-        again = {"_instantiator": "lightning.pytorch.cli.instantiate_module"}
-        self._set_hparams(kept | plain | again)
-        self._hparams_initial = copy.deepcopy(self._hparams)
 
     # ------------------------------------------------------------------ networks
 
@@ -140,12 +120,14 @@ class BackdoorModule(LightningModule):
         """Refuses what would change the method without a word; called for every command.
 
         Raises:
-            ConfigError: If trainer.precision is bf16-true or 16-true, or a callback trains before
-                the method begins, or averages weights that do not belong together.
+            ConfigError: If trainer.precision is bf16-true or 16-true, a limit of the Trainer is 0,
+                or a callback trains before the method begins, or averages weights that do not
+                belong together.
         """
         if self._trainer is not None:  # None in `load_from_checkpoint`
             check_callbacks(self.trainer, self, can_average=self.can_average)
             check_precision(self.trainer)
+            check_limits(self.trainer)
 
     @final
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -394,7 +376,3 @@ class BackdoorModule(LightningModule):
 
     def save_artifacts(self, folder: Path) -> None:
         """Writes what a run has learned besides its model; after the data module's files."""
-
-
-def _is_group(value: Any) -> "TypeGuard[DataclassInstance]":
-    return is_dataclass(value) and not isinstance(value, type)

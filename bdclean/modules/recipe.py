@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch.nn import Parameter
 from torch.optim import SGD, Optimizer
 
-from bdclean.checks import check_choice
+from bdclean.checks import check_choice, check_fractions, check_least
 from bdclean.errors import ConfigError
 from bdclean.functional.schedules import Schedule, make_schedule
 from bdclean.modules.reading import steps_per_epoch
@@ -54,16 +54,11 @@ class Recipe:
             ("momentum", self.momentum, 0),
             ("weight_decay", self.weight_decay, 0),
         ):
-            if value < least:
-                raise ConfigError(f"{name}={value}: it must be at least {least}.")
+            check_least(name, value, least)
         check_choice("schedule", self.schedule, Schedule)
         if self.momentum >= 1:
             raise ConfigError(f"momentum={self.momentum}: it must be below 1.")
-        if not all(0 <= fraction <= 1 for fraction in self.milestones):
-            raise ConfigError(
-                f"milestones={list(self.milestones)}: they are fractions of the epochs, from 0 to "
-                "1."
-            )
+        check_fractions("milestones", self.milestones)
         if self.nesterov and not self.momentum:
             raise ConfigError(
                 "nesterov=true: it needs a momentum above 0; raise that, or set nesterov to false."

@@ -22,6 +22,14 @@ from bdclean.errors import ConfigError
 # As if no limit was given: Lightning makes 1000 of None before `setup` is called, so that a given
 # 1000 looks the same; -1 means "without end".
 _UNLIMITED = (None, -1, 1000)
+# Where 0 leaves nothing to do, and says so of a fit and a test that are done.
+_LIMITS: dict[Any, tuple[str, ...]] = {
+    TrainerFn.FITTING: ("limit_train_batches", "max_epochs", "max_steps"),
+    TrainerFn.VALIDATING: ("limit_val_batches",),
+    TrainerFn.TESTING: ("limit_test_batches",),
+    TrainerFn.PREDICTING: ("limit_predict_batches",),
+}
+_COUNTED = ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval")
 _TUNERS = (BatchSizeFinder, LearningRateFinder)
 _AVERAGES = (StochasticWeightAveraging, WeightAveraging)
 
@@ -86,6 +94,27 @@ def check_precision(trainer: Trainer) -> None:
         )
 
 
+def check_limits(trainer: Trainer) -> None:
+    """Refuses limits under which a command would do nothing, and say that it is done.
+
+    Raises:
+        ConfigError: If one is 0, or no number.
+    """
+    for key in _LIMITS.get(trainer.state.fn, ()):
+        value = getattr(trainer, key)
+        if value == 0:
+            raise ConfigError(f"trainer.{key}={value}: it must be above 0, or nothing is done.")
+    for key in _COUNTED:
+        value = getattr(trainer, key)
+        if isinstance(value, int | float) and value <= 0:
+            raise ConfigError(f"trainer.{key}={value}: it must be above 0.")
+    clip = trainer.gradient_clip_val
+    if clip is not None and not 0 <= clip < math.inf:
+        raise ConfigError(
+            f"trainer.gradient_clip_val={clip}: it must be a finite number, 0 or above."
+        )
+
+
 def check_unused(trainer: Trainer) -> None:
     """Refuses a Trainer that has fitted before.
 
@@ -109,7 +138,9 @@ def check_reloading(trainer: Trainer, module: LightningModule) -> None:
     if every != 1:
         raise ConfigError(
             f"trainer.reload_dataloaders_every_n_epochs={every}: "
-            f"{type(module).__name__} reads other images in later stages; set it to 1."
+            f"{type(module).__name__} reads other images in later stages; set it to 1, with "
+            "--trainer.reload_dataloaders_every_n_epochs 1 or -c and a config of the method, as "
+            "`bdclean config ls` lists them."
         )
 
 
@@ -204,9 +235,14 @@ def user_optimizer(make: Callable[[Any], Optimizer], parameters: Any) -> Optimiz
     """The optimizer that the user chose.
 
     Raises:
-        ConfigError: If it refuses its settings.
+        ConfigError: If it refuses its settings, or one of them is no finite number.
     """
     try:
-        return make(parameters)
+        optimizer = make(parameters)
     except ValueError as error:
-        raise ConfigError(f"model.optimizer: {error}.") from error
+        raise ConfigError(f"model.optimizer: {str(error).rstrip('.')}.") from error
+    for key, value in optimizer.defaults.items():
+        numbers = value if isinstance(value, tuple | list) else [value]
+        if not all(math.isfinite(each) for each in numbers if isinstance(each, float)):
+            raise ConfigError(f"model.optimizer.{key}={value}: it must be a finite number.")
+    return optimizer

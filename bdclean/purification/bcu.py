@@ -21,7 +21,13 @@ from torch import Tensor
 
 from bdclean.backbones import SplitModel, build
 from bdclean.backbones.blocks import ordered_blocks
-from bdclean.checks import check_choice, check_positive
+from bdclean.checks import (
+    check_choice,
+    check_least,
+    check_not_negative,
+    check_positive,
+    check_seed,
+)
 from bdclean.errors import ConfigError
 from bdclean.functional.distillation import hard_label_loss, rising_temperature, tempered_kl
 from bdclean.functional.reinitialisation import (
@@ -84,8 +90,12 @@ class BCU(Purifier):
         super().__init__(facts, **kwargs)
         self.save_arguments()
         self.strategy: Strategy = check_choice("strategy", strategy, Strategy)
-        self.strength, self.ratios = strength, ratios
-        self.gamma, self.single_group, self.reinit_seed = gamma, single_group, reinit_seed
+        self.strength, self.ratios = check_not_negative("strength", strength), ratios
+        if not all(0 <= ratio <= 1 for ratio in ratios or ()):
+            raise ConfigError(f"ratios={ratios}: each must be between 0 and 1.")
+        self.gamma = check_least("gamma", gamma, 1)
+        self.single_group = check_not_negative("single_group", single_group)
+        self.reinit_seed = check_seed("reinit_seed", reinit_seed)
         self.labels: LabelKind = check_choice("labels", labels, LabelKind)
         self.final_temperature = check_positive("final_temperature", final_temperature)
         self.temperature_schedule: TemperatureSchedule = check_choice(

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-from bdclean.checks import check_choice, check_not_negative
+from bdclean.checks import check_choice, check_not_negative, check_seed
 from bdclean.errors import ConfigError
 from bdclean.functional.isolation import flooding, local_gradient_ascent
 from bdclean.functional.ranking import lowest
@@ -84,7 +84,7 @@ class ABL(Sifter):
         if not 0 < isolated < 1:
             raise ConfigError(f"isolated={isolated}: it must lie between 0 and 1.")
         self.isolated = isolated
-        self.fresh_start, self.seed = fresh_start, seed
+        self.fresh_start, self.seed = fresh_start, check_seed("seed", seed)
         self.cap = self.cap_of(ascent_cap)
 
     @property

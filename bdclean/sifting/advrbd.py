@@ -24,7 +24,13 @@ import torch
 from torch import Tensor
 
 from bdclean.backbones.perturber import Perturber, perturb_precision
-from bdclean.checks import check_choice, check_not_negative, check_positive, check_share
+from bdclean.checks import (
+    check_choice,
+    check_not_negative,
+    check_positive,
+    check_seed,
+    check_share,
+)
 from bdclean.functional.consistency import PatchScore
 from bdclean.functional.ranking import fewest_rounds, highest_of_each
 from bdclean.functional.seeds import derive_seed
@@ -107,7 +113,7 @@ class AdvrBD(Sifter):
         self.rest_weight = check_not_negative("rest_weight", rest_weight)
         self.confidence = check_share("confidence", confidence)
         self.until: Until = check_choice("until", until, Until)
-        self.finetuning, self.seed = finetune, seed
+        self.finetuning, self.seed = finetune, check_seed("seed", seed)
 
     @property
     def shares(self) -> dict[str, float]:

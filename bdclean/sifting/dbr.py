@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD
 
+from bdclean.checks import check_seed
 from bdclean.errors import ConfigError
 from bdclean.functional.feature_consistency import (
     draw_transforms,
@@ -86,7 +87,7 @@ class DBR(Sifter):
     ) -> None:
         super().__init__(facts, recipe, **kwargs)
         self.save_arguments()
-        if min(clean_part, poisoned_part) <= 0 or clean_part + poisoned_part > 1:
+        if not (min(clean_part, poisoned_part) > 0 and clean_part + poisoned_part <= 1):
             raise ConfigError(
                 f"clean_part={clean_part}, poisoned_part={poisoned_part}: they must be above 0 and "
                 "add up to at most 1."
@@ -104,7 +105,7 @@ class DBR(Sifter):
         self.warm, self.separation, self.removal = warm, separate, removal
         self.degrees, self.translate = degrees, translate
         self.clean_part, self.poisoned_part = clean_part, poisoned_part
-        self.seed = seed
+        self.seed = check_seed("seed", seed)
         self._turns: SGD | None = None  # the optimizer of both passes of the removal
 
     @property

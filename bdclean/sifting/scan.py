@@ -25,7 +25,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from bdclean.backbones.perturber import BatchNormMode
-from bdclean.checks import check_choice, check_positive
+from bdclean.checks import check_choice, check_positive, check_seed
 from bdclean.errors import ConfigError
 from bdclean.functional.scan import analyse as analyse_features
 from bdclean.functional.scan import rank_by_class
@@ -95,7 +95,7 @@ class SCAn(Sifter):
         self.unlearn_bn: BatchNormMode = check_choice("unlearn_bn", unlearn_bn, BatchNormMode)
         self.cap = self.cap_of(ascent_cap)
         self.feature_batch_size = check_positive("feature_batch_size", feature_batch_size)
-        self.seed = seed
+        self.seed = check_seed("seed", seed)
 
     def plan(self) -> tuple[Stage, ...]:
         """Train, analyse, one of the two repairs, and new names."""

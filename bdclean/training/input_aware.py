@@ -23,7 +23,7 @@ from bdclean.attacks.input_aware import (
 )
 from bdclean.backbones import ModelInfo, build
 from bdclean.backbones.split import Stem
-from bdclean.checks import check_not_negative, check_positive
+from bdclean.checks import check_between, check_fractions, check_not_negative, check_positive
 from bdclean.errors import ConfigError
 from bdclean.functional.diversity import diversity
 from bdclean.modules import Needs, Recipe, Stage, StagedModule
@@ -48,7 +48,7 @@ class GeneratorRecipe:
         milestones: Where the rate falls, as fractions of the stage.
 
     Raises:
-        ConfigError: If the rate is below 0.
+        ConfigError: If a value is out of its range.
     """
 
     lr: float = 0.01
@@ -56,8 +56,11 @@ class GeneratorRecipe:
     milestones: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        """Checks the rate."""
+        """Checks the values."""
         check_not_negative("lr", self.lr)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas={list(self.betas)}: each must be 0 or above and below 1.")
+        check_fractions("milestones", self.milestones)
 
 
 MASK = GeneratorRecipe(milestones=(10 / 25, 20 / 25))
@@ -128,8 +131,11 @@ class InputAwareTraining(StagedModule):
         self.input_size = size
         self.mask_epochs = check_positive("mask_epochs", mask_epochs)
         self.mask_recipe, self.recipe, self.pattern_recipe = mask, recipe, pattern
-        self.gamma, self.lambda_div, self.lambda_norm = gamma, lambda_div, lambda_norm
-        self.mask_density, self.reproduce_grad_accum = mask_density, reproduce_grad_accum
+        self.gamma = check_not_negative("gamma", gamma)
+        self.lambda_div = check_not_negative("lambda_div", lambda_div)
+        self.lambda_norm = check_not_negative("lambda_norm", lambda_norm)
+        self.mask_density = check_between("mask_density", mask_density, 0, 1)
+        self.reproduce_grad_accum = reproduce_grad_accum
         self.info = ModelInfo(arch, facts.num_classes, size, facts.mean, facts.std, width, stem)
         self.install(model=build(self.info))
         self.pattern = TriggerGenerator(3, facts.mean, facts.std)  # G

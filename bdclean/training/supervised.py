@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from bdclean.backbones.build import start_from
 from bdclean.backbones.split import Stem
-from bdclean.checks import check_positive
+from bdclean.checks import check_between, check_fractions, check_not_negative, check_positive
 from bdclean.errors import ConfigError
 from bdclean.functional.schedules import Schedule, make_schedule
 from bdclean.modules import Needs, Training
@@ -63,8 +63,9 @@ class Supervised(Training):
         super().__init__()
         self.save_arguments("optimizer")
         check_positive("batch_size", batch_size)
-        if not 0 <= label_smoothing <= 1:
-            raise ConfigError(f"label_smoothing={label_smoothing}: it must be between 0 and 1.")
+        check_fractions("milestones", milestones)
+        check_not_negative("gamma", gamma)
+        check_between("label_smoothing", label_smoothing, 0, 1)
         self.optimizer = optimizer
         self.any_length = schedule == "constant"
         self.schedule, self.milestones, self.gamma = schedule, milestones, gamma

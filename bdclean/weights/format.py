@@ -20,6 +20,7 @@ from torch import Tensor
 
 from bdclean.errors import FileError, WeightsError
 from bdclean.files import SAFETENSORS, write_bytes
+from bdclean.printable import printable
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")
 _RECORD, _MODEL = "bdclean", "model"  # what our modules keep in checkpoints, and of which network
@@ -40,11 +41,17 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         WeightsError: If the file is missing, of another kind, damaged, empty, or needs code.
     """
+    if not str(path):
+        raise WeightsError("weights='': give the path of a weights file.")
+    if re.match(r"[a-z]+[a-z0-9+]*://", str(path), re.I):  # a Path would lose a slash of it
+        raise WeightsError(
+            f"{printable(path)}: nothing is downloaded; fetch that file and give its path."
+        )
     path = Path(path)
     if path.is_dir():
-        raise WeightsError(f"{path} is a folder; give the weights file in it.")
+        raise WeightsError(f"{printable(path)} is a folder; give the weights file in it.")
     if not path.is_file():
-        raise WeightsError(f"{path}: there is no such weights file.")
+        raise WeightsError(f"{printable(path)}: there is no such weights file.")
     if path.suffix == SAFETENSORS:
         state, metadata = _read_safetensors(path)
     elif path.suffix in TORCH_SUFFIXES:
@@ -143,7 +150,8 @@ def _is_plain(value: object) -> bool:
 
 def _first_sentence(error: object) -> str:
     # Only the first: torch goes on with advice to switch the safe loading off.
-    return re.split(r"\.\s|\n", str(error).strip())[0][:200] or type(error).__name__
+    first = re.split(r"\.\s|\n", str(error).strip())[0][:200]
+    return printable(first) or type(error).__name__
 
 
 def _network_of(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -192,6 +200,6 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     if others:
         raise WeightsError(
             f"{path} is not a state dict: {len(others)} entries are no plain tensors "
-            f"({', '.join(others[:5])})."
+            f"({', '.join(map(printable, others[:5]))})."
         )
     return {str(key): value for key, value in content.items()}

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from bdclean.printable import printable
+
 _WRAPPERS = ("module", "model", "backbone", "encoder", "encoder_q", "base_encoder")
 _SHOWN = 5
 
@@ -36,7 +38,8 @@ class KeyReport:
             names: tuple[str, ...] = getattr(self, kind)
             if names:
                 more = ", ..." if len(names) > _SHOWN else ""
-                parts.append(f"{len(names)} {kind} ({', '.join(names[:_SHOWN])}{more})")
+                shown = ", ".join(map(printable, names[:_SHOWN]))
+                parts.append(f"{len(names)} {kind} ({shown}{more})")
         return "; ".join(parts)
 
 

@@ -23,6 +23,7 @@ from bdclean.data import Digits, Splits
 from bdclean.figures.suspects import draw_sheet
 from bdclean.metrics.identification import identification
 from bdclean.modules import BackdoorModule, Recipe, Stage
+from bdclean.printable import text_of_cell
 from bdclean.runs import RunFolder
 from bdclean.sifting import Sifter
 from bdclean.types import Findings, ImageFacts, TrainingSet
@@ -305,6 +306,18 @@ def test_the_table_quotes_and_leaves_empty_what_is_not_there():
     scored = dataclasses.replace(found, flagged=None)
     text = suspects.table(scored, TrainingSet(torch.tensor([4, 5, 6]), (), None, None))
     assert text.splitlines()[2] == "0,,4,0.100000001,,"
+
+
+def test_the_table_holds_no_formula_and_no_control_character():
+    files = ("=cmd|' /C calc'!A0/a.png", "ok/-1.png", "\x1b[31m/c.png")
+    found = made([3.0, 2.0, -1.0], [True, False, False], [1, -1, -1])
+    names = ("=cmd|' /C calc'!A0", "-1")
+    data = TrainingSet(torch.tensor([0, 1, 0]), files, None, None, names)
+    _, *lines = csv.reader(StringIO(suspects.table(found, data)))
+    assert [line[1] for line in lines] == [f"'{files[0]}", files[1], "\\x1b[31m/c.png"]
+    assert [text_of_cell(line[1]) for line in lines[:2]] == list(files[:2])
+    assert lines[0][-2:] == [f"'{names[0]}", "'-1"]
+    assert lines[2][3] == "-1"  # a number
 
 
 def test_the_table_names_the_classes_that_have_names():

@@ -1,10 +1,13 @@
 """What lower rooms say of their arguments gets the key as users type it."""
 
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 
-from bdclean.commands.messages import dotted, parse_error, room_of
+from bdclean.commands.messages import dotted, of_trainer, parse_error, room_of
+from bdclean.commands.type_words import either, in_words
 from bdclean.errors import BdcleanError, ConfigError, behind
 
 CONFIG = {
@@ -14,6 +17,8 @@ CONFIG = {
     "data.init_args.attack.init_args.rate": 1.5,
     "data.init_args.attack.init_args.seed": 3,
     "data.init_args.splits.val": -5,
+    "model.init_args.weights": "old.pth",
+    "model.init_args.mask.betas": (0.5, 2),
 }
 
 
@@ -31,6 +36,10 @@ CONFIG = {
         ("data.init_args.splits.val is -5.", None, "--data.splits.val is -5."),
         ("There is no folder x=3.", "data", "There is no folder x=3."),
         ("Set data.init_args.root.", None, "Set --data.root."),
+        ("old.pth: no such file.", "model", "--model.weights old.pth: no such file."),
+        ("old.pth is a folder.", None, "--model.weights old.pth is a folder."),
+        ("old.pth.bak: no.", None, "old.pth.bak: no."),
+        ("betas=[0.5, 2]: no.", None, "--model.mask.betas=[0.5, 2]: no."),
     ],
 )
 def test_a_bare_argument_gets_its_key(said, room, shown):
@@ -71,3 +80,42 @@ def test_the_error_behind_others_is_found():
     assert behind(ours, BdcleanError) is ours
     assert behind(theirs, OSError) is None
     assert behind(None, OSError) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("`devices` is odd. See https://x.", "--trainer.devices=x: `devices` is odd."),
+        ("Something. With more", "trainer: Something."),
+        (
+            "fast_dev_run=True is odd\nmore",
+            "--trainer.fast_dev_run=true: fast_dev_run=True is odd.",
+        ),
+        ("`Timer(duration='x')` is not valid.", "--trainer.max_time=x: it must be DD:HH:MM:SS."),
+        (
+            "Trainer(devices=0) of accelerator",
+            "--trainer.devices=x: Trainer(devices=0) of accelerator.",
+        ),
+    ],
+)
+def test_what_lightning_says_of_its_trainer_gets_the_key(said, shown):
+    settings = {"accelerator": "a", "devices": "x", "fast_dev_run": True, "max_time": "x"}
+    assert of_trainer(said, settings) == shown
+
+
+@pytest.mark.parametrize(
+    ("hint", "words"),
+    [
+        (int | None, "a whole number or null"),
+        (tuple[float, float], "a list of 2 numbers"),
+        (tuple[float, ...], "a list of numbers"),
+        (list[int] | str, "a list of whole numbers or text"),
+        (dict[str, int] | None, "a mapping or null"),
+        (bool, "true or false"),
+        (Literal["a", "b"] | None, "a, b or null"),
+        (list[list[int]], "a list"),
+        (Path | int, ""),
+    ],
+)
+def test_annotations_are_told_in_words(hint, words):
+    assert either(in_words(hint) or [""]) == words

@@ -127,6 +127,8 @@ def test_arguments_may_be_changed_when_a_checkpoint_is_loaded(weights, tmp_path)
     recipe = replace(module.recipe, epochs=9)
     again = CBD.load_from_checkpoint(path, weights_only=True, recipe=asdict(recipe))
     assert again.recipe == recipe
+    again = CBD.load_from_checkpoint(path, weights_only=True, recipe=recipe, facts=FACTS)
+    assert (again.recipe, again.facts) == (recipe, FACTS)
 
 
 def test_arguments_are_kept_as_they_were_given_and_not_as_they_are_later():

@@ -330,3 +330,24 @@ def test_damaged_torch_files_never_end_in_another_error(tmp_path):
         except WeightsError:
             refused += 1
     assert refused > 20
+
+
+@pytest.mark.parametrize("address", ["https://x.org/a.pth", "http://x/a.pth?b=1", "s3://a/b.pt"])
+def test_an_address_is_named_whole_and_not_fetched(address):
+    with pytest.raises(WeightsError) as told:
+        read(address)
+    said = f"{address}: nothing is downloaded; fetch that file and give its path."
+    assert str(told.value) == said
+
+
+def test_no_path_at_all_is_told():
+    with pytest.raises(WeightsError, match=r"^weights='': give the path of a weights file\.$"):
+        read("")
+
+
+def test_names_in_a_file_are_shown_as_escapes(tmp_path):
+    torch.save({"a\nb\x1b[31m": 3}, tmp_path / "odd.pt")
+    with pytest.raises(WeightsError) as told:
+        read(tmp_path / "odd.pt")
+    assert r"(a\nb\x1b[31m)" in str(told.value)
+    assert "\x1b" not in str(told.value)

@@ -70,3 +70,8 @@ def test_unwrap_never_loses_a_tensor():
     inside, outside = unwrap(found, _zeros("conv.weight"))
     assert tuple(inside) == ("conv.weight", "fc.weight")
     assert tuple(outside) == ("fc.weight", "model.fc.weight")
+
+
+def test_the_names_of_a_file_are_shown_as_escapes():
+    report = match({}, {"x\n\x1b[2Jbdclean: all fits": torch.zeros(1)})
+    assert report.message() == r"1 unexpected (x\n\x1b[2Jbdclean: all fits)"
