@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -58,26 +59,6 @@ LINKED = tuple(field.name for field in fields(ImageFacts))
 """Facts of the data set that models receive; they are never written into a config file."""
 
 
-def fit(words: Sequence[str]) -> None:
-    """The command `bdclean fit`; words are those after it."""
-    _command("fit", words)
-
-
-def validate(words: Sequence[str]) -> None:
-    """The command `bdclean validate`."""
-    _command("validate", words)
-
-
-def test(words: Sequence[str]) -> None:
-    """The command `bdclean test`."""
-    _command("test", words)
-
-
-def predict(words: Sequence[str]) -> None:
-    """The command `bdclean predict`."""
-    _command("predict", words)
-
-
 def _command(name: str, words: Sequence[str]) -> None:
     if "--help_all" in spelled(words):
         run(name, ["--help"])
@@ -86,6 +67,13 @@ def _command(name: str, words: Sequence[str]) -> None:
         print(trainer_help(name, words))
     else:
         run(name, words if name == "fit" else of_run(words))
+
+
+# The commands; each takes the words after its name.
+fit = partial(_command, "fit")
+validate = partial(_command, "validate")
+test = partial(_command, "test")
+predict = partial(_command, "predict")
 
 
 def run(

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from bdclean.attacks import Attack, PoisonPlan, Trigger
-from bdclean.checks import check_seed
+from bdclean.checks import check_least, check_seed
 from bdclean.data.identity import identities
 from bdclean.data.images import ChosenRows, ImageSet, RoleImages, Rows, labels_of
 from bdclean.data.loading import TrainLoader, evaluation_loader, reading_loader, to_float
@@ -92,11 +92,8 @@ class ImageDataModule(LightningDataModule, ABC):
         self.attack, self.splits, self.view = attack, splits, view
         self.defense_root = None if defense_root is None else str(Path(defense_root).expanduser())
         self.defense_labels, self.validate_in_fit = defense_labels, validate_in_fit
-        self.eval_batch_size, self.shuffle_seed = eval_batch_size, shuffle_seed
-        if eval_batch_size < 1:
-            raise ConfigError(f"eval_batch_size={eval_batch_size}: it must be 1 or above.")
-        if shuffle_seed is not None:
-            check_seed("shuffle_seed", shuffle_seed)
+        self.eval_batch_size = check_least("eval_batch_size", eval_batch_size, 1)
+        self.shuffle_seed = shuffle_seed and check_seed("shuffle_seed", shuffle_seed)
 
     @abstractmethod
     def read_train(self) -> ImageSet:

@@ -369,7 +369,7 @@ def test_pixels_that_cannot_be_stored_are_refused_at_once(attack, stage):
 
 
 def test_wrong_sizes_of_evaluation_are_refused():
-    with pytest.raises(ConfigError, match=r"^eval_batch_size=0: it must be 1 or above"):
+    with pytest.raises(ConfigError, match=r"^eval_batch_size=0: it must be at least 1"):
         Digits(eval_batch_size=0)
     few = RoleImages(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), torch.arange(3))
     with pytest.raises(ConfigError, match="3 images cannot be evaluated on 4 devices"):
