@@ -8,18 +8,20 @@ module) log `<split>/<name>`, the share of their images answered with the label 
 Nothing but integer counts is kept between batches.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, Self, final
 
 import torch
+from lightning import LightningModule
 from torch import Tensor, nn
 
 from bdclean.backbones import ModelInfo, SplitModel, build
 from bdclean.backbones.head import ProbeHead
 from bdclean.errors import ConfigError, WeightsError
 from bdclean.metrics.scores import Scores
-from bdclean.modules.arguments import KeepsArguments
+from bdclean.modules.arguments import keep_arguments, plain
 from bdclean.modules.needs import Needs
 from bdclean.modules.reading import data_of, loader_names, read, viewable_data
 from bdclean.modules.trainer import (
@@ -44,7 +46,7 @@ NO_HEAD = (
 )
 
 
-class BackdoorModule(KeepsArguments):
+class BackdoorModule(LightningModule):
     """A LightningModule that holds a model and knows how it is evaluated and exported.
 
     It trains nothing. Subclasses add `training_step` and `configure_optimizers`, and `install`
@@ -78,6 +80,22 @@ class BackdoorModule(KeepsArguments):
         )
         self._classifiers: dict[str, Classifier] = {}
         self._counts: dict[Split, dict[str, int]] = {}
+
+    def save_arguments(self, *ignore: str) -> None:
+        """Keeps the arguments of the calling `__init__` in checkpoints, as plain values.
+
+        Groups become dictionaries, so that a checkpoint loads without unpickling;
+        `load_from_checkpoint` makes groups of them again. `ignore` names those that no file holds.
+        """
+        frame = inspect.currentframe()
+        assert frame is not None  # noqa: S101  (CPython has frames)
+        keep_arguments(self, frame.f_back, ignore)
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
+        """As Lightning's; an argument that is changed may be a group as well as a dictionary."""
+        loaded: Self = super().load_from_checkpoint(checkpoint_path, *args, **plain(kwargs))
+        return loaded
 
     # ------------------------------------------------------------------ networks
 
