@@ -120,7 +120,7 @@ def check_add_up(key: str, shares: Mapping[str, float]) -> None:
 def _checked(key: str, value: Number, fits: bool, allowed: str) -> Number:
     if isinstance(value, float) and not math.isfinite(value):
         allowed = f"a finite number, {allowed}"
-    elif value > MOST:
+    elif isinstance(value, int) and value > MOST:
         allowed = f"at most {MOST}"
     elif fits:
         return value

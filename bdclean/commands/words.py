@@ -96,8 +96,9 @@ def read_yaml(file: Path, option: str = "-c") -> dict[str, Any]:
 def _config(option: str, value: str) -> dict[str, Any]:
     if _is_file(value):
         return read_yaml(Path(value), option)
-    if Path(value).is_fifo():  # as `<(command)` gives; jsonargparse reads it, and once is all
-        return {}
+    with suppress(OSError):  # no file has a name that long
+        if Path(value).is_fifo():  # as `<(command)` gives; jsonargparse reads it, and once is all
+            return {}
     return _require_keys(parse(value, option), option)
 
 

@@ -92,7 +92,7 @@ class BCU(Purifier):
         self.strategy: Strategy = check_choice("strategy", strategy, Strategy)
         self.strength, self.ratios = check_not_negative("strength", strength), ratios
         if not all(0 <= ratio <= 1 for ratio in ratios or ()):
-            raise ConfigError(f"ratios={ratios}: each must be between 0 and 1.")
+            raise ConfigError(f"ratios={ratios}: each must be from 0 to 1.")
         self.gamma = check_least("gamma", gamma, 1)
         self.single_group = check_not_negative("single_group", single_group)
         self.reinit_seed = check_seed("reinit_seed", reinit_seed)

@@ -169,6 +169,11 @@ def test_odd_settings_of_a_former_method_are_no_traceback(key, value, capsys):
     assert told(words, capsys).startswith("bdclean: --")
 
 
+def test_a_config_may_be_text_that_is_longer_than_any_name():
+    text = "trainer:\n" + "".join(f"  key_{n}: {n}\n" for n in range(1000))
+    assert expanded(["fit", "-c", text]) == ["fit", "-c", text]
+
+
 def test_a_pipe_may_be_a_config():
     os.mkfifo("pipe")  # as the shell makes for `-c <(command)`
     assert expanded(["fit", "-c", "pipe"]) == ["fit", "-c", "pipe"]
