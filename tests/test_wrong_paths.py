@@ -150,7 +150,7 @@ def test_a_product_without_a_head_needs_no_test_images(capsys):
     assert "root=null: without it there are no train images" in told
     assert "--model.probe null" in told
     main([*words, "--model.probe", "null"])
-    assert "no classifier head" in capsys.readouterr().out
+    assert "Not measured: the data has no labelled test images." in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------------- other files

@@ -25,7 +25,7 @@ from bdclean.modules.reading import data_of
 from bdclean.modules.trainer import is_trial
 from bdclean.types import HasIdentity, ResumableLoader
 
-_IMAGES = "training images"  # of `HasIdentity`; sifters compare each of them
+_SAMPLES = ("training images", "poison plan")  # of `HasIdentity`; sifters compare each sample
 
 
 class ExactResume(Callback):
@@ -71,7 +71,7 @@ class ExactResume(Callback):
             f"{name}: {before.get(name, 'none')} -> {self._made_of.get(name, 'none')}"
             for name in sorted(before.keys() | self._made_of.keys())
             if before.get(name) != self._made_of.get(name)
-            and not (name == _IMAGES and getattr(pl_module, "compares_samples", False))
+            and not (name in _SAMPLES and getattr(pl_module, "compares_samples", False))
         ]
         if others:
             raise ConfigError(

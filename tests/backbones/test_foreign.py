@@ -237,6 +237,7 @@ def _given(theirs, path, **more):
     return {"facts": facts} | weights | more
 
 
+@pytest.mark.filterwarnings("ignore:.*checkpoint of an unfinished run")
 @pytest.mark.parametrize("kind", ["SimCLR", "CBD"])
 def test_checkpoints_of_our_runs_are_read_whole(kind, tmp_path, theirs):
     """Without the parts that served training alone, and whatever else Lightning keeps."""
@@ -257,6 +258,7 @@ def test_checkpoints_of_our_runs_are_read_whole(kind, tmp_path, theirs):
         assert {k: v for k, v in model.state_dict().items() if not torch.equal(v, wanted[k])} == {}
 
 
+@pytest.mark.filterwarnings("ignore:.*checkpoint of an unfinished run")
 @pytest.mark.parametrize("kind", ["LinearProbe", "CBD"])
 def test_checkpoints_with_a_probe_head_are_read_whole(kind, tmp_path, theirs):
     method = {"CBD": CBD, "LinearProbe": LinearProbe}[kind]
@@ -287,6 +289,7 @@ def test_a_probe_head_of_other_features_is_reported(tmp_path, theirs):
         _load(_save(state, tmp_path / "last.ckpt", bdclean=record))
 
 
+@pytest.mark.filterwarnings("ignore:.*checkpoint of an unfinished run")
 def test_a_checkpoint_of_input_aware_training_is_read_without_its_trigger(tmp_path):
     module = InputAwareTraining(ImageFacts(4, 16, MEAN, STD), width=4)
     path = _save_run(module, tmp_path / "last.ckpt")

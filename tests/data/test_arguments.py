@@ -120,16 +120,14 @@ def test_misspelt_keys_are_refused_in_python_too():
 
 
 def test_the_help_documents_the_arguments_of_the_base(capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["fit", "--data.help", "GTSRB"])
-    assert caught.value.code == 0
+    main(["fit", "--data.help", "GTSRB"])
     shown = " ".join(capsys.readouterr().out.split())
     for key, text in (
-        ("root ROOT", "Folder that holds, or will hold, `gtsrb`."),
-        ("eval_batch_size EVAL_BATCH_SIZE", "Images per step and device in evaluation."),
-        ("defense_root DEFENSE_ROOT", "A folder of images, at any depth"),
-        ("shuffle_seed SHUFFLE_SEED", "Seed of order and augmentation; None takes"),
-        ("splits.probe PROBE", "Clean labelled images of the linear probe"),
+        ("root X", "Folder that holds, or will hold, `gtsrb`."),
+        ("eval_batch_size X", "Images per step and device in evaluation."),
+        ("defense_root X", "A folder of images, at any depth"),
+        ("shuffle_seed X", "Seed of order and augmentation; null takes"),
+        ("splits.probe X", "Clean labelled images of the linear probe"),
     ):
         assert f"--data.{key} {text}" in shown
 
