@@ -33,6 +33,7 @@ badnets_advrbd_tinyimagenet badnets/advrbd_tinyimagenet  64  200
 badnets_bcu                 badnets/bcu                  32  10
 badnets_imagenet100         badnets/cbd_imagenet100      224 100
 badnets_imagenet100_ssl     badnets/cbd_imagenet100_ssl  224 100
+badnets_digits              badnets/digits               32  10
 badnets_ssl                 badnets/cbd_ssl              32  10
 blend                       blend/cbd                    32  10
 blend_advrbd                blend/advrbd                 32  10
