@@ -5,7 +5,7 @@ Images travel as uint8 to the device and as float32 in [0, 1] on it (pixel space
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NotRequired, Protocol, TypedDict, runtime_checkable
+from typing import Any, Literal, NamedTuple, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -73,6 +73,24 @@ class Subset:
     labels: Tensor | None = None
 
 
+class BatchPlace(NamedTuple):
+    """Where a device's part of a training batch stands; the devices share each batch equally.
+
+    Attributes:
+        before: Images of this epoch in earlier batches, of all devices.
+        rank: Of the device.
+        world_size: Number of devices.
+    """
+
+    before: int = 0
+    rank: int = 0
+    world_size: int = 1
+
+    def share(self, count: int) -> int:
+        """How many of `count` images of the batch are this device's; all shares make `count`."""
+        return count * (self.rank + 1) // self.world_size - count * self.rank // self.world_size
+
+
 @dataclass(frozen=True)
 class View:
     """What a training stage wants to read.
@@ -82,7 +100,7 @@ class View:
         augmentation: Applied on the device, with parameters of its own for every image.
         views: 0 gives one (augmented) `image` per row; n > 0 gives `views`, n independent
             augmentations, and leaves `image` as stored.
-        batch_size: Images per step and device.
+        batch_size: Images per step on all devices together; of a reading, images per batch.
         drop_last: Leave out an incomplete last batch.
         labels: Whether batches carry the labels of the data as `label`.
         subset: Only these rows of the role; `index` in a batch still counts those of the role.
@@ -171,7 +189,7 @@ class ViewableData(Protocol):
         """Shuffled batches of the present view."""
 
     def num_batches(self, view: View) -> int:
-        """Batches per epoch of `train_dataloader` under `view`, on each device, before any limit.
+        """Batches per epoch of `train_dataloader` under `view`, before any limit.
 
         The present view stays.
         """

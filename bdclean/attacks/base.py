@@ -25,7 +25,7 @@ from bdclean.attacks.trigger import Trigger
 from bdclean.errors import AttackError
 from bdclean.functional.pgd import PGD
 from bdclean.functional.seeds import derive_seed
-from bdclean.types import AugmentationName
+from bdclean.types import AugmentationName, BatchPlace
 
 
 @dataclass(frozen=True, eq=False)
@@ -286,7 +286,7 @@ class Attack(ABC):
         labels: Tensor,
         trigger: Trigger,
         num_classes: int,
-        first: int,
+        place: BatchPlace,
         generator: torch.Generator,
     ) -> tuple[Tensor, Tensor]:
         """Poisons a training batch of a dynamic attack, before it is augmented.
@@ -296,7 +296,7 @@ class Attack(ABC):
             labels: True labels, (B,).
             trigger: The attack's own trigger, on the device of the images.
             num_classes: Number of classes C.
-            first: Images that this device has had in this epoch before the batch.
+            place: Of this part of the batch, where several devices share it.
             generator: On the device of the images; the only source of randomness.
 
         Returns:

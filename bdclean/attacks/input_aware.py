@@ -18,6 +18,7 @@ from bdclean.attacks.checks import Quantize, is_between, require, require_size
 from bdclean.attacks.plan import PoisonPlan
 from bdclean.attacks.trigger import Trigger
 from bdclean.functional.seeds import derive_seed
+from bdclean.types import BatchPlace
 
 SIZE_STEP = 8  # three halvings, and as many doublings
 _WIDTHS = (32, 64, 128)
@@ -336,7 +337,7 @@ class InputAware(Attack):
         labels: Tensor,
         trigger: Trigger,
         num_classes: int,
-        first: int,
+        place: BatchPlace,
         generator: torch.Generator,
     ) -> tuple[Tensor, Tensor]:
         """Leaves the batch to the module, which stamps after augmentation."""

@@ -24,6 +24,7 @@ from bdclean.attacks.checks import (
 from bdclean.attacks.plan import PoisonPlan
 from bdclean.attacks.trigger import Trigger
 from bdclean.functional.seeds import derive_seed
+from bdclean.types import BatchPlace
 
 Mode = Literal["dynamic", "static"]
 _TOLERANCE = 1e-6  # 0.29 * 100 is 28.999999999999996 in floating point
@@ -200,14 +201,14 @@ class WaNet(Attack):
         labels: Tensor,
         trigger: Trigger,
         num_classes: int,
-        first: int,
+        place: BatchPlace,
         generator: torch.Generator,
     ) -> tuple[Tensor, Tensor]:
         """The first images of a batch get trigger and label, the next ones noise, the rest nothing.
 
         See `Attack.poison_batch` and `batch_counts`.
         """
-        poison, cover = self.batch_counts(len(images), first)
+        poison, cover = self.batch_counts(len(images), place)
         own, both = cast(WaNetTrigger, trigger), slice(poison + cover)
         jitter = torch.zeros(poison + cover, *own.grid.shape[1:], device=images.device)
         jitter[poison:] = draw_jitter(cover, own.size, generator)
@@ -216,21 +217,24 @@ class WaNet(Attack):
         labels[:poison] = self.wanted_label(labels[:poison], num_classes)
         return images, labels
 
-    def batch_counts(self, size: int, first: int) -> tuple[int, int]:
+    def batch_counts(self, size: int, place: BatchPlace) -> tuple[int, int]:
         """How many images of a batch a dynamic attack poisons, and how many get noise.
 
         With `exact`, floor(rate * n) of the first n images of an epoch are poisoned and, of the
         others, the share that makes cross_ratio * rate of all; so a batch always has room.
 
         Args:
-            size: B, images of the batch.
-            first: Images of this epoch before it.
+            size: Images of this device's part of the batch.
+            place: Of this part.
         """
-        if not self.exact:
-            poison = int(size * self.rate)
-            return poison, int(poison * self.cross_ratio)
-        before, after = self._counts(first), self._counts(first + size)
-        return after[0] - before[0], after[1] - before[1]
+        whole = size * place.world_size
+        if self.exact:
+            before, after = self._counts(place.before), self._counts(place.before + whole)
+            poison, cover = after[0] - before[0], after[1] - before[1]
+        else:
+            poison = int(whole * self.rate)
+            cover = int(poison * self.cross_ratio)
+        return place.share(poison), place.share(poison + cover) - place.share(poison)
 
     def _counts(self, images: int) -> tuple[int, int]:
         """Poisoned and noise images among the first ones of an epoch."""

@@ -34,7 +34,7 @@ from bdclean.data.splits import RoleRows, Splits, draw_from_folder
 from bdclean.data.views import ViewMaker
 from bdclean.errors import ConfigError, DataError
 from bdclean.functional.seeds import global_seed
-from bdclean.types import Batch, ImageFacts, Role, TrainingSet, View
+from bdclean.types import Batch, BatchPlace, ImageFacts, Role, TrainingSet, View
 
 Labels = Literal["hidden", "visible"]
 Loader = DataLoader[dict[str, Any]]
@@ -219,7 +219,7 @@ class ImageDataModule(LightningDataModule, ABC):
         _ = self._viewed(view)  # fail here, before files are written, if a surrogate is missing
 
     def num_batches(self, view: View) -> int:
-        """Batches per epoch and device of `train_dataloader` under `view`, whose images are made.
+        """Batches per epoch of `train_dataloader` under `view`, whose images are made.
 
         Raises:
             ConfigError: As `set_view` and `train_dataloader`.
@@ -260,11 +260,17 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def _train_loader(self, view: View) -> TrainLoader:
         rows, world_size = self._viewed(view), self._world_size
-        if view.drop_last and len(rows) < view.batch_size * world_size:
+        if view.batch_size % world_size:
+            raise ConfigError(
+                f"batch_size={view.batch_size}: {world_size} devices share each batch, so it must "
+                f"be a multiple of {world_size} (--model.recipe.batch_size; of Supervised and "
+                "SimCLR: --model.batch_size)."
+            )
+        if view.drop_last and len(rows) < view.batch_size:
             raise ConfigError(
                 f"The role {view.role} has {len(rows)} images, fewer than one batch of "
-                f"{view.batch_size} on each of {world_size} devices; lower "
-                "--model.recipe.batch_size (of SimCLR: --model.batch_size), or give more images."
+                f"{view.batch_size}; lower --model.recipe.batch_size (of SimCLR: "
+                "--model.batch_size), or give more images."
             )
         sizes = {"batch_size": view.batch_size, "world_size": world_size, "rank": self._rank}
         return TrainLoader(rows, drop_last=view.drop_last, seed=self._seed, **sizes)
@@ -325,13 +331,13 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> Batch:
         """Floats the images and, in training, augments them on the device."""
-        draw, first = batch.pop("draw", None), batch.pop("first", 0)
+        draw, place = batch.pop("draw", None), batch.pop("place", BatchPlace())
         ready = to_float(batch)
         if draw is None:
             return ready
         generator = torch.Generator(ready["image"].device).manual_seed(draw)
         if self.view.role == "train" and self.batch_poisoner is not None:
-            self.batch_poisoner(ready, first, generator)
+            self.batch_poisoner(ready, place, generator)
         made = self.view_maker(self.view, ready["image"], generator)
         if self.view.views:
             ready["views"] = made

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from bdclean.data.images import Rows
 from bdclean.errors import ConfigError
 from bdclean.functional.seeds import derive_seed
-from bdclean.types import Batch
+from bdclean.types import Batch, BatchPlace
 
 
 def _whole_batch(batch: Any) -> Any:
@@ -22,14 +22,14 @@ def _whole_batch(batch: Any) -> Any:
 class TrainLoader(DataLoader[dict[str, Any]]):
     """A shuffling loader that can be stopped and continued at any batch.
 
-    The order is a function of (seed, epoch), the same on every rank; each batch carries
-    `draw`, a seed for its augmentation that depends on (seed, epoch, step, rank), and `first`,
-    the number of images that this device has had in the epoch before. Lightning
-    stores `state_dict` in its checkpoints, so a resumed epoch starts at the right batch.
+    The order is a function of (seed, epoch), the same on every rank, and so are the images of a
+    step, which the devices share. Each batch carries `draw`, a seed for its augmentation that
+    depends on (seed, epoch, step, rank), and `place`. Lightning stores `state_dict` in its
+    checkpoints, so a resumed epoch starts at the right batch.
 
     Args:
         dataset: The rows to read.
-        batch_size: Images per step on this device.
+        batch_size: Images per step on all devices together; a multiple of `world_size`.
         drop_last: Leave out an incomplete last batch. One of a single image is always left out.
         seed: Seed of order and augmentation.
         world_size: Number of devices in all.
@@ -55,17 +55,19 @@ class TrainLoader(DataLoader[dict[str, Any]]):
             shuffle=True,
             seed=derive_seed("order", seed) >> 1,
         )
+        share = batch_size // world_size
         # Batch norm cannot train on a single image; the next epoch's order leaves out another one.
-        one_is_left = len(sampler) > batch_size and len(sampler) % batch_size == 1
+        one_is_left = len(sampler) > share and len(sampler) % share == 1
         super().__init__(
             dataset,
-            batch_size=batch_size,
+            batch_size=share,
             sampler=sampler,
             drop_last=drop_last or one_is_left,
             collate_fn=_whole_batch,
             pin_memory=torch.cuda.is_available(),
         )
-        self._seed, self._rank, self._batch_size = seed, rank, batch_size
+        self._seed, self._batch_size = seed, batch_size
+        self._rank, self._world_size = rank, world_size
         self._start = self._done = 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
@@ -74,8 +76,9 @@ class TrainLoader(DataLoader[dict[str, Any]]):
         epoch = self.sampler.epoch  # type: ignore[attr-defined]
         for step, batch in enumerate(islice(super().__iter__(), start, None), start):
             self._done = step + 1
-            place = {"draw": derive_seed(self._seed, epoch, step, self._rank)}
-            yield batch | place | {"first": step * self._batch_size}
+            draw = derive_seed(self._seed, epoch, step, self._rank)
+            place = BatchPlace(step * self._batch_size, self._rank, self._world_size)
+            yield batch | {"draw": draw, "place": place}
 
     def state_dict(self) -> dict[str, int]:
         """How many batches of the present epoch have been handed out."""

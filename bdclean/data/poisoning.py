@@ -11,7 +11,7 @@ from bdclean.data.adversarial_rows import adversarial_rows, surrogate_hash
 from bdclean.data.augment import augment
 from bdclean.data.images import Overlay, RoleImages
 from bdclean.errors import AttackError, ConfigError
-from bdclean.types import AugmentationName, Batch
+from bdclean.types import AugmentationName, Batch, BatchPlace
 
 
 def poisoned_rows(
@@ -122,18 +122,18 @@ class BatchPoisoner:
         self.attack, self.num_classes = attack, num_classes
         self._trigger = copy.deepcopy(trigger)
 
-    def __call__(self, batch: Batch, first: int, generator: torch.Generator) -> None:
+    def __call__(self, batch: Batch, place: BatchPlace, generator: torch.Generator) -> None:
         """Changes images and labels of a batch of clean images, before its augmentation.
 
         Args:
             batch: Changed in place; its tensors are not.
-            first: See `Attack.poison_batch`.
+            place: See `Attack.poison_batch`.
             generator: On the device of the batch.
         """
         images = batch["image"]
         labels = batch["label"] if "label" in batch else torch.zeros_like(batch["index"])
         images, labels = self.attack.poison_batch(
-            images, labels, self._trigger.to(images.device), self.num_classes, first, generator
+            images, labels, self._trigger.to(images.device), self.num_classes, place, generator
         )
         batch["image"] = images.contiguous(memory_format=torch.channels_last)
         if "label" in batch:
@@ -154,12 +154,12 @@ class PoisonAugmenter:
         self._poisoned = torch.zeros(plan.num_samples, dtype=torch.bool)
         self._poisoned[plan.poison_index] = True
 
-    def __call__(self, batch: Batch, first: int, generator: torch.Generator) -> None:
+    def __call__(self, batch: Batch, place: BatchPlace, generator: torch.Generator) -> None:
         """Changes the images of a batch, before its augmentation.
 
         Args:
             batch: Changed in place; its tensors are not.
-            first: Not read.
+            place: Not read.
             generator: On the device of the batch.
         """
         images = batch["image"]

@@ -26,7 +26,7 @@ def make_schedule(
 
     Args:
         optimizer: Its learning rate is the starting rate, for `onecycle` the highest one.
-        name: `constant`, `cosine` (to zero), `multistep`, or `onecycle`.
+        name: `constant`, `cosine` (to zero), `multistep`, or `onecycle`; the momentum stays.
         total_steps: Length of the training.
         milestones: For `multistep`: where the rate is multiplied by `gamma`, as fractions of
             the training.
@@ -39,5 +39,5 @@ def make_schedule(
         return MultiStepLR(optimizer, [round(m * steps) for m in milestones], gamma)
     if name == "onecycle":
         rates = [group["lr"] for group in optimizer.param_groups]
-        return OneCycleLR(optimizer, max_lr=rates, total_steps=steps)
+        return OneCycleLR(optimizer, max_lr=rates, total_steps=steps, cycle_momentum=False)
     return ConstantLR(optimizer, factor=1.0, total_iters=0)

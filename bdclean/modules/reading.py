@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from lightning import Trainer
+from lightning import LightningModule, Trainer
 from torch import Tensor, distributed, nn
 
 from bdclean.errors import ConfigError
@@ -86,3 +86,23 @@ def share_buffers(model: nn.Module) -> None:
     if distributed.is_available() and distributed.is_initialized():
         for buffer in model.buffers():
             distributed.broadcast(buffer, src=0)
+
+
+def of_all_devices(module: LightningModule, values: Tensor) -> Tensor:
+    """The rows of all devices in the order of their ranks, with gradients.
+
+    A loss over them has the gradient, averaged over the devices as DDP does, that one device would
+    compute from the whole batch.
+
+    Args:
+        module: Computes the loss.
+        values: (B, ...), as many on every device.
+
+    Returns:
+        (W * B, ...) for W devices.
+    """
+    if module._trainer is None or module.trainer.world_size == 1:
+        return values
+    gathered = module.all_gather(values, sync_grads=values.requires_grad)
+    assert isinstance(gathered, Tensor)  # noqa: S101
+    return gathered.flatten(0, 1)

@@ -28,7 +28,7 @@ class Recipe:
         nesterov: Of SGD.
         schedule: Of the learning rate, over these epochs.
         milestones: For `multistep`, as fractions of these epochs.
-        batch_size: Per device.
+        batch_size: Of a step, on all devices together.
         augmentation: On the device.
 
     Raises:

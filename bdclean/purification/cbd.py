@@ -31,6 +31,7 @@ from bdclean.errors import ConfigError
 from bdclean.functional.contrastive import nt_xent
 from bdclean.functional.pgd import PGD, pgd
 from bdclean.modules import Needs, Probe, Recipe, Stage, StageOptimizer, probe_stage
+from bdclean.modules.reading import of_all_devices
 from bdclean.purification.base import Purifier, replace_by_probe
 from bdclean.purification.projection import Projection, Projections
 from bdclean.types import Batch, ImageFacts, View
@@ -63,8 +64,8 @@ class CBD(Purifier):
         reestimate_bn: Estimate the running statistics again after training, by one pass over the
             stored defence images.
         recipe: Of the purification. Incomplete batches are left out, so that the number of
-            negatives is fixed; negatives come from the own device. The augmentation makes the
-            views.
+            negatives is fixed; several devices share the batch and its negatives. The augmentation
+            makes the views.
         projection: Trains with a projection head h, which is thrown away. The teacher's h is the
             one that purification starts from.
         probe: The linear probe that follows; None gives a product without a head.
@@ -198,7 +199,8 @@ class CBD(Purifier):
         return self.sgd(self.recipe, trained)
 
     def contrast(self, a: Tensor, b: Tensor) -> Tensor:
-        """l_cl, in float32."""
+        """l_cl over the batch of all devices, in float32."""
+        a, b = of_all_devices(self, a), of_all_devices(self, b)
         return nt_xent(a, b, self.temperature, symmetric=self.symmetric)
 
     def perturb(self, images: Tensor, reference: Tensor) -> Tensor:

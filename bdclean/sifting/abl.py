@@ -22,6 +22,7 @@ from bdclean.errors import ConfigError
 from bdclean.functional.isolation import flooding, local_gradient_ascent
 from bdclean.functional.ranking import lowest
 from bdclean.modules import Recipe, Stage
+from bdclean.modules.reading import of_all_devices
 from bdclean.sifting.base import Sifter, chosen
 from bdclean.types import Batch, ImageFacts, View
 
@@ -112,7 +113,7 @@ class ABL(Sifter):
         logits = self.model(batch["image"]).float()
         losses = F.cross_entropy(logits, batch["label"], reduction="none")
         hold = local_gradient_ascent if self.ascent == "lga" else flooding
-        each = losses if self.level_of == "sample" else losses.mean()
+        each = losses if self.level_of == "sample" else of_all_devices(self, losses).mean()
         loss = hold(each, self.level).mean()
         self.log_terms(isolate_loss=loss, isolate_ce=losses.mean())
         return loss

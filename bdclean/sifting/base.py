@@ -145,8 +145,8 @@ class Sifter(StagedModule, ABC):
         return (recipe or self.recipe).view("train", labels=True, subset=subset)
 
     def per_step(self, recipe: Recipe) -> int:
-        """Samples of one step on all devices together, of all its accumulated batches."""
-        return recipe.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        """Samples of one step, of all its accumulated batches."""
+        return recipe.batch_size * self.trainer.accumulate_grad_batches
 
     def of_each(
         self,

@@ -36,7 +36,7 @@ from bdclean.functional.feature_consistency import (
 from bdclean.functional.ranking import highest, lowest
 from bdclean.functional.seeds import derive_seed
 from bdclean.modules import Recipe, Stage, StageOptimizer
-from bdclean.modules.reading import num_rows
+from bdclean.modules.reading import num_rows, of_all_devices
 from bdclean.sifting.base import Sifter, chosen
 from bdclean.types import Batch, ImageFacts, View
 
@@ -154,8 +154,9 @@ class DBR(Sifter):
 
     def separate(self, batch: Batch) -> Tensor:
         """Similarity of the class means of the features; the head is not used."""
-        features = self.model.features(batch["image"])
-        loss = intra_class_loss(features, batch["label"], self.num_classes)
+        features = of_all_devices(self, self.model.features(batch["image"]))
+        labels = of_all_devices(self, batch["label"])
+        loss = intra_class_loss(features, labels, self.num_classes)
         self.log_terms(separate_loss=loss)
         return loss
 

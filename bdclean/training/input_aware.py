@@ -28,7 +28,7 @@ from bdclean.errors import ConfigError
 from bdclean.functional.diversity import diversity
 from bdclean.modules import Needs, Recipe, Stage, StagedModule
 from bdclean.modules.reading import data_of
-from bdclean.types import Batch, ImageFacts, View
+from bdclean.types import Batch, BatchPlace, ImageFacts, View
 
 RECIPE = Recipe(
     epochs=575,
@@ -71,10 +71,10 @@ class InputAwareTraining(StagedModule):
     """Learns a classifier and its input-aware trigger.
 
     Target, label rule, `rate` and `cover_rate` are those of the attack in the data module,
-    `bdclean.attacks.InputAware` without a trigger file. The first int(rate * B) images of every
-    augmented batch carry their own trigger and the attacker's label, the next
-    int(cover_rate * B) the trigger of another image and their own label. Defaults are those of
-    the official code (VinAIResearch/input-aware-backdoor-attack-release).
+    `bdclean.attacks.InputAware` without a trigger file. int(rate * B) images of every augmented
+    batch carry their own trigger and the attacker's label, int(cover_rate * B) others the trigger
+    of another image and their own label. Defaults are those of the official code
+    (VinAIResearch/input-aware-backdoor-attack-release).
 
     Lightning counts each step of an optimizer, so two per batch in the joint stage.
 
@@ -268,8 +268,11 @@ class InputAwareTraining(StagedModule):
         images, labels = batch["image"], batch["label"]
         self.mask.eval()
         attack, others = self.attack, _others(images)
-        backdoor, cross = int(len(images) * attack.rate), int(len(images) * attack.cover_rate)
-        end = backdoor + cross
+        place = BatchPlace(0, self.trainer.global_rank, self.trainer.world_size)
+        whole = len(images) * place.world_size
+        backdoor = place.share(int(whole * attack.rate))
+        end = place.share(int(whole * attack.rate) + int(whole * attack.cover_rate))
+        cross = end - backdoor
         stamped, mine = self._stamp(images[:backdoor], images[:backdoor])
         crossed, theirs = self._stamp(images[backdoor:end], others[backdoor:end])
         wanted = attack.wanted_label(labels[:backdoor], self.info.num_classes or 0)

@@ -46,8 +46,8 @@ class SimCLR(Training):
         hidden_dim: Of the projection head; None takes the number of features.
         output_dim: Of the projection head.
         temperature: tau.
-        batch_size: Images per step and device, each in two views. Incomplete batches are left
-            out, so that the number of negatives is fixed.
+        batch_size: Images per step on all devices together, each in two views. Incomplete batches
+            are left out, so that the number of negatives is fixed.
         augmentation: Makes the views.
         optimizer: Any torch optimizer, from YAML; `lightly.utils.lars.LARS` for large batches.
             Biases and batch norms get no weight decay, and so no layer-wise rate.

@@ -30,7 +30,7 @@ class Supervised(Training):
             the standard net.
         stem: None takes that of `weights`, or `auto`: the CIFAR stem up to 64 pixels.
         weights: Start from this file instead of a fresh initialisation.
-        batch_size: Images per step and device.
+        batch_size: Images per step on all devices together.
         augmentation: Applied on the device.
         optimizer: Any torch optimizer, from YAML.
         schedule: Learning-rate schedule over the whole training.
