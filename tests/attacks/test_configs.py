@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser
 
 import bdclean.attacks
 from bdclean.attacks import Attack
+from bdclean.types import BatchPlace
 
 FOLDER = Path(__file__).parents[2] / "configs" / "attack"
 LABELS = torch.arange(50_000) % 10
@@ -103,7 +104,9 @@ def test_static_wanet_has_as_many_covers_as_poisons():
 def test_dynamic_presets_poison_the_published_share_of_an_epoch(name, n, target, poison, cover):
     attack = build(name)
     assert (attack.dynamic, attack.target) == (True, target)
-    counts = [attack.batch_counts(min(128, n - first), first) for first in range(0, n, 128)]
+    counts = [
+        attack.batch_counts(min(128, n - first), BatchPlace(first)) for first in range(0, n, 128)
+    ]
     assert [sum(c) for c in zip(*counts, strict=True)] == [poison, cover]
 
 

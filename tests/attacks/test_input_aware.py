@@ -21,6 +21,7 @@ from bdclean.attacks.input_aware import (
     threshold,
 )
 from bdclean.errors import AttackError
+from bdclean.types import BatchPlace
 
 SIZE, MEAN, STD = 16, (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 
@@ -332,7 +333,7 @@ def test_nothing_but_the_module_that_holds_it_may_use_it(file):
 def test_it_leaves_all_images_to_that_module():
     attack, images = InputAware(), floats()
     made, labels = attack.make_trigger((SIZE, SIZE)), torch.arange(6)
-    same = attack.poison_batch(images, labels, made, 10, 0, torch.Generator())
+    same = attack.poison_batch(images, labels, made, 10, BatchPlace(), torch.Generator())
     assert torch.equal(same[0], images)
     assert torch.equal(same[1], labels)
     test = attack.further_tests(stored(), labels, made)["cross_acc"]

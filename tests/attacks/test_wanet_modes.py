@@ -16,7 +16,7 @@ from bdclean.attacks.wanet import draw_jitter
 from bdclean.cli import main
 from bdclean.data import Digits, Splits
 from bdclean.data.poisoning import poisoned_rows
-from bdclean.types import View
+from bdclean.types import BatchPlace, View
 
 H = 32
 
@@ -42,7 +42,7 @@ def poisoned_batch(attack: WaNet, count: int = 128, first: int = 0, seed: int = 
     labels = torch.arange(count) % 10
     before, old = images.clone(), labels.clone()
     trigger = attack.make_trigger((H, H))
-    out, seen = attack.poison_batch(images, labels, trigger, 10, first, generator(seed))
+    out, seen = attack.poison_batch(images, labels, trigger, 10, BatchPlace(first), generator(seed))
     assert torch.equal(images, before)
     assert torch.equal(labels, old)
     assert out.is_contiguous(memory_format=torch.channels_last)
@@ -63,8 +63,8 @@ def poisoned_batch(attack: WaNet, count: int = 128, first: int = 0, seed: int = 
 )
 def test_counts_of_the_public_code(rate, size, ratio, poison, cover):
     attack = WaNet(rate=rate, cross_ratio=ratio, exact=False)
-    assert attack.batch_counts(size, 0) == (poison, cover)
-    assert attack.batch_counts(size, 640) == (poison, cover)
+    assert attack.batch_counts(size, BatchPlace()) == (poison, cover)
+    assert attack.batch_counts(size, BatchPlace(640)) == (poison, cover)
 
 
 @pytest.mark.parametrize("ratio", ["0", "1", "2", "2.4"])
@@ -75,7 +75,7 @@ def test_exact_counts_add_up_over_the_epoch(rate, ratio, total, size):
     poison = cover = 0
     for first in range(0, total, size):
         batch = min(size, total - first)
-        p, c = attack.batch_counts(batch, first)
+        p, c = attack.batch_counts(batch, BatchPlace(first))
         assert p >= 0
         assert c >= 0
         assert p + c <= batch
@@ -85,9 +85,25 @@ def test_exact_counts_add_up_over_the_epoch(rate, ratio, total, size):
     assert Fraction(rate) * Fraction(ratio) * total - cover < 1
 
 
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("devices", [2, 3, 4, 8, 16])
+def test_the_shares_of_the_devices_make_the_counts_of_one(exact, devices):
+    attack, size = WaNet(rate=0.06, exact=exact), 144
+    for before in range(0, 1_000, size):
+        places = [BatchPlace(before, rank, devices) for rank in range(devices)]
+        shares = [attack.batch_counts(size // devices, place) for place in places]
+        whole = attack.batch_counts(size, BatchPlace(before))
+        assert tuple(map(sum, zip(*shares, strict=True))) == whole
+        for counts in zip(*shares, strict=True):
+            assert max(counts) - min(counts) <= 2  # spread evenly, but for rounding
+        assert all(sum(share) <= size // devices for share in shares)
+
+
 def test_exact_counts_of_cifar10():
     attack = WaNet(rate=0.06)
-    batches = [attack.batch_counts(min(128, 50_000 - i), i) for i in range(0, 50_000, 128)]
+    batches = [
+        attack.batch_counts(min(128, 50_000 - i), BatchPlace(i)) for i in range(0, 50_000, 128)
+    ]
     assert [sum(counts) for counts in zip(*batches, strict=True)] == [3_000, 6_000]
     assert {p for p, _ in batches[:-1]} == {7, 8}
 
@@ -95,7 +111,7 @@ def test_exact_counts_of_cifar10():
 @pytest.mark.parametrize("rate", [1.0, 0.5])
 def test_exact_counts_leave_no_image_clean_when_asked(rate):
     attack = WaNet(rate=rate, cross_ratio=1 / rate - 1)
-    poison, cover = zip(*(attack.batch_counts(1, i) for i in range(10)), strict=True)
+    poison, cover = zip(*(attack.batch_counts(1, BatchPlace(i)) for i in range(10)), strict=True)
     assert sum(poison) == 10 * rate
     assert sum(cover) == 10 - 10 * rate
     assert all(p + c == 1 for p, c in zip(poison, cover, strict=True))
@@ -105,7 +121,7 @@ def test_exact_counts_leave_no_image_clean_when_asked(rate):
 def test_the_front_of_a_batch_is_poisoned(exact, poison, cover):
     attack = WaNet(target=6, rate=0.06, exact=exact)
     images, labels, trigger, out, seen = poisoned_batch(attack, first=128, seed=9)
-    assert attack.batch_counts(128, 128) == (poison, cover)
+    assert attack.batch_counts(128, BatchPlace(128)) == (poison, cover)
     both = poison + cover
     assert torch.equal(out[:poison], trigger.as_stored(trigger(images[:poison])))
     noise = trigger.noise(images[poison:both], draw_jitter(cover, (H, H), generator(9)))
@@ -121,7 +137,7 @@ def test_noise_of_a_batch_is_drawn_per_image_and_from_the_generator_alone():
     images = floats(1).expand(20, -1, -1, -1)
 
     def poison(seed: int) -> Tensor:
-        return attack.poison_batch(images, labels, trigger, 10, 0, generator(seed))[0]
+        return attack.poison_batch(images, labels, trigger, 10, BatchPlace(), generator(seed))[0]
 
     torch.manual_seed(0)
     first = poison(1)

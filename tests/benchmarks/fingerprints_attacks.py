@@ -18,6 +18,7 @@ from bdclean.attacks import Attack
 from bdclean.attacks.input_aware import InputAwareTrigger, TriggerGenerator
 from bdclean.backbones import ModelInfo, build, save_model
 from bdclean.data import ImageDataModule, ImageSet
+from bdclean.types import BatchPlace
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs/attack"
 # Name, file, size of the images, classes.
@@ -178,7 +179,7 @@ def batches(attack: Attack, data: Noise) -> dict[str, Tensor]:
         part = slice(first, first + 100)
         images, labels = data.stored.images[part] / 255, data.stored.labels[part]
         images, labels = attack.poison_batch(
-            images, labels, data.trigger, data.num_classes, first, draw
+            images, labels, data.trigger, data.num_classes, BatchPlace(first), draw
         )
         made |= {f"images {first}": images, f"labels {first}": labels}
     return made

@@ -125,7 +125,7 @@ def test_a_batch_larger_than_the_role_is_refused(data):
         data.train_dataloader()
 
 
-def make_loader(rank=0, world_size=1, epoch=0, number=50, batch_size=9):
+def make_loader(rank=0, world_size=1, epoch=0, number=50, batch_size=10):
     images = RoleImages(torch.zeros(number, 3, 4, 4, dtype=torch.uint8), torch.arange(number))
     facts = {"batch_size": batch_size, "seed": 3, "rank": rank, "world_size": world_size}
     loader = TrainLoader(images, **facts)
@@ -152,7 +152,7 @@ def test_order_and_draws_are_functions_of_seed_epoch_step_and_rank():
     ("number", "batch_size", "world_size", "sizes"),
     [
         (25, 8, 1, [8, 8, 8]),
-        (50, 8, 2, [8, 8, 8]),
+        (50, 16, 2, [8, 8, 8]),
         (26, 8, 1, [8, 8, 8, 2]),
         (8, 8, 1, [8]),
         (1, 8, 1, [1]),

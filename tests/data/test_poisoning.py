@@ -11,7 +11,7 @@ from bdclean.attacks import Attack, BadNets, FurtherTest, TaCT
 from bdclean.cli import main
 from bdclean.data import Digits, Splits
 from bdclean.errors import AttackError
-from bdclean.types import View
+from bdclean.types import BatchPlace, View
 
 
 class Marked(BadNets):
@@ -48,9 +48,9 @@ class Marked(BadNets):
         wanted = torch.full_like(rows, 6)
         return {"leak": FurtherTest(rows, trigger.poison(images[rows]), wanted)}
 
-    def poison_batch(self, images, labels, trigger, num_classes, first, generator):
+    def poison_batch(self, images, labels, trigger, num_classes, place, generator):
         out, seen = images.clone(), labels.clone()
-        out[0], seen[0] = trigger.as_stored(trigger(images[0])), first
+        out[0], seen[0] = trigger.as_stored(trigger(images[0])), place.before
         return out, seen
 
 
@@ -133,7 +133,7 @@ def test_a_dynamic_attack_changes_batches_before_augmentation_and_no_row():
     loader = data.train_dataloader()
     white = data.trigger(torch.zeros(3, 32, 32))[:, -3:, -3:]
     for step, batch in enumerate(loader):
-        assert batch["first"] == 32 * step
+        assert batch["place"] == BatchPlace(32 * step)
         before = batch["image"].clone()
         labels = batch["label"].clone()
         ready = data.on_after_batch_transfer(batch, 0)

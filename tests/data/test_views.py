@@ -112,17 +112,21 @@ def test_the_protocol_asks_for_the_counts():
 def test_the_counted_batches_are_those_of_an_epoch_on_each_device(drop, world, monkeypatch):
     data = digits()
     monkeypatch.setattr(Digits, "_world_size", world)
-    for number, size in itertools.product((5, 64, 65, 96, 129), (1, 8, 64, 128)):
+    for number, size in itertools.product((5, 64, 65, 96, 129), (1, 6, 8, 64, 128)):
         view = View("defense", batch_size=size, drop_last=drop, subset=Subset(torch.arange(number)))
         assert data.num_rows(view) == number
-        if drop and number < size * world:
+        if size % world:
+            with pytest.raises(ConfigError, match=f"multiple of {world}"):
+                data.num_batches(view)
+            continue
+        if drop and number < size:
             with pytest.raises(ConfigError, match="fewer than one batch"):
                 data.num_batches(view)
             continue
         data.set_view(view)
         shown = [len(batch["index"]) for batch in data.train_dataloader()]
         assert data.num_batches(view) == len(shown)
-        assert not drop or set(shown) == {size}
+        assert not drop or set(shown) == {size // world}
 
 
 def test_counting_leaves_the_present_view():

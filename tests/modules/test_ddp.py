@@ -29,7 +29,7 @@ from bdclean.types import ImageFacts
 SETTINGS = yaml.safe_load(open(tests + "/contract.yaml"))
 MORE = {
     "CBD, solved": {"probe": {"solver": "lbfgs"}, "reestimate_bn": True},
-    "AdvrBD": {"rounds": {"ascent_steps": 9}, "enhance_steps": 3},
+    "AdvrBD": {"rounds": {"ascent_steps": 9, "agreement": 0.5}, "enhance_steps": 3},
 }
 class Data(TinyData):
     def read_train(self):  # so many that each process has several images of every part
