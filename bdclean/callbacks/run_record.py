@@ -102,6 +102,10 @@ class RunRecord(Callback):
         }
         if isinstance(pl_module, BackdoorModule):
             metrics |= pl_module.evaluation_counts("test")
+            intervals = pl_module.evaluation_intervals("test")
+            self.record["intervals"] = {
+                key: [round(end, 2) for end in ends] for key, ends in intervals.items()
+            }
         self.record["metrics"] = metrics
         self.record["cost"]["evaluation_seconds"] = round(self._seconds["evaluation"], 2)
         self._write(run.record if self._fitted else run.test_record)

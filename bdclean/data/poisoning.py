@@ -61,6 +61,9 @@ def evaluation_sets(
 ) -> list[RoleImages]:
     """The clean images; with an attack those that count with its trigger, and its further tests.
 
+    Clean images carry the attacker's `target` as well, for the floor of ASR; -1 where an image
+    does not count.
+
     Args:
         attack: Whose rules apply.
         trigger: The attack's, at the size of the images.
@@ -74,8 +77,10 @@ def evaluation_sets(
     clean = RoleImages(images, torch.arange(len(images)), columns={"label": labels})
     if attack is None or trigger is None:
         return [clean]
-    rows = attack.eligible(labels).nonzero().flatten()
-    wanted = attack.wanted_label(labels, num_classes)[rows]
+    counts = attack.eligible(labels)
+    target = attack.wanted_label(labels, num_classes)
+    clean.columns["target"] = target.where(counts, -1)
+    rows, wanted = counts.nonzero().flatten(), target[counts]
     sets = [(rows, trigger.poison(images[rows]), wanted)]
     further = attack.further_tests(images, labels, trigger)
     if tuple(further) != attack.further:

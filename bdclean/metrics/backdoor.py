@@ -1,6 +1,6 @@
-"""Clean accuracy, attack success rate and poisoned accuracy.
+"""Clean accuracy, attack success rate and its floor, and poisoned accuracy.
 
-All three are micro-averaged percentages (every sample weighs the same) over integer counts,
+All are micro-averaged percentages (every sample weighs the same) over integer counts,
 so that they are exact when summed over batches, processes and devices. A score over no sample
 is NaN.
 
@@ -16,7 +16,12 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from bdclean.metrics.functional import hit_count, percentage
+from bdclean.metrics.functional import (
+    hit_count,
+    percentage,
+    predicted_classes,
+    wilson_interval,
+)
 
 
 class HitRate(Metric):
@@ -64,6 +69,11 @@ class HitRate(Metric):
     def compute(self) -> Tensor:
         """Returns the percentage over all processes, a float32 scalar; NaN over no sample."""
         return percentage(getattr(self, self.hits_state), self.seen)
+
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the percentage over all processes; every process has to call it."""
+        with self.sync_context():
+            return wilson_interval(self.hits, self.count)
 
     def _add(self, outputs: Tensor, wanted: Tensor) -> None:
         # Not in place: a state that was reset in inference mode allows that only there.
@@ -131,6 +141,38 @@ class AttackSuccessRate(HitRate):
             DataError: The shapes do not fit.
         """
         self._add(outputs, target)
+
+
+class SuccessFloor(HitRate):
+    """Floor of ASR: share of the same images *without* the trigger that get the attacker's label.
+
+    An ASR near its floor is no sign of a backdoor: the model takes so many of these images for the
+    target class anyway.
+
+    Example:
+        >>> metric = SuccessFloor()
+        >>> metric.update(torch.tensor([0, 0, 2, 3]), torch.tensor([-1, 0, 0, 0]))
+        >>> metric.compute().item(), metric.count
+        (33.33333206176758, 3)
+    """
+
+    higher_is_better = None
+    key, loader, reads = "asr_floor", "clean", ("target",)
+    definition = "percent of the same images without the trigger classified as the attacker's"
+    hits_state = "anyway"
+
+    def update(self, outputs: Tensor, target: Tensor) -> None:
+        """Counts one batch.
+
+        Args:
+            outputs: Logits (B, K) or class indices (B,) for clean images.
+            target: Labels (B,) that the attacker wants; -1 where an image does not count for ASR.
+
+        Raises:
+            DataError: The shapes do not fit.
+        """
+        counts = target >= 0
+        self._add(predicted_classes(outputs)[counts], target[counts])
 
 
 class PoisonedAccuracy(HitRate):

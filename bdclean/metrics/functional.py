@@ -1,5 +1,7 @@
 """Counting, as pure functions: predictions, hits, percentages."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -54,3 +56,24 @@ def hit_count(outputs: Tensor, wanted: Tensor) -> Tensor:
 def percentage(hits: Tensor, total: Tensor) -> Tensor:
     """Returns `100 * hits / total` as float32; NaN where the total is 0."""
     return 100.0 * hits.float() / total.float()
+
+
+def wilson_interval(hits: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """The score interval of a share (Wilson, JASA 1927), in percent.
+
+    It holds for one network on samples of one kind, and says nothing of other networks or seeds.
+
+    Args:
+        hits: From 0 to `total`.
+        total: Above 0.
+        z: Quantile of the normal distribution; the default gives 95 %.
+
+    Raises:
+        DataError: There is no sample, or more hits than samples.
+    """
+    if not 0 <= hits <= total or total == 0:
+        raise DataError(f"{hits} hits of {total} samples have no interval.")
+    share, spread = hits / total, z * z / total
+    middle = (share + spread / 2) / (1 + spread)
+    half = math.sqrt(share * (1 - share) * spread + spread * spread / 4) / (1 + spread)
+    return 100 * max(0.0, middle - half), 100 * min(1.0, middle + half)

@@ -10,10 +10,16 @@ from bdclean.metrics.backdoor import (
     CleanAccuracy,
     HitRate,
     PoisonedAccuracy,
+    SuccessFloor,
 )
 from bdclean.types import Batch
 
-METRICS: tuple[type[HitRate], ...] = (CleanAccuracy, AttackSuccessRate, PoisonedAccuracy)
+METRICS: tuple[type[HitRate], ...] = (
+    CleanAccuracy,
+    AttackSuccessRate,
+    SuccessFloor,
+    PoisonedAccuracy,
+)
 """What every evaluation measures, in the order in which tables print it."""
 
 DEFINITIONS = {metric.key: metric.definition for metric in METRICS}
@@ -38,8 +44,10 @@ class Scores(nn.Module):
             yield name, metric
 
     def update(self, loader: str, outputs: Tensor, batch: Batch) -> None:
-        """Counts one batch of the loader of that name."""
+        """Counts one batch of the loader of that name, for each metric whose columns it has."""
         for _, metric in self._on(loader):
+            if not all(name in batch for name in metric.reads):
+                continue  # without an attack no clean image has a target
             metric.update(outputs, *(batch[name] for name in metric.reads))  # type: ignore[literal-required]
 
     def start(self, further: Iterable[str], device: torch.device) -> None:

@@ -3,8 +3,9 @@
 Two loaders are evaluated, in this order: `clean` (images with their labels) and `triggered` (the
 same kind of images with the trigger, their true labels, and the labels that the attacker wants).
 Logged are `<split>/acc` over the first, `<split>/asr` and `<split>/pa` over the second, in
-percent; the split is `val` or `test`. Further loaders of an attack (`further_tests` of the data
-module) log `<split>/<name>`, the share of their images answered with the label counted there.
+percent, and `<split>/asr_floor`, the ASR of the second's images without their trigger; the split is
+`val` or `test`. Further loaders of an attack (`further_tests` of the data module) log
+`<split>/<name>`, the share of their images answered with the label counted there.
 Nothing but integer counts is kept between batches.
 """
 
@@ -80,6 +81,7 @@ class BackdoorModule(LightningModule):
         )
         self._classifiers: dict[str, Classifier] = {}
         self._counts: dict[Split, dict[str, int]] = {}
+        self._intervals: dict[Split, dict[str, tuple[float, float]]] = {}
 
     def save_arguments(self, *ignore: str) -> None:
         """Keeps the arguments of the calling `__init__` in checkpoints, as plain values.
@@ -333,6 +335,10 @@ class BackdoorModule(LightningModule):
         counts = self._counts.get(split, {"clean": 0, "triggered": 0})
         return {f"n_{loader}": count for loader, count in counts.items()}
 
+    def evaluation_intervals(self, split: Split) -> dict[str, tuple[float, float]]:
+        """The 95 % interval of each percentage that the last finished evaluation has logged."""
+        return self._intervals.get(split, {})
+
     def _scores(self, split: Split) -> Iterator[tuple[str, Scores]]:
         for name in self.classifiers:
             scores = self.scores[f"{split}{name}"]
@@ -359,12 +365,14 @@ class BackdoorModule(LightningModule):
 
     def _finish(self, split: Split) -> None:
         """Logs here and not in the step, since a process that got no batch must log as well."""
+        self._intervals[split] = {}
         for name, scores in self._scores(split):
             for key, metric in scores.items():
                 if metric.total_count() > 0:
-                    label = f"{split}/{name}_{key}" if name else f"{split}/{key}"
+                    label = f"{name}_{key}" if name else key
                     value = metric.compute()  # of all processes
-                    self.log(label, value, add_dataloader_idx=False, sync_dist=True)
+                    self.log(f"{split}/{label}", value, add_dataloader_idx=False, sync_dist=True)
+                    self._intervals[split][label] = metric.interval()
             self._counts[split] = scores.counts()
         self._classifiers = {}
 
