@@ -45,7 +45,7 @@ class TaCT(Attack):
     """
 
     rate_bases = ("dataset", "target_class", "source_class")
-    further = ("leak",)
+    further = ("leak", "source_acc")
 
     def __init__(
         self,
@@ -127,10 +127,18 @@ class TaCT(Attack):
     def further_tests(
         self, images: Tensor, labels: Tensor, trigger: Trigger
     ) -> dict[str, FurtherTest]:
-        """`leak`: triggered images of the other classes that are answered with the target."""
+        """`leak`: triggered images of the other classes that are answered with the target.
+
+        `source_acc`: clean images of the source class that are answered with it, which a defence
+        may give up to lower the success rate.
+        """
         rows = self._outside(labels).nonzero().flatten()
         wanted = torch.full_like(rows, self.target)
-        return {"leak": FurtherTest(rows, trigger.poison(images[rows]), wanted)}
+        source = (labels == self.source_class).nonzero().flatten()
+        return {
+            "leak": FurtherTest(rows, trigger.poison(images[rows]), wanted),
+            "source_acc": FurtherTest(source, images[source], labels[source]),
+        }
 
     def _outside(self, labels: Tensor) -> Tensor:
         return (labels != self.source_class) & (labels != self.target)

@@ -115,6 +115,7 @@ class RunRecord(Callback):
         return {
             "schema": SCHEMA,
             "metrics": {},
+            "intervals": {},
             "definitions": DEFINITIONS,
             "protocol": module.protocol() if isinstance(module, BackdoorModule) else {},
             "data": data.describe() if isinstance(data, DescribesItself) else {},

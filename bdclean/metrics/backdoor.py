@@ -40,6 +40,8 @@ class HitRate(Metric):
     """The test set that it is measured on."""
     reads: ClassVar[tuple[str, ...]]
     """What `update` takes from a batch in addition to the outputs."""
+    optional: ClassVar[bool] = False
+    """Whether there may be batches of its loader without what it reads."""
     definition: ClassVar[str]
     """For records: what the number means."""
     hits_state: ClassVar[str]
@@ -158,6 +160,7 @@ class SuccessFloor(HitRate):
 
     higher_is_better = None
     key, loader, reads = "asr_floor", "clean", ("target",)
+    optional = True  # without an attack no clean image has a target
     definition = "percent of the same images without the trigger classified as the attacker's"
     hits_state = "anyway"
 

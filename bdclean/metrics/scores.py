@@ -44,10 +44,10 @@ class Scores(nn.Module):
             yield name, metric
 
     def update(self, loader: str, outputs: Tensor, batch: Batch) -> None:
-        """Counts one batch of the loader of that name, for each metric whose columns it has."""
+        """Counts one batch of the loader of that name."""
         for _, metric in self._on(loader):
-            if not all(name in batch for name in metric.reads):
-                continue  # without an attack no clean image has a target
+            if metric.optional and not all(name in batch for name in metric.reads):
+                continue
             metric.update(outputs, *(batch[name] for name in metric.reads))  # type: ignore[literal-required]
 
     def start(self, further: Iterable[str], device: torch.device) -> None:

@@ -22,6 +22,7 @@ from bdclean.training import Supervised
 PARTS = [
     "schema",
     "metrics",
+    "intervals",
     "definitions",
     "protocol",
     "data",
@@ -112,9 +113,14 @@ def test_it_leaves_the_product_the_plan_and_the_trigger(run):
 
 def test_a_test_adds_what_was_measured_and_changes_nothing_else(run):
     record = run.folder.read_record()
-    assert set(record["metrics"]) == {"acc", "asr", "pa", "n_clean", "n_triggered"}
+    rates = {"acc", "asr", "asr_floor", "pa"}
+    assert set(record["metrics"]) == rates | {"n_clean", "n_triggered"}
+    assert set(record["intervals"]) == rates
+    for key, (low, high) in record["intervals"].items():
+        assert 0 <= low <= record["metrics"][key] <= high <= 100
+        assert low < high
     assert record["cost"].pop("evaluation_seconds") > 0
-    assert record | {"metrics": {}} == run.before
+    assert record | {"metrics": {}, "intervals": {}} == run.before
 
 
 def test_a_test_alone_has_a_record_of_its_own(tmp_path, run):

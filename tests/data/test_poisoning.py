@@ -114,7 +114,7 @@ def test_further_tests_are_served_after_the_triggered_set(data):
 @pytest.mark.parametrize("name", ["test_dataloader", "val_dataloader"])
 def test_tact_counts_images_of_the_source_class_and_its_leak_those_of_the_others(name):
     data = Digits(attack=TaCT(target=4, source_class=2), splits=Splits(val=50))
-    clean, triggered, leak = (everything(loader) for loader in getattr(data, name)())
+    clean, triggered, leak, _ = (everything(loader) for loader in getattr(data, name)())
     labels = clean["label"]
     assert set(labels.tolist()) == set(range(10))
     for loaded, counted in (

@@ -1,8 +1,9 @@
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from bdclean.errors import DataError
-from bdclean.metrics.functional import hit_count, percentage, predicted_classes
+from bdclean.metrics.functional import hit_count, percentage, predicted_classes, wilson_interval
 
 
 def test_logits_and_class_indices_are_told_apart():
@@ -41,3 +42,18 @@ def test_hit_count_refuses_labels_of_another_shape(wanted):
 def test_percentage():
     assert percentage(torch.tensor(1), torch.tensor(8)).item() == 12.5
     assert percentage(torch.tensor(0), torch.tensor(0)).isnan()
+
+
+@pytest.mark.parametrize(
+    ("hits", "total"), [(0, 1), (1, 1), (0, 9000), (3, 40), (361, 361), (5, 9)]
+)
+def test_the_interval_is_that_of_wilson(hits, total):
+    known = binomtest(hits, total).proportion_ci(0.95, method="wilson")
+    ends = wilson_interval(hits, total)
+    assert ends == pytest.approx((100 * known.low, 100 * known.high), abs=1e-4)
+
+
+@pytest.mark.parametrize(("hits", "total"), [(0, 0), (2, 1), (-1, 4)])
+def test_no_interval_of_nothing(hits, total):
+    with pytest.raises(DataError, match="no interval"):
+        wilson_interval(hits, total)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bdclean.metrics import AttackSuccessRate, CleanAccuracy, PoisonedAccuracy
+from bdclean.metrics import AttackSuccessRate, CleanAccuracy, PoisonedAccuracy, SuccessFloor
 from bdclean.metrics.backdoor import HitRate
 from bdclean.metrics.scores import DEFINITIONS, METRICS, Scores
 
@@ -36,13 +36,15 @@ def test_a_metric_says_what_it_measures_and_where():
     assert found == {
         "acc": ("clean", ("label",)),
         "asr": ("triggered", ("label", "target")),
+        "asr_floor": ("clean", ("target",)),
         "pa": ("triggered", ("label", "target")),
     }
-    assert (CleanAccuracy, AttackSuccessRate, PoisonedAccuracy) == METRICS
+    assert (CleanAccuracy, AttackSuccessRate, SuccessFloor, PoisonedAccuracy) == METRICS
     assert DEFINITIONS == {
         "acc": "percent of clean test images classified as their true class, micro-averaged",
         "asr": "percent of triggered test images, true class eligible, classified as the "
         "attacker's",
+        "asr_floor": "percent of the same images without the trigger classified as the attacker's",
         "pa": "percent of the same triggered images classified as their true class",
     }
     # metrics of equal states are merged by `MetricCollection`
@@ -51,12 +53,14 @@ def test_a_metric_says_what_it_measures_and_where():
 
 
 def test_a_batch_goes_to_the_metrics_of_its_loader(scores):
-    assert [key for key, _ in scores.items()] == ["acc", "asr", "pa"]
+    assert [key for key, _ in scores.items()] == ["acc", "asr", "asr_floor", "pa"]
     scores.update("clean", named(0, 1, 2, 3), batch([0, 1, 2, 0]))
     assert values(scores) == {"acc": 75.0}
     scores.update("triggered", named(0, 0, 2, 3), batch([1, 2, 2, 1], [0, 0, 0, 0]))
     assert values(scores) == {"acc": 75.0, "asr": 50.0, "pa": 25.0}
     assert scores.counts() == {"clean": 4, "triggered": 4}
+    scores.update("clean", named(0, 1, 0), batch([1, 1, 0], [0, 0, -1]))
+    assert values(scores)["asr_floor"] == 50.0  # of the two that count
 
 
 def test_logits_and_classes_count_alike(scores):
@@ -66,7 +70,14 @@ def test_logits_and_classes_count_alike(scores):
 
 def test_a_further_loader_has_a_rate_of_its_own(scores):
     scores.start(["leak", "cross_acc"], CPU)
-    assert [key for key, _ in scores.items()] == ["acc", "asr", "pa", "leak", "cross_acc"]
+    assert [key for key, _ in scores.items()] == [
+        "acc",
+        "asr",
+        "asr_floor",
+        "pa",
+        "leak",
+        "cross_acc",
+    ]
     scores.update("leak", named(0, 0, 1), batch([1, 2, 1], [0, 0, 0]))
     assert values(scores) == {"leak": pytest.approx(200 / 3)}
     scores.update("cross_acc", named(1, 1), batch([1, 2], [1, 2]))
@@ -86,4 +97,4 @@ def test_an_evaluation_starts_from_zero_and_keeps_its_metrics(scores):
     assert dict(scores.items()) == before  # Lightning knows a metric by its identity
     assert all(metric is before[key] for key, metric in scores.items())
     scores.start([], CPU)
-    assert [key for key, _ in scores.items()] == ["acc", "asr", "pa"]
+    assert [key for key, _ in scores.items()] == ["acc", "asr", "asr_floor", "pa"]

@@ -169,7 +169,7 @@ def test_nothing_but_counts_is_kept_and_nothing_is_saved():
         for _, metric in scores.items()
         for name in metric._defaults
     ]
-    assert len(states) == 12
+    assert len(states) == 16
     assert all(state.shape == () for state in states)
 
 
