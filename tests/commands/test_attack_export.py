@@ -261,7 +261,8 @@ def test_further_test_sets_are_written_too(tmp_path):
     export(data, tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == OWN | {"test", "test_triggered", "test_leak", "test_source_acc"}
-    for name, loader in zip(("triggered", "leak"), data.test_dataloader()[1:], strict=True):
+    names = ("triggered", "leak", "source_acc")
+    for name, loader in zip(names, data.test_dataloader()[1:], strict=True):
         written = sorted((tmp_path / "out" / f"test_{name}").rglob("*.png"))
         assert len(written) == len(loader.dataset)
         assert {number(file) for file in written} == set(loader.dataset.rows.tolist())
