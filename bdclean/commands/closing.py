@@ -16,7 +16,7 @@ _PRODUCTS = (
     "suspects.csv",
     "suspects.png",
 )
-_KNOWN = ("acc", "asr", "pa")
+_KNOWN = ("acc", "asr", "asr_floor", "pa")
 _CBD, _BCU, _PROBE = "purify/cbd", "purify/bcu", "measure/linear_probe"
 """Configs that the next command names."""
 _CBD_BATCH = 128  # images in a batch of CBD
@@ -54,7 +54,9 @@ def measured(metrics: Mapping[str, Any], attack: str | None, images: str = "test
         lines.append(f"  ACC {_percent(metrics['acc'])} of {_count(metrics, 'clean')}, clean")
     if "asr" in metrics:
         by = f"with the trigger of {attack}" if attack else "with the trigger"
-        lines.append(f"  ASR {_percent(metrics['asr'])} of {_count(metrics, 'triggered')} {by}")
+        asr = f"  ASR {_percent(metrics['asr'])} of {_count(metrics, 'triggered')} {by}"
+        floor = metrics.get("asr_floor")
+        lines.append(asr if floor is None else f"{asr}; {_percent(floor)} without it")
         lines.append(f"  PA  {_percent(metrics['pa'])} of the same")
     for name, value in metrics.items():
         if f"n_{name}" in metrics:

@@ -260,12 +260,6 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def _train_loader(self, view: View) -> TrainLoader:
         rows, world_size = self._viewed(view), self._world_size
-        if view.batch_size % world_size:
-            raise ConfigError(
-                f"batch_size={view.batch_size}: {world_size} devices share each batch, so it must "
-                f"be a multiple of {world_size} (--model.recipe.batch_size; of Supervised and "
-                "SimCLR: --model.batch_size)."
-            )
         if view.drop_last and len(rows) < view.batch_size:
             raise ConfigError(
                 f"The role {view.role} has {len(rows)} images, fewer than one batch of "

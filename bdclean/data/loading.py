@@ -34,6 +34,9 @@ class TrainLoader(DataLoader[dict[str, Any]]):
         seed: Seed of order and augmentation.
         world_size: Number of devices in all.
         rank: This device's number.
+
+    Raises:
+        ConfigError: If the devices cannot share a batch equally.
     """
 
     def __init__(
@@ -46,6 +49,12 @@ class TrainLoader(DataLoader[dict[str, Any]]):
         world_size: int = 1,
         rank: int = 0,
     ) -> None:
+        if batch_size % world_size:
+            raise ConfigError(
+                f"batch_size={batch_size}: {world_size} devices share each batch, so it must be a "
+                f"multiple of {world_size} (--model.recipe.batch_size; of Supervised and SimCLR: "
+                "--model.batch_size)."
+            )
         # A seed of its own: the same number as an attack's or a split's would draw the same
         # permutation, and the first epoch would begin with all the poison.
         sampler: DistributedSampler[Any] = DistributedSampler(

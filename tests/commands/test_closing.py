@@ -23,6 +23,12 @@ def test_numbers_have_two_digits_and_their_counts():
     ]
 
 
+def test_the_floor_of_asr_stands_beside_it():
+    lines = closing.measured(METRICS | {"asr_floor": 0.25}, "BadNets").splitlines()
+    assert lines[2] == "  ASR 1.50 % of 9,000 with the trigger of BadNets; 0.25 % without it"
+    assert len(lines) == 4
+
+
 def test_further_test_sets_and_metrics_of_others_are_listed():
     text = closing.measured(METRICS | {"leak": 2.0, "n_leak": 30, "f1": 0.123456}, "TaCT")
     assert text.splitlines()[-2:] == ["  leak 2.00 % of 30", "  f1 0.1235"]
