@@ -12,9 +12,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 
-def keep_arguments(
-    module: LightningModule, frame: FrameType | None, ignore: Collection[str]
-) -> None:
+def keep_arguments(module: LightningModule, frame: FrameType, ignore: Collection[str]) -> None:
     """Keeps the arguments of an `__init__` as hyper-parameters, which load without unpickling.
 
     Args:

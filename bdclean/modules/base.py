@@ -9,7 +9,7 @@ percent, and `<split>/asr_floor`, the ASR of the second's images without their t
 Nothing but integer counts is kept between batches.
 """
 
-import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, final
@@ -89,9 +89,7 @@ class BackdoorModule(LightningModule):
         Groups become dictionaries, so that a checkpoint loads without unpickling;
         `load_from_checkpoint` makes groups of them again. `ignore` names those that no file holds.
         """
-        frame = inspect.currentframe()
-        assert frame is not None  # noqa: S101  (CPython has frames)
-        keep_arguments(self, frame.f_back, ignore)
+        keep_arguments(self, sys._getframe(1), ignore)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
@@ -326,11 +324,9 @@ class BackdoorModule(LightningModule):
         return outputs
 
     def evaluation_counts(self, split: Split) -> dict[str, int]:
-        """Returns how many images the last finished evaluation has seen, on all devices.
+        """How many images the last finished evaluation has seen, on all devices.
 
-        Returns:
-            `n_clean` and `n_triggered`, both 0 if there was no such evaluation, and `n_NAME` of
-            each further loader.
+        These are `n_clean` and `n_triggered`, both 0 without one, and `n_NAME` of further loaders.
         """
         counts = self._counts.get(split, {"clean": 0, "triggered": 0})
         return {f"n_{loader}": count for loader, count in counts.items()}
