@@ -21,6 +21,10 @@ class FileError(BdcleanError):
     """A file cannot be written."""
 
 
+class DivergedError(BdcleanError):
+    """A training has left the finite numbers, or a model answers with such numbers."""
+
+
 class AttackError(ConfigError):
     """An attack's setting does not fit the data set or the image size."""
 

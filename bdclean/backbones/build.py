@@ -121,8 +121,17 @@ def load_model(
     given = {key: value for key, value in given.items() if value is not None}
     with torch.random.fork_rng(devices=[]):
         if FORMAT_KEY in metadata:
-            return _load_own(weights, state, metadata, given)
-        return _load_foreign(weights, state, given)
+            model = _load_own(weights, state, metadata, given)
+        else:
+            model = _load_foreign(weights, state, given)
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise WeightsError(
+                f"{weights}: {name} holds numbers that are not finite (NaN or infinite), so the "
+                "model can answer nothing; take another copy of the file, or a model whose "
+                "training has not diverged."
+            )
+    return model
 
 
 def _load_own(

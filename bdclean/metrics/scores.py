@@ -30,12 +30,16 @@ class Scores(nn.Module):
     """One metric of each kind, and a rate for each further test set of an attack.
 
     A module, so that its counts follow the device.
+
+    Attributes:
+        odd: Whether an output was NaN or infinite, on this process.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.measured = nn.ModuleDict({metric.key: metric() for metric in METRICS})
         self.further = nn.ModuleDict()
+        self.odd = torch.zeros((), dtype=torch.bool)
 
     def items(self) -> Iterator[tuple[str, HitRate]]:
         """Yields pairs of key and metric, in the order in which tables print them."""
@@ -44,7 +48,11 @@ class Scores(nn.Module):
             yield name, metric
 
     def update(self, loader: str, outputs: Tensor, batch: Batch) -> None:
-        """Counts one batch of the loader of that name."""
+        """Counts one batch of the loader of that name.
+
+        Whether all outputs are finite is kept on their device, and asked for at the end.
+        """
+        self.odd = self.odd | ~outputs.isfinite().all()
         for _, metric in self._on(loader):
             if metric.optional and not all(name in batch for name in metric.reads):
                 continue
@@ -57,6 +65,7 @@ class Scores(nn.Module):
             self.further = nn.ModuleDict({name: AttackSuccessRate() for name in names}).to(device)
         for _, metric in self.items():
             metric.reset()
+        self.odd = torch.zeros((), dtype=torch.bool, device=device)
 
     def counts(self) -> dict[str, int]:
         """How many images of each loader all processes have seen; every process has to ask."""

@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, final
 
 import torch
-from lightning import LightningModule
+from lightning import Callback, LightningModule
 from torch import Tensor, nn
 
 from bdclean.backbones import ModelInfo, SplitModel, build
 from bdclean.backbones.head import ProbeHead
-from bdclean.errors import ConfigError, WeightsError
+from bdclean.errors import ConfigError
 from bdclean.metrics.scores import Scores
 from bdclean.modules.arguments import keep_arguments, plain
+from bdclean.modules.checkpoints import RECORD, record_of, telling_damage
+from bdclean.modules.finite import StaysFinite, check_outputs
 from bdclean.modules.needs import Needs
 from bdclean.modules.reading import data_of, loader_names, read, viewable_data
 from bdclean.modules.trainer import (
@@ -39,7 +41,6 @@ Split = Literal["val", "test"]
 Classifier = Callable[[Tensor], Tensor]
 """Maps images (B, 3, H, W), float32 in [0, 1], to logits (B, K)."""
 
-RECORD = "bdclean"  # our entry in a checkpoint
 NO_HEAD = (
     "the model has no classifier head, so it gives features and no classes; train a linear probe "
     "on it with `-c measure/linear_probe` and --model.weights set to this backbone, then evaluate "
@@ -147,6 +148,10 @@ class BackdoorModule(LightningModule):
             check_precision(self.trainer)
             check_limits(self.trainer)
 
+    def configure_callbacks(self) -> list[Callback]:
+        """What watches a fit."""
+        return [StaysFinite()] if is_fitting(self.trainer) else []
+
     @final
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what describes the networks, and what the method keeps; one entry of ours."""
@@ -165,24 +170,10 @@ class BackdoorModule(LightningModule):
         Raises:
             ConfigError: If the checkpoint is of another method, or of an earlier version.
         """
-        record, file = checkpoint.get(RECORD), named_checkpoint(self._trainer)
-        if not isinstance(record, dict):
-            raise ConfigError(
-                f"{file}: the checkpoint is of an earlier version of bdclean, or not of a run of "
-                "bdclean; start a new run. A model to start from comes in through --model.weights."
-            )
-        if record.get("method") != self.name:
-            raise ConfigError(
-                f"{file}: the checkpoint was written by {record.get('method')}, and this is "
-                f"{self.name}. A model to start from comes in through --model.weights."
-            )
-        try:
+        file = named_checkpoint(self._trainer)
+        record = record_of(checkpoint, self.name, file)
+        with telling_damage(file):
             self._restore(record)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, WeightsError) as error:
-            raise ConfigError(
-                f"{file}: the checkpoint is damaged, or of another version of bdclean "
-                f"({type(error).__name__}: {error}); start a new run."
-            ) from error
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -363,6 +354,7 @@ class BackdoorModule(LightningModule):
         """Logs here and not in the step, since a process that got no batch must log as well."""
         self._intervals[split] = {}
         for name, scores in self._scores(split):
+            check_outputs(self.trainer, scores.odd)
             for key, metric in scores.items():
                 if metric.total_count() > 0:
                     label = f"{name}_{key}" if name else key
