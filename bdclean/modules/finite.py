@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from bdclean.errors import DivergedError
+from bdclean.modules.trainer import reduce_logged
 
 _UNKNOWN = -1
 
@@ -66,8 +67,10 @@ class StaysFinite(Callback):
             what = f"the loss of step {int(self._step)} is not finite"
         elif (name := odd_tensor(dict(module.named_parameters()))) is not None:
             what = f"the weights {name} are not finite after step {trainer.global_step}"
-        # One device alone must not stop: the others would wait for it.
-        odd = trainer.strategy.reduce_boolean_decision(bool(what), all=False) if together else what
+        odd = bool(what)
+        if together:  # one device alone must not stop: the others would wait for it
+            reduce_logged(trainer)
+            odd = trainer.strategy.reduce_boolean_decision(odd, all=False)
         if odd:
             self._refuse(trainer, what or "the loss of another device is not finite")
 
