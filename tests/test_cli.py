@@ -163,7 +163,7 @@ def test_every_method_fits_tests_reloads_and_predicts(tmp_path, victim, method):
     run = tmp_path / "run"
     weights = ["--model.weights", str(victim / "model.safetensors")]
     record = fit(run, method, *([] if method in FROM_DATA else weights))
-    assert set(record["metrics"]) == {"acc", "asr", "pa", "n_clean", "n_triggered"}
+    assert set(record["metrics"]) == {"acc", "asr", "asr_floor", "pa", "n_clean", "n_triggered"}
     # our own file describes itself
     model = load_model(run / "model.safetensors")
     assert model(torch.rand(2, 3, 32, 32)).shape == (2, 10)

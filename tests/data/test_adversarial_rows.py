@@ -374,7 +374,7 @@ def test_a_surrogate_and_a_victim_from_the_command_line(tmp_path, monkeypatch, c
     main(victim)
     result = json.loads(Path("second/result.json").read_text())
     facts = result["data"]
-    assert set(result["metrics"]) == {"acc", "asr", "pa", "n_clean", "n_triggered"}
+    assert set(result["metrics"]) == {"acc", "asr", "asr_floor", "pa", "n_clean", "n_triggered"}
     assert facts["surrogate_hash"] == record["hashes"]["weights"]
     assert facts["num_label_changed"] == 0
     assert facts["num_poisoned"] > 0

@@ -14,7 +14,7 @@ from bdclean.backbones import build
 from bdclean.backbones.perturber import Perturber
 from bdclean.callbacks.suspects import Suspects
 from bdclean.data import ImageSet, Splits
-from bdclean.errors import ConfigError
+from bdclean.errors import ConfigError, DivergedError
 from bdclean.functional.ranking import share_of
 from bdclean.functional.seeds import derive_seed
 from bdclean.modules import Recipe
@@ -357,8 +357,16 @@ def test_nothing_is_scored_once_the_clean_part_is_full(make, make_poisoned, make
 
 def test_a_network_without_numbers_is_told(make, make_poisoned, make_trainer):
     module = make(recipe=replace(SMALL, lr=1e30))
-    with pytest.raises(ConfigError, match="its training diverged; lower the learning rate"):
+    with pytest.raises(DivergedError, match="has diverged: .* lower the learning rate"):
         run(module, make_poisoned(), make_trainer)
+
+
+def test_scores_without_numbers_are_told(make, make_poisoned, make_trainer):
+    module = run(make(until="score"), make_poisoned(), make_trainer)
+    with torch.no_grad():
+        module.model.head.bias[0] = torch.nan
+    with pytest.raises(ConfigError, match="its training diverged; lower the learning rate"):
+        module.logits_of_each()
 
 
 def test_the_first_network_has_an_augmentation_of_its_own(make):

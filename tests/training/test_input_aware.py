@@ -359,7 +359,8 @@ def test_a_static_evaluation_gives_the_numbers_of_the_module(fit, make_trainer, 
     module = make()
     data, trainer = fit(module)
     ours = trainer.test(module, data, verbose=False)[0]
-    assert set(ours) == {"test/acc", "test/asr", "test/pa", "test/cross_acc"}
+    rates = {"test/acc", "test/asr", "test/asr_floor", "test/pa", "test/cross_acc"}
+    assert set(ours) == rates
     assert module.evaluation_counts("test") == {
         "n_clean": 24,
         "n_triggered": 18,
