@@ -357,7 +357,7 @@ def test_nothing_is_scored_once_the_clean_part_is_full(make, make_poisoned, make
 
 def test_a_network_without_numbers_is_told(make, make_poisoned, make_trainer):
     module = make(recipe=replace(SMALL, lr=1e30))
-    with pytest.raises(DivergedError, match="has diverged: .* lower the learning rate"):
+    with pytest.raises(DivergedError, match=r"has diverged: .* lower the learning rate"):
         run(module, make_poisoned(), make_trainer)
 
 
