@@ -41,7 +41,7 @@ ALLOWED = {
     **dict.fromkeys(ROOMS_OF_METHODS, METHODS),
     "runs": GROUND | {"data", "locks"},
     "callbacks": METHODS | {"figures", "runs"},
-    "reporting": GROUND | {"figures", "runs"},
+    "reporting": GROUND | {"figures", "metrics", "runs"},
     "commands": RUNS | OUTSIDE,
     "cli": {"errors", "printable", "commands", "stopping"},
     "__main__": {"cli", "stopping"},

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from bdclean.errors import DataError
+from bdclean.metrics.functional import wilson_interval
 from bdclean.runs import RunFolder, read_record
 
 _PARTS = ("metrics", "protocol", "cost")
+_COUNTS = {"acc": "n_clean", "asr": "n_triggered", "pa": "n_triggered"}
+"""The images that a share counts, in records from before they held intervals."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,17 @@ class Record:
         found = self.content.get("identification", {})
         both = {**found, **self.content["metrics"]}
         return {key: value for key, value in both.items() if not isinstance(value, (dict, list))}
+
+    def interval(self, key: str) -> tuple[float, float] | None:
+        """The 95 % interval of a share, in percent (Wilson); None where no images were counted."""
+        kept = self.content.get("intervals", {}).get(key)
+        if kept is not None:
+            return float(kept[0]), float(kept[1])
+        metrics = self.content["metrics"]
+        value, count = metrics.get(key), metrics.get(_COUNTS.get(key, ""))
+        if value is None or not count:
+            return None
+        return wilson_interval(round(value / 100 * count), count)
 
     @property
     def labels(self) -> str:

@@ -42,6 +42,13 @@ class Cell:
         known = [value for value in values if value is not None]
         return known if len(known) == len(values) else []
 
+    def interval(self, key: str) -> tuple[float, float] | None:
+        """The 95 % interval of a single run's share, in percent; None where seeds show the spread.
+
+        It holds for this one network on images of this kind.
+        """
+        return self.records[0].interval(key) if len(self.records) == 1 else None
+
     @property
     def labels(self) -> str:
         """Which labels the method and its probe read."""
@@ -203,8 +210,7 @@ class Results:
         introduction: Its first lines; Markdown.
         tables: In order.
         summary: Selections of the summary.
-        readme: The page with result markers.
-        readme_selection: What stands between them.
+        pages: What stands between the result markers of other pages, such as the README.
     """
 
     folder: Path
@@ -212,8 +218,7 @@ class Results:
     introduction: str
     tables: tuple[Table, ...]
     summary: tuple[Selection, ...]
-    readme: Path
-    readme_selection: Selection
+    pages: Mapping[Path, Selection]
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -227,20 +232,17 @@ class Results:
         """
         file = folder / "results.yaml"
         wanted = {"title": str, "introduction": str, "tables": list, "summary": list}
-        entries = _entries(file, _read_yaml(file), wanted | {"readme": dict})
+        entries = _entries(file, _read_yaml(file), wanted | {"pages": dict})
         present = sorted(path.parent.name for path in folder.glob("*/table.yaml"))
         _known(file, "table", present, entries["tables"])
         tables = {name: Table.read(folder / name) for name in entries["tables"]}
-        readme = dict(entries["readme"])
-        page = folder / str(readme.pop("page", "README.md"))
         return cls(
             folder,
             entries["title"],
             entries["introduction"].strip(),
             tuple(tables.values()),
             tuple(_selection(file, entry, tables) for entry in entries["summary"]),
-            page,
-            _selection(file, readme, tables),
+            {folder / page: _selection(file, e, tables) for page, e in entries["pages"].items()},
         )
 
 

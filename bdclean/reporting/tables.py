@@ -4,7 +4,7 @@
     python -m bdclean.reporting.tables docs/results --check
 
 For each table `README.md` and `table.csv` in its folder, for all of them the summary `README.md`,
-and the part between the result markers of the page that `results.yaml` names. With `--check`
+and the part between the result markers of the pages that `results.yaml` names. With `--check`
 nothing is written: the exit status is 1 if a page is not what the records give. A wrong record or
 `table.yaml` is one message and exit status 2. How the folder is laid out: `reporting/results.py`.
 """
@@ -20,14 +20,15 @@ from pathlib import Path
 
 from bdclean.errors import BdcleanError, DataError
 from bdclean.files import write_text
-from bdclean.reporting.results import OWN_COLUMNS, Results, Row, Selection, Table
+from bdclean.reporting.results import OWN_COLUMNS, Cell, Results, Row, Selection, Table
 from bdclean.runs import read_csv
 
 START, END = "<!-- results -->\n", "<!-- end results -->"
 _COMMAND = "python -m bdclean.reporting.tables docs/results"
 _UNITS = (
     "ACC, ASR, PA, TPR, FPR and AUROC are percentages, as mean ± sample standard deviation over\n"
-    "the seeds. Seconds are those of training, without evaluation.\n"
+    "the seeds. One seed has the 95 % interval (Wilson) from its count of images, which says\n"
+    "nothing of other seeds. Seconds are those of training, without evaluation.\n"
 )
 
 
@@ -37,6 +38,12 @@ def spread(values: Sequence[float]) -> str:
         return ""
     mean = f"{statistics.mean(values):.1f}"
     return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.1f}"
+
+
+def value(cell: Cell, key: str) -> str:
+    """What a cell measured: over its seeds, or of one seed with its interval."""
+    text, ends = spread(cell.values(key)), cell.interval(key)
+    return f"{text} ({ends[0]:.1f} to {ends[1]:.1f})" if text and ends else text
 
 
 def markdown(table: Table) -> str:
@@ -169,22 +176,25 @@ def speeds(folder: Path) -> str:
     )
 
 
-def between_markers(text: str, results: Results) -> str:
+def between_markers(page: Path, chosen: Selection) -> str:
     """A page with its results renewed.
 
     Args:
-        text: The page, with the result markers.
-        results: All results.
+        page: The page, with the result markers.
+        chosen: What stands between them.
 
     Raises:
-        DataError: If a marker is missing, or there twice.
+        DataError: If the page cannot be read, or a marker is missing or there twice.
     """
+    try:
+        text = page.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{page} cannot be read: {error.strerror}.") from error
     for marker in (START, END):
         if text.count(marker) != 1:
-            raise DataError(f"{results.readme}: the line {marker.strip()} must be there once.")
+            raise DataError(f"{page}: the line {marker.strip()} must be there once.")
     before, rest = text.split(START)
     after = rest.split(END)[1]
-    chosen = results.readme_selection
     return f"{before}{START}{chosen.text}\n\n{selected(chosen)}{END}{after}"
 
 
@@ -203,11 +213,8 @@ def pages(folder: Path) -> dict[Path, str]:
         found[table.folder / "README.md"] = page(table)
         found[table.folder / "table.csv"] = comma_separated(table)
     found[folder / "README.md"] = summary(results)
-    try:
-        readme = results.readme.read_text(encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{results.readme} cannot be read: {error.strerror}.") from error
-    found[results.readme] = between_markers(readme, results)
+    for place, chosen in results.pages.items():
+        found[place] = between_markers(place, chosen)
     return found
 
 
@@ -254,7 +261,7 @@ def _content(table: Table, column: str, attack: str, row: Row) -> str:
     if column in table.facts:
         return table.fact(column, attack, row)
     own = {"labels": cell.labels, "seeds": str(len(cell.records)), "seconds": f"{cell.seconds:.0f}"}
-    return own[column] if column in own else spread(cell.values(column))
+    return own[column] if column in own else value(cell, column)
 
 
 def _one_decimal(value: str | None) -> str:

@@ -62,7 +62,7 @@ class Folder:
             "introduction": "All of them.\n",
             "tables": ["table"],
             "summary": [CHOICE],
-            "readme": CHOICE | {"page": "front.md"},
+            "pages": {"front.md": CHOICE},
         }
         text = yaml.safe_dump(whole | changes, sort_keys=False)
         (self.path / "results.yaml").write_text(text)

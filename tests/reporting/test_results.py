@@ -77,7 +77,7 @@ def test_mistakes_in_a_table(folder, change, message):
         ({"summary": [{"rows": ["bcu"]}]}, "unknown row 'bcu'; known: victim, cbd"),
         ({"summary": [{"attacks": {"SIG": "sig"}}]}, "unknown attack 'sig'"),
         ({"summary": [{"values": ["tpr"]}]}, "unknown value 'tpr'; known: acc, asr, pa"),
-        ({"readme": {}}, "the key table is missing"),
+        ({"pages": {"front.md": {}}}, "the key table is missing"),
     ],
 )
 def test_mistakes_in_the_choice(folder, change, message):

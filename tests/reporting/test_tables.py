@@ -141,6 +141,18 @@ def test_chosen_rows_stand_side_by_side(folder):
     assert "\n| [A table](table/README.md) | 2 | 2 | 0.1 |\n" in text
 
 
+def test_one_seed_has_the_interval_of_its_count(folder, record):
+    counted = record(50.0)
+    counted["metrics"] |= {"n_clean": 100, "n_triggered": 90}
+    folder.add("cbd/blend-s0", counted)
+    measured = record(50.0) | {"intervals": {"asr": [1.26, 2.0]}}
+    folder.add("victim/badnets-s0", measured)
+    text = tables.markdown(Table.read(folder.table))
+    assert "| Blend | CBD, fast | none | 1 | 50.0 (40.4 to 59.6) | 10.0 (5.4 to 17.9) |" in text
+    assert "| BadNets | victim | none | 1 | 50.0 | 10.0 (1.3 to 2.0) | 70.0 |" in text
+    assert "| BadNets | CBD, fast | none | 2 | 82.0 ± 2.8 | 10.0 ± 0.0 |" in text
+
+
 def test_pages_are_written_and_checked(folder, capsys):
     words = [str(folder.path)]
     with pytest.raises(SystemExit, match=r"front\.md"):
@@ -173,7 +185,7 @@ def test_a_page_without_its_markers_is_refused(folder, text, capsys):
 
 
 def test_wrong_use_is_one_message_and_exit_status_2(folder):
-    folder.choose(readme=folder.CHOICE | {"page": "front.md", "rows": ["cbd", "bcu"]})
+    folder.choose(pages={"front.md": folder.CHOICE | {"rows": ["cbd", "bcu"]}})
     words = [sys.executable, "-m", "bdclean.reporting.tables", str(folder.path)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -188,8 +200,8 @@ def test_the_pages_of_this_repository_are_what_their_records_give():
 
 def test_the_front_page_shows_at_most_eight_rows():
     results = Results.read(ROOT / "docs/results")
-    assert results.readme.resolve() == ROOT / "README.md"
-    assert len(results.readme_selection.rows) <= 8
+    pages = {page.resolve(): chosen for page, chosen in results.pages.items()}
+    assert len(pages[ROOT / "README.md"].rows) <= 8
 
 
 def test_names_of_files_are_plain():
