@@ -22,6 +22,7 @@ from bdclean.backbones import ModelInfo, build, save_model
 from bdclean.backbones.split import Stem
 from bdclean.checks import check_positive
 from bdclean.errors import ConfigError
+from bdclean.functional.precision import full_float32
 from bdclean.functional.ranking import share_of
 from bdclean.functional.seeds import derive_seed
 from bdclean.functional.unlearning import capped_cross_entropy
@@ -190,7 +191,7 @@ class Sifter(StagedModule, ABC):
         """(N, K), float32; the model in evaluation mode, and in its mode again afterwards.
 
         Args:
-            exact: Without autocast, for losses that are ranked: in a coarse format the logits of
+            exact: In float32, for losses that are ranked: in a coarse format the logits of
                 well-known samples tie.
         """
         training = self.model.training
@@ -203,8 +204,8 @@ class Sifter(StagedModule, ABC):
 
     @torch.no_grad()
     def exact_logits(self, images: Tensor) -> Tensor:
-        """Without autocast: what tells well-known samples apart drowns in a coarser format."""
-        with torch.autocast(images.device.type, enabled=False):
+        """In float32: what tells well-known samples apart drowns in a coarser format."""
+        with full_float32(images.device.type):
             return self.forward(images)
 
     def labels_of_each(self) -> Tensor:

@@ -131,3 +131,14 @@ def test_new_weights_are_those_of_the_seed(module):
     torch.manual_seed(derive_seed(purposes[type(module)], 5))
     wanted = build(module.model.info).state_dict()
     assert all(torch.equal(value, wanted[k]) for k, value in module.model.state_dict().items())
+
+
+def test_exact_logits_are_of_float32_that_is_float32(module, monkeypatch):
+    def forward(self, images):
+        return (images.flatten(1) @ torch.ones(3 * 4 * 4, 2), torch.backends.cudnn.allow_tf32)
+
+    monkeypatch.setattr(type(module), "forward", forward)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, tf32 = module.exact_logits(torch.rand(2, 3, 4, 4))
+    assert not tf32
+    assert logits.dtype == torch.float32
