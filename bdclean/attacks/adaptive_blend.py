@@ -56,7 +56,7 @@ class AdaptiveBlend(Attack):
         alpha_test: float = 0.2,
         image: str = "cartoon",
         image_seed: int = 0,
-        target: int = 1,
+        target: int | str = 1,
         rate: float = 0.05,
         **kwargs: Any,
     ) -> None:

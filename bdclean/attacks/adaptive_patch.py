@@ -99,7 +99,7 @@ class AdaptivePatch(Attack):
         patches: Sequence[str] = LOGO_QUARTERS,
         alphas: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
         test_patches: Sequence[str] = LOGO_QUARTERS,
-        target: int = 1,
+        target: int | str = 1,
         rate: float = 0.05,
         **kwargs: Any,
     ) -> None:

@@ -3,6 +3,7 @@
 import inspect
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -11,10 +12,13 @@ from torch import Tensor
 
 from bdclean.attacks.assets import recorded
 from bdclean.attacks.checks import (
+    NAMED,
     LabelRule,
     Quantize,
     RateBase,
+    check_class,
     is_between,
+    labelled,
     require,
     require_choice,
     require_class,
@@ -73,7 +77,8 @@ class Attack(ABC):
     fixed rows: every batch is poisoned again).
 
     Args:
-        target: Target class; not used by all_to_all.
+        target: Target class, as its label or its name; not used by all_to_all. `name:2` is the
+            class of that name where names look like numbers.
         rate: Share of poisoned rows, in (0, 1], relative to `rate_base`.
         rate_base: "dataset" (all rows) or "target_class" (rows of the target class).
         label_rule: "all_to_one" (y becomes `target`), "all_to_all" (y becomes (y + 1) mod C) or
@@ -96,6 +101,12 @@ class Attack(ABC):
     further: ClassVar[tuple[str, ...]] = ()
     """Names of the test sets that `further_tests` makes, in its order."""
 
+    class_arguments: ClassVar[tuple[str, ...]] = ("target",)
+    """Arguments that hold a class, or several."""
+
+    class_names: tuple[str, ...] = ()
+    """Of the data set, in the order of its labels."""
+
     poison_augmentation: AugmentationName = "none"
     """What the attacker applies to the poisoned rows (not to covers) whenever a training batch
     shows them, before the victim's own augmentation."""
@@ -105,7 +116,7 @@ class Attack(ABC):
 
     def __init__(
         self,
-        target: int = 0,
+        target: int | str = 0,
         rate: float = 0.1,
         rate_base: RateBase = "dataset",
         label_rule: LabelRule = "all_to_one",
@@ -113,7 +124,6 @@ class Attack(ABC):
         seed: int = 0,
         quantize: Quantize = "round",
     ) -> None:
-        require_integer("target", target, 0)
         require(is_between(rate, 0, 1) and rate > 0, "rate", rate, "in (0, 1]")
         bases = "one of " + ", ".join(self.rate_bases)
         require(rate_base in self.rate_bases, "rate_base", rate_base, bases)
@@ -132,13 +142,32 @@ class Attack(ABC):
             exclude_target,
             f"false with label_rule {label_rule}",
         )
-        self.target = target
+        self.target = check_class("target", target)
         self.rate = rate
         self.rate_base = rate_base
         self.label_rule = label_rule
         self.exclude_target = exclude_target
         self.seed = seed
         self.quantize = quantize
+
+    def name_classes(self, names: Sequence[str]) -> None:
+        """Tells the attack the names of the classes; where an argument has one, its label follows.
+
+        Args:
+            names: In the order of the labels; nothing where classes have no names.
+
+        Raises:
+            AttackError: There is no class of such a name.
+        """
+        if not self.class_names:
+            self._warn_of_numbers(names)
+        for key in self.class_arguments:
+            value = getattr(self, key)
+            if isinstance(value, list):
+                setattr(self, key, [labelled(key, each, names) for each in value])
+            elif value is not None:
+                setattr(self, key, labelled(key, value, names))
+        self.class_names = tuple(names)
 
     @abstractmethod
     def make_trigger(self, size: tuple[int, int]) -> Trigger:
@@ -311,7 +340,22 @@ class Attack(ABC):
         """
         kept = [name for name in _arguments(type(self)) if hasattr(self, name)]
         settings = {name: recorded(getattr(self, name)) for name in kept}
-        return {"attack": type(self).__name__, **settings, "target": self.single_target()}
+        target = self.single_target()
+        if target is not None and target < len(self.class_names):
+            settings["target_name"] = self.class_names[target]
+        return {"attack": type(self).__name__, **settings, "target": target}
+
+    def _warn_of_numbers(self, names: Sequence[str]) -> None:
+        """Folders 0, 1, 10, 2 are sorted as text: label 2 is the folder 10."""
+        target = self.single_target()
+        if not isinstance(target, int) or target >= len(names) or str(target) not in names:
+            return
+        if names[target] != str(target):
+            warnings.warn(
+                f"target={target}: this label is the class named {names[target]}, since names are "
+                f"sorted as text; for the class named {target} set target to {NAMED}{target}.",
+                stacklevel=3,
+            )
 
     def _draw_poison(self, labels: Tensor) -> Tensor:
         pool = self.pool(labels).nonzero().flatten()

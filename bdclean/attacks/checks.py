@@ -2,9 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from difflib import get_close_matches
+from typing import Literal, cast, get_args
 
 from bdclean.errors import AttackError
+
+NAMED = "name:"
+"""Begins a class that is meant by its name, although the name looks like a number."""
 
 LabelRule = Literal["all_to_one", "all_to_all", "clean_label"]
 """What happens to the label of a poisoned row: becomes the target; (y + 1) mod C; stays."""
@@ -49,8 +53,36 @@ def require_size(size: Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
+def check_class(key: str, value: int | str) -> int:
+    """A class as an attack's argument: a label, or a name until `Attack.name_classes`.
+
+    Raises:
+        AttackError: It is neither a whole number from 0 nor a name.
+    """
+    allowed = "an integer >= 0, or the name of a class"
+    require(is_integer(value, 0) or (isinstance(value, str) and value != ""), key, value, allowed)
+    return cast(int, value)
+
+
+def labelled(key: str, value: int | str, names: Sequence[str]) -> int:
+    """The label of a class that may be given by its name, or by `name:NAME`.
+
+    Raises:
+        AttackError: The data set has no class of that name.
+    """
+    if not isinstance(value, str):
+        return value
+    name = value.removeprefix(NAMED)
+    require(bool(names), key, value, "an integer >= 0, since the classes here have no names")
+    near = get_close_matches(name, names, 1) or names[:1]
+    known = f"a class of the data set, such as {near[0]}"
+    require(name in names, key, value, known)
+    return list(names).index(name)
+
+
 def require_class(key: str, value: int, num_classes: int) -> None:
     """Raises an AttackError unless `value` is a class of the data set."""
+    require(not isinstance(value, str), key, value, "an integer >= 0, before classes have names")
     allowed = f"in [0, {num_classes - 1}] for a data set of {num_classes} classes"
     require(0 <= value < num_classes, key, value, allowed)
 

@@ -14,9 +14,9 @@ from bdclean.attacks import assets, assets_patches
 from bdclean.attacks.base import Attack, FurtherTest
 from bdclean.attacks.blend import BlendTrigger
 from bdclean.attacks.checks import (
+    check_class,
     require,
     require_class,
-    require_integer,
     require_share,
 )
 from bdclean.attacks.trigger import Trigger
@@ -30,7 +30,8 @@ class TaCT(Attack):
     `rate_base` may be "source_class" as well.
 
     Args:
-        source_class: The class whose images the trigger is to move to the target.
+        source_class: The class whose images the trigger is to move to the target. Classes are
+            given as labels or names.
         cover_classes: Whose triggered images keep their label. None takes 5 and 7 if the labels
             are 0 to 9 and neither is source or target, otherwise all but source and target.
         cover_rate: Covers as a share of all rows, in [0, 1].
@@ -46,27 +47,22 @@ class TaCT(Attack):
 
     rate_bases = ("dataset", "target_class", "source_class")
     further = ("leak", "source_acc")
+    class_arguments = ("target", "source_class", "cover_classes")
 
     def __init__(
         self,
         *,
-        source_class: int = 0,
-        cover_classes: Sequence[int] | None = None,
+        source_class: int | str = 0,
+        cover_classes: Sequence[int | str] | None = None,
         cover_rate: float = 0.01,
         image: str = "white_square",
-        target: int = 1,
+        target: int | str = 1,
         rate: float = 0.05,
         **kwargs: Any,
     ) -> None:
         super().__init__(
             target=target, rate=rate, label_rule="all_to_one", exclude_target=False, **kwargs
         )
-        require_integer("source_class", source_class, 0)
-        require(source_class != target, "source_class", source_class, "another class than target")
-        for covers in cover_classes or ():
-            require_integer("cover_classes", covers, 0)
-            apart = covers not in (source_class, target)
-            require(apart, "cover_classes", cover_classes, "without source_class and target")
         require(
             cover_classes is None or len(cover_classes) > 0,
             "cover_classes",
@@ -75,10 +71,12 @@ class TaCT(Attack):
         )
         require_share("cover_rate", cover_rate)
         assets.require_image("image", image, assets_patches.PATCHES)
-        self.source_class = source_class
-        self.cover_classes = None if cover_classes is None else list(cover_classes)
+        self.source_class = check_class("source_class", source_class)
+        covers = [check_class("cover_classes", each) for each in cover_classes or ()]
+        self.cover_classes = covers or None
         self.cover_rate = cover_rate
         self.image = image
+        self._require_apart()
 
     def make_trigger(self, size: tuple[int, int]) -> BlendTrigger:
         """The opaque patch.
@@ -95,6 +93,7 @@ class TaCT(Attack):
     def check_classes(self, labels: Tensor, num_classes: int) -> None:
         """Source and cover classes must be classes of the data set, and the source have rows."""
         super().check_classes(labels, num_classes)
+        self._require_apart()
         require_class("source_class", self.source_class, num_classes)
         for cover in self.cover_classes or ():
             require_class("cover_classes", cover, num_classes)
@@ -139,6 +138,12 @@ class TaCT(Attack):
             "leak": FurtherTest(rows, trigger.poison(images[rows]), wanted),
             "source_acc": FurtherTest(source, images[source], labels[source]),
         }
+
+    def _require_apart(self) -> None:
+        source, covers = self.source_class, self.cover_classes
+        require(source != self.target, "source_class", source, "another class than target")
+        apart = not {source, self.target} & set(covers or ())
+        require(apart, "cover_classes", covers, "without source_class and target")
 
     def _outside(self, labels: Tensor) -> Tensor:
         return (labels != self.source_class) & (labels != self.target)

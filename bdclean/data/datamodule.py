@@ -123,12 +123,17 @@ class ImageDataModule(LightningDataModule, ABC):
     @cached_property
     def stored(self) -> ImageSet:
         """All training images, clean."""
-        return self.read_train()
+        return self._named(self.read_train())
 
     @cached_property
     def test_set(self) -> ImageSet:
         """All test images, clean."""
-        return self.read_test()
+        return self._named(self.read_test())
+
+    def _named(self, images: ImageSet) -> ImageSet:
+        if self.attack is not None:
+            self.attack.name_classes(images.classes)
+        return images
 
     @cached_property
     def defense_set(self) -> ImageSet:
