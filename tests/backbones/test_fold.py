@@ -22,6 +22,14 @@ def _model(arch="resnet18", width=8):
     return model
 
 
+def _with_eps(eps):
+    model = _model()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = eps
+    return model
+
+
 def _norms(module):
     return sum(isinstance(m, nn.BatchNorm2d) for m in module.modules())
 
@@ -68,6 +76,18 @@ def test_folded_features_equal_the_models(arch, width, left):
     assert _norms(copy) == left
     with torch.no_grad():
         torch.testing.assert_close(copy(x), model.eval().features(x), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("eps", [1e-3, 0.3])
+def test_the_eps_of_each_norm_is_its_own(eps):
+    model, x = _with_eps(eps), torch.rand(4, 3, 32, 32)
+    copy = frozen_copy(model)
+    wanted = model.eval().features(x)
+    torch.testing.assert_close(copy(x), wanted, atol=1e-4, rtol=1e-4)
+    copy.refresh_(model)
+    torch.testing.assert_close(copy(x), wanted, atol=1e-4, rtol=1e-4)
+    usual = frozen_copy(_with_eps(1e-5))(x)
+    assert (usual - wanted).abs().max() > 1e-3  # or this test could not fail
 
 
 @pytest.mark.parametrize("make", [_model, lambda: _own(Untraceable(), 4)], ids=["fold", "plain"])

@@ -1,11 +1,14 @@
 """A run goes on with the images, the poison plan and the weights files that it began with."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from lightning import LightningModule
 
 from bdclean.attacks import BadNets
 from bdclean.backbones import load_model, save_model
+from bdclean.callbacks import ExactResume
 from bdclean.errors import ConfigError
 from bdclean.training import Supervised
 
@@ -115,3 +118,16 @@ def test_modules_of_other_packages_go_on_too(make_data, make_trainer, every_epoc
     path = tmp_path / "checkpoints" / "epoch=0.ckpt"
     with pytest.raises(ConfigError, match="training images"):
         make_trainer(max_epochs=2).fit(Foreign(), changed(make_data(), images=5), ckpt_path=path)
+
+
+def test_each_step_of_each_epoch_on_each_device_draws_its_own():
+    places = [(epoch, step, rank) for epoch in (0, 1) for step in (0, 1, 2) for rank in (0, 1)]
+
+    def drawn(epoch, step, rank):
+        trainer = SimpleNamespace(current_epoch=epoch, global_rank=rank)
+        ExactResume().on_train_batch_start(trainer, None, None, step)
+        return torch.rand(()).item()
+
+    first = [drawn(*place) for place in places]
+    assert len(set(first)) == len(places)
+    assert [drawn(*place) for place in places] == first

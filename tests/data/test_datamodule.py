@@ -144,8 +144,9 @@ def test_order_and_draws_are_functions_of_seed_epoch_step_and_rank():
     assert {d for _, d in ranks[0]}.isdisjoint(d for _, d in ranks[1])
     seen = sorted(i for part in ranks for index, _ in part for i in index)
     assert seen == list(range(50))
-    draws = [d for _, d in order(make_loader())]
-    assert len(set(draws)) == len(draws)
+    places = [(rank, epoch) for rank in (0, 1) for epoch in (0, 1)]
+    draws = [d for rank, epoch in places for _, d in order(make_loader(rank, 2, epoch))]
+    assert len(set(draws)) == len(draws) == 4 * 5
 
 
 @pytest.mark.parametrize(

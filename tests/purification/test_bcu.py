@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from bdclean.backbones import ModelInfo, build, load_model, save_model
 from bdclean.errors import ConfigError
+from bdclean.functional.seeds import derive_seed
 from bdclean.purification import BCU
 from bdclean.types import ImageFacts, View
 
@@ -94,6 +95,18 @@ def test_published_ratios_at_every_depth():
     key = "backbone.layer4.1.conv2.weight"
     drawn = new[key][new[key] != old[key]]
     assert drawn.std().item() == pytest.approx(math.sqrt(2 / (512 * 9)), rel=0.01)
+
+
+def test_masks_and_fresh_weights_are_drawn_from_two_streams(students, monkeypatch):
+    drawn = []
+
+    def watched(*words):
+        drawn.append(derive_seed(*words))
+        return drawn[-1]
+
+    monkeypatch.setattr("bdclean.purification.bcu.derive_seed", watched)
+    students(reinit_seed=3)
+    assert len(drawn) == len(set(drawn)) == 2
 
 
 def test_reinitialisation_has_a_seed_of_its_own(students):

@@ -147,3 +147,30 @@ def test_resume_in_every_stage_ends_with_the_same_weights(run, every_epoch, tmp_
     again = run(ckpt_path=tmp_path / "checkpoints" / f"epoch={epoch}.ckpt", projection=PRETRAIN)
     for key, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[key]), key
+
+
+def test_autocast_leaves_the_projection_its_gradient(facts, suspect):
+    """Casts of weights that autocast keeps from a pass without gradients must not serve others."""
+
+    def gradients(enabled):
+        torch.manual_seed(6)
+        arguments = {"projection": {"mode": "joint"}, "pgd": {"steps": 2, "random_start": False}}
+        module = make_of(CBD, facts, {"weights": suspect}, SMALL, arguments)
+        source = module.source.load()
+        module.install(model=module.make_student(source), teacher=source.copy())
+        module.add_networks()
+        module.log_terms = lambda **_: None
+        views = tuple(torch.rand(8, 3, 8, 8) for _ in module.view_names)
+        batch = {"image": views[0], "index": torch.arange(8), "views": views}
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = module.purify(batch)
+        loss.backward()
+        # weights alone: a bias before a batch norm has no gradient but noise
+        head = [p for p in module.projections.student.parameters() if p.ndim > 1]
+        return [p.grad for p in (*head, module.model.backbone.conv1.weight)]
+
+    for coarse, fine in zip(gradients(True), gradients(False), strict=True):
+        assert coarse is not None
+        assert fine.abs().max() > 0
+        likeness = torch.nn.functional.cosine_similarity(coarse.flatten(), fine.flatten(), dim=0)
+        assert likeness > 0.8

@@ -302,6 +302,20 @@ def test_the_score_is_a_literal_transcription(make, make_poisoned, make_trainer)
     assert score.min() > 0
 
 
+def test_scores_are_those_of_the_running_statistics(make, make_poisoned, make_trainer):
+    module, modes = make(), []
+
+    def watched(attacker, batch, score=module._score):
+        norms = [m for m in attacker._net.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        modes.append(module.model.training or any(norm.training for norm in norms))
+        return score(attacker, batch)
+
+    module._score = watched
+    run(module, make_poisoned(), make_trainer)
+    assert modes
+    assert not any(modes)
+
+
 def test_scores_do_not_depend_on_labels(make, make_poisoned, make_trainer):
     keys = []
     module = make()
