@@ -15,7 +15,7 @@ import bdclean
 from bdclean import stopping
 from bdclean.commands import COMMANDS, overview
 from bdclean.commands.quiet import in_one_line
-from bdclean.commands.words import expanded
+from bdclean.commands.words import expanded, with_pipes_read
 from bdclean.errors import BdcleanError, ConfigError, behind
 from bdclean.printable import printable
 
@@ -90,16 +90,21 @@ def _silence_stdout() -> None:
 
 
 def _run(words: list[str]) -> None:
-    name = words[0] if words else "--help"
+    name, *rest = words or ["--help"]
+    if name == "help":
+        name, *rest = [*rest, "--help"]
     if name in ("-h", "--help"):
         print(overview())
     elif name == "--version":
         print(f"bdclean {bdclean.__version__}")
     elif name in COMMANDS:
-        expanded(words)  # a config that is missing is told before seconds of imports
+        rest = with_pipes_read(rest)
+        if sys.argv[1:] == words:
+            sys.argv[2:] = rest  # other processes of the run are started with these words
+        expanded(rest)  # a config that is missing is told before seconds of imports
         with stopping.importing():
             command = COMMANDS[name].load()
-        command(words[1:])
+        command(rest)
     else:
         near = get_close_matches(name, COMMANDS, n=1)
         meant = f" Did you mean {near[0]}?" if near else ""

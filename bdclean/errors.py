@@ -29,6 +29,12 @@ class AttackError(ConfigError):
     """An attack's setting does not fit the data set or the image size."""
 
 
+def in_a_sentence(said: object) -> str:
+    """What others say, on one line and with one mark at its end."""
+    text = " ".join(str(said).split()).rstrip(". ")
+    return text if text.endswith(("!", "?")) else f"{text}."
+
+
 def behind(error: BaseException | None, *kinds: type[BaseException]) -> BaseException | None:
     """The first error of some kinds that caused `error`, which may be `error` itself.
 

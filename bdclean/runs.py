@@ -262,11 +262,12 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 # ---------------------------------------------------------------------- which experiment
 
-_HARDWARE = frozenset({"accelerator", "devices", "num_nodes", "strategy", "plugins"})
+HARDWARE = frozenset({"accelerator", "devices", "num_nodes", "strategy", "plugins"})
+"""Keys of the trainer that say on what a run runs."""
 _LOGGING = frozenset({"logger", "log_every_n_steps", "profiler", "model_registry"})
 _PLACEMENT: Mapping[str, frozenset[str]] = {
     "": frozenset({"run", "checkpoint", "ckpt_path", "weights_only"}),
-    "trainer": _HARDWARE | _LOGGING | {"default_root_dir"},
+    "trainer": HARDWARE | _LOGGING | {"default_root_dir"},
     "trainer.callbacks.init_args": frozenset({"dirpath", "folder"}),
     "data.init_args": frozenset({"download", "cache"}),
 }

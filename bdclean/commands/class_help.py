@@ -10,8 +10,9 @@ from jsonargparse import ArgumentParser
 
 from bdclean.commands.help_page import page, rows_of, table
 from bdclean.commands.hints import no_class
-from bdclean.commands.rooms import BASES, base_of, classes_of, named_class
-from bdclean.commands.words import read_configs
+from bdclean.commands.own_modules import failure
+from bdclean.commands.rooms import BASES, base_of, classes_of, name_of, named_class
+from bdclean.commands.words import content_of, read_configs, values_in
 from bdclean.errors import ConfigError
 
 _HIDDEN = {"facts", "view", "params"}  # set by the data, by the method, and by the fit
@@ -50,7 +51,8 @@ def class_page(command: str, words: Sequence[str]) -> str:
     if kind is None and base is not None and is_dataclass(base):
         kind = base
     if kind is None and name:
-        raise ConfigError(f"--{key}.help={name}: {no_class(name, [base] if base else [])}")
+        no_such = f"--{key}.help={name}: {no_class(name, [base] if base else [])}"
+        raise ConfigError(failure() or no_such)
     if kind is None and base is None and key.split(".")[0] in BASES:
         first = key.split(".")[0]
         raise ConfigError(f"--{key}.help: name the class first, with --{first} CLASS or -c CONFIG.")
@@ -59,7 +61,7 @@ def class_page(command: str, words: Sequence[str]) -> str:
         raise ConfigError(
             f"--{key}.help: a class must follow it{f', one of {known}' if known else ''}."
         )
-    taken = "" if is_dataclass(kind) else f" --{key} {kind.__name__}"
+    taken = "" if is_dataclass(kind) else f" --{key} {name_of(kind, base)}"
     return page(
         f"bdclean {command}{taken} [--{key}.KEY VALUE ...]",
         _first(kind),
@@ -139,15 +141,22 @@ def _group_in(action: Action) -> type | None:
 
 
 def chosen_class(key: str, words: Sequence[str]) -> type | None:
-    """The class that files or words name for a key; None without one."""
+    """The class that files or words name for a key; None without one, or if there is no such."""
+    name = chosen_name(key, words)
+    return None if name is None else named_class(name, base_of(key))
+
+
+def chosen_name(key: str, words: Sequence[str]) -> str | None:
+    """What files or words name as the class for a key; None without one."""
     name = None
     for config in read_configs(words):
         name = _named(config, key) or name
-    for word, after in zip(words, [*words[1:], ""], strict=False):
-        option, equals, value = word.partition("=")
-        if option in (f"--{key}", f"--{key}.class_path"):
-            name = value if equals else after
-    return None if name is None else named_class(name, base_of(key))
+    for option, value in values_in(words):
+        if option in (f"--{key}", f"--{key}.class_path") and not value.startswith("-"):
+            given = content_of(option, value)
+            given = given.get("class_path") if isinstance(given, Mapping) else given
+            name = given if isinstance(given, str) and given not in ("", "null") else None
+    return name
 
 
 def values_of(words: Sequence[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bdclean import shipped
 from bdclean.commands.parsing import Parser
@@ -40,36 +41,31 @@ def make_parser() -> Parser:
         more=_MORE,
     )
     commands = parser.add_subcommands()
-    ls = Parser(
-        usage="bdclean config ls [KIND]",
-        description="Lists the names, and what each config is.",
-        example="bdclean config ls attack",
-        more=_MORE,
-    )
+    ls = _add(commands, "ls [KIND]", "Lists the names, and what each config is.", "attack")
     ls.add_argument(
         "kind", metavar="KIND", nargs="?", type=str, default="", help="Only these: attack ..."
     )
-    commands.add_subcommand("ls", ls, help="Lists the names.")
-    cat = Parser(
-        usage="bdclean config cat NAME",
-        description="Prints a config.",
-        example="bdclean config cat purify/cbd",
-        more=_MORE,
-    )
-    cat.add_argument("name", metavar="NAME", type=str, help=_NAME)
-    commands.add_subcommand("cat", cat, help="Prints a config.")
-    cp = Parser(
-        usage="bdclean config cp NAME DEST",
-        description="Copies a config, to change it.",
-        example="bdclean config cp purify/cbd mine.yaml",
-        more=_MORE,
-    )
-    cp.add_argument("name", metavar="NAME", type=str, help=_NAME)
+    cat = _add(commands, "cat NAME", "Prints a config.", "purify/cbd")
+    cp = _add(commands, "cp NAME DEST", "Copies a config, to change it.", "purify/cbd mine.yaml")
+    for each in (cat, cp):
+        each.add_argument("name", metavar="NAME", type=str, help=_NAME)
     cp.add_argument(
         "dest", metavar="DEST", type=str, help="A new file, or the folder to put it into."
     )
-    commands.add_subcommand("cp", cp, help="Copies a config, to change it.")
     return parser
+
+
+def _add(commands: Any, usage: str, does: str, example: str) -> Parser:
+    """Adds a command, which begins with its name; `example` are the words after it."""
+    name = usage.split(" ")[0]
+    command = Parser(
+        usage=f"bdclean config {usage}",
+        description=does,
+        example=f"bdclean config {name} {example}",
+        more=_MORE,
+    )
+    commands.add_subcommand(name, command, help=does)
+    return command
 
 
 def listing(kind: str = "") -> str:

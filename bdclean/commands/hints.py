@@ -71,7 +71,8 @@ def meant(name: str, known: Iterable[str]) -> str:
         known: Dotted names of the options that there are.
     """
     options = [each for each in dict.fromkeys(known) if "facts" not in each.split(".")]
-    found = _same_end(name, options) or _near_end(name, options) or _near(name, options)
+    found = _same_end(name, options) or _swapped(name, options)
+    found = found or _near_end(name, options) or _near(name, options)
     if found:
         return f" Did you mean --{found}?"
     how = next((how for begin, how in _HOW if name.startswith(begin)), "The command's --help")
@@ -90,6 +91,11 @@ def _same_end(name: str, options: Sequence[str]) -> str | None:
         if found:
             return min(found, key=lambda each: (_elsewhere(name, each), each.count(".")))
     return None
+
+
+def _swapped(name: str, options: Sequence[str]) -> str | None:
+    """The option of the same letters in another order: `run` for `rnu`."""
+    return next((each for each in options if sorted(each) == sorted(name)), None)
 
 
 def _near_end(name: str, options: Sequence[str]) -> str | None:

@@ -14,6 +14,7 @@ from typing import Any
 from bdclean.commands import hints
 from bdclean.commands.rooms import KEYS, arguments_of, find_class
 from bdclean.commands.type_words import WORDS, allowed_for, either
+from bdclean.errors import in_a_sentence
 from bdclean.printable import printable
 
 _KEY = re.compile(r'Parser key "([^"]+)"')
@@ -26,9 +27,11 @@ _UNKNOWN = re.compile(
     r"|unrecognized arguments: --([\w.+]+)"
 )
 _REQUIRED = re.compile(r'Key "(.+?)" is required|the following arguments are required: (.+)')
+NO_VALUE = re.compile(r"argument (-\S+): expected .*argument")
+"""What argparse says of an option without its value, by all its names: `-c/--config`."""
 _EXPECTED = re.compile(r"Expected an? |Does not validate against")
 _FILES = ("weights", "root", "surrogate", "trigger")
-_FILES = ("weights", "root", "surrogate", "trigger")
+_KEYS = re.compile(r"(?<![\w./-])(?:model|data|trainer)(?:\.[a-z_]\w*)+")
 _GIVEN_VALUE = re.compile(r"([a-z_][\w.]*)(=| is )(\[[^\]]*\]|[^\s:;,]+)")
 _TYPES = re.compile(r"Expected an? (?:<class '([\w.]+)'>|typing\.Literal\[(.*)\])")
 _GIVEN = (
@@ -93,7 +96,7 @@ def dotted(message: str, config: Mapping[str, Any], room: str | None = None) -> 
             where several keys have that name and value, or none.
     """
     message = re.sub(r"\b(data|model|trainer)\.init_args\.", r"--\1.", message)
-    message = _plain(message)
+    message = _KEYS.sub(lambda found: _dashed(found[0], map(_plain, config)), _plain(message))
     files = [_plain(key) for key, each in config.items() if _begins(message, key, each)]
     if near := _nearest(files, room):
         return f"--{near} {message}"
@@ -109,6 +112,11 @@ def dotted(message: str, config: Mapping[str, Any], room: str | None = None) -> 
     if near := _nearest(keys, room):
         return f"--{near}={value}{message[given.end() :]}"
     return f"--{room}.{message}" if room and sign == "=" else message
+
+
+def _dashed(name: str, known: Iterable[str]) -> str:
+    """A dotted name as an option, if it is one or a group of some."""
+    return f"--{name}" if any(f"{key}.".startswith(f"{name}.") for key in known) else name
 
 
 def _nearest(keys: Iterable[str], room: str | None) -> str | None:
@@ -141,11 +149,11 @@ def of_trainer(said: str, settings: Mapping[str, Any]) -> str:
         return f"--trainer.max_time={settings['max_time']}: it must be DD:HH:MM:SS."
     places = {key: found.start() for key in settings if (found := re.search(rf"\b{key}\b", first))}
     if not places:
-        return f"trainer: {first}."
+        return f"trainer: {in_a_sentence(first)}"
     key = min(places, key=lambda each: places[each])
     value = settings[key]
     shown = str(value).lower() if isinstance(value, bool) else value
-    return f"--trainer.{key}={shown}: {first}."
+    return f"--trainer.{key}={shown}: {in_a_sentence(first)}"
 
 
 def room_of(trace: TracebackType | None) -> str | None:
@@ -214,10 +222,17 @@ def _restricted(key: str, inner: str, message: str, options: list[str]) -> str |
 def _wrong_type(key: str, inner: str, message: str, options: list[str]) -> str | None:
     if not _EXPECTED.search(inner) or "is abstract" in inner:
         return None
-    allowed = _by_annotation(message) or _by_name(inner)
-    if not allowed:
+    allowed, value = _by_annotation(message) or _by_name(inner), _value(inner)
+    if not allowed or (_NO_CLASS.search(inner) and _may_be_class(value)):
         return None
-    return f"--{key}{_equals(_value(inner))}: it must be {either(allowed)}."
+    if WORDS["float"] in allowed and str(value).lower().strip("+-.") in ("inf", "nan"):
+        allowed[allowed.index(WORDS["float"])] = "a finite number"
+    return f"--{key}{_equals(value)}: it must be {either(allowed)}."
+
+
+def _may_be_class(value: str | None) -> bool:
+    """Whether a value looks like the import path of a class."""
+    return value is not None and bool(re.fullmatch(r"[A-Za-z_]\w*(\.\w*)+", value))
 
 
 def _by_annotation(message: str) -> list[str]:
@@ -269,9 +284,9 @@ def _odd_mapping(key: str, inner: str, message: str, options: list[str]) -> str 
 
 
 def _plain_words(key: str, inner: str, message: str, options: list[str]) -> str | None:
-    found = re.match(r"argument (?:-\w/)?(--?[\w.]+): expected .*argument", message)
+    found = NO_VALUE.match(message)
     if found:
-        return f"{found[1]}: a value must follow it."
+        return f"{found[1].split('/')[0]}: a value must follow it."
     found = re.match(r"unrecognized arguments: (\S+)", message)
     if found:
         return f"{found[1]}: it is one word too many."

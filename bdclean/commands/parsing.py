@@ -4,6 +4,7 @@ import re
 from argparse import Action
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, NoReturn, get_args
 
 from jsonargparse import ArgumentParser, Namespace
@@ -11,7 +12,8 @@ from jsonargparse import ArgumentParser, Namespace
 from bdclean.commands.class_help import chosen_class
 from bdclean.commands.help_page import page, rows_of, table
 from bdclean.commands.hints import require_concrete
-from bdclean.commands.messages import dotted, parse_error, room_of
+from bdclean.commands.messages import NO_VALUE, dotted, parse_error, room_of
+from bdclean.commands.own_modules import failure
 from bdclean.commands.rooms import BASES, arguments_of
 from bdclean.commands.words import expanded
 from bdclean.errors import BdcleanError, ConfigError, behind
@@ -93,7 +95,9 @@ class OneDialect:
             ConfigError: Always, but for parsers inside of jsonargparse, whose errors it reads.
         """
         if self.exit_on_error:
-            raise ConfigError(self._as_typed(parse_error(message, self._options()))) from ex
+            message = NO_VALUE.sub(self._without_value, message)
+            said = failure() or self._as_typed(parse_error(message, self._options()))
+            raise ConfigError(said) from ex
         super().error(message, ex)  # type: ignore[misc]
         raise AssertionError
 
@@ -106,11 +110,20 @@ class OneDialect:
     def _options(self) -> list[str]:
         """Dotted names of all options, also those of subcommands and of the chosen classes."""
         found = [key for parser in self._parsers() for key, _ in parser.get_defaults().items()]
+        found.append("help")
         for key in BASES:
             kind = chosen_class(key, self._words)
             names = [] if kind is None else arguments_of(kind)
             found += [f"{key}.{name}".replace(".init_args", "") for name in names]
         return found
+
+    def _without_value(self, said: re.Match[str]) -> str:
+        """What argparse says, with the option as it was typed: `--model.width`, not `--model`."""
+        for word, after in pairwise([*self._words, "-"]):
+            known = [name for name in said[1].split("/") if f"{word}.".startswith(f"{name}.")]
+            if known and after.startswith("-"):
+                return said[0].replace(said[1], word)
+        return said[0]
 
     def _as_typed(self, message: str) -> str:
         """The message, in which a word without dashes is called as in the usage line."""

@@ -59,9 +59,11 @@ def base_of(key: str) -> type:
 def find_class(name: str) -> Any:
     """What an import path names; None if there is no such thing."""
     module, _, last = name.rpartition(".")
+    if not all(part.isidentifier() for part in name.split(".")):
+        return None
     try:
         return getattr(import_module(module), last, None)
-    except (ImportError, ValueError):
+    except Exception:  # whatever another module raises
         return None
 
 
@@ -79,6 +81,12 @@ def named_class(name: str, base: type | None) -> type | None:
         found = next((room[name] for room in rooms if name in room), None)
     fits = isinstance(found, type) and (base is None or issubclass(found, base))
     return found if fits else None
+
+
+def name_of(kind: type, base: type | None) -> str:
+    """What a user types for a class: its short name, if that is known, or else its import path."""
+    short = kind.__name__
+    return short if named_class(short, base) is kind else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def arguments_of(kind: type) -> list[str]:

@@ -7,10 +7,13 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from bdclean.commands import TRAINER
-from bdclean.commands.class_help import asked_for, chosen_class, class_page, options_of, values_of
+from bdclean.commands.class_help import asked_for, chosen_name, class_page, options_of, values_of
 from bdclean.commands.help_page import page, shown, table
-from bdclean.commands.rooms import BASES, arguments_of, base_of, classes_of
+from bdclean.commands.hints import no_class
+from bdclean.commands.own_modules import failure
+from bdclean.commands.rooms import BASES, arguments_of, base_of, classes_of, named_class
 from bdclean.commands.words import expanded, of_run
+from bdclean.errors import ConfigError
 from bdclean.modules import StagedModule, Training
 
 _ALL = {
@@ -43,8 +46,8 @@ _OF_TRAINING = {
 }
 """Arguments of data and attacks that change nothing where nothing is trained."""
 _EXAMPLES = {
-    "fit": "bdclean fit -c trainer/cpu -c data/digits -c attack/badnets/cbd "
-    "-c train/supervised/fast --run runs/victim",
+    "fit": "bdclean fit -c trainer/cpu -c data/digits -c attack/badnets/digits "
+    "-c train/supervised/digits --model.width 16 --run runs/victim",
     "validate": "bdclean validate --run runs/victim",
     "test": "bdclean test --run runs/victim",
     "predict": "bdclean predict --run runs/victim",
@@ -73,7 +76,10 @@ def trainer_help(name: str, words: Sequence[str]) -> str:
     values = values_of(words)
     sections = []
     for key in BASES:
-        kind = chosen_class(key, words)
+        named = chosen_name(key, words)
+        kind = None if named is None else named_class(named, base_of(key))
+        if kind is None and named is not None:
+            raise ConfigError(failure() or f"--{key}={named}: {no_class(named, [base_of(key)])}")
         if kind is not None:
             sections += options_of(kind, key, values, only=_kept(name, key, kind))
         elif key in ("model", "data"):

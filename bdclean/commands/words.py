@@ -1,8 +1,10 @@
 """The words of a command, before anything heavy is imported to read them."""
 
-from collections.abc import Iterator, Sequence
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import zip_longest
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,34 @@ from bdclean.commands.own_modules import allow
 from bdclean.commands.yaml_text import MOST_BYTES, NoYAMLError, parse
 from bdclean.errors import ConfigError
 from bdclean.printable import printable
+from bdclean.runs import HARDWARE, leaves
 from bdclean.shipped import with_paths
 
 _CONFIG = ("-c", "--config")
 _FLOW = ("{", "[", "&")  # how YAML of more than one value begins
+_LONGEST = 255  # bytes in the name of a file or folder
+_OPTION = re.compile(r"--[\w.-]+\+?(=.*)?", re.DOTALL)
+_NUMBER = re.compile(r"-(\.?\d[\w.+-]*|\.?inf|\.?nan)", re.IGNORECASE)
+"""A number below zero, which argparse takes for an option unless its form is the simplest."""
 
 
 def spelled(words: Sequence[str]) -> list[str]:
     """The words with `--dry-run` written as `--dry_run`; values stay as they are."""
-    return [_underscored(word) if word.startswith("--") else word for word in words]
+    return [_underscored(word) if _OPTION.fullmatch(word) else word for word in words]
+
+
+def with_pipes_read(words: Sequence[str]) -> list[str]:
+    """The words, in which the text of a pipe stands for it: `-c <(command)` can be read but once.
+
+    Raises:
+        ConfigError: If a pipe cannot be read, or holds no text.
+    """
+    chunks = _chunks(words, _CONFIG)
+    for chunk in chunks:
+        for option, value in values_in(chunk):
+            if option in _CONFIG and _is_pipe(value):
+                chunk[:] = [option, _read(Path(value), f"{option} {printable(value)}")]
+    return [word for chunk in chunks for word in chunk]
 
 
 def expanded(words: Sequence[str]) -> list[str]:
@@ -29,23 +50,18 @@ def expanded(words: Sequence[str]) -> list[str]:
     Modules of the user that they name can be imported from here on.
 
     Raises:
-        ConfigError: If a config is not there, holds no keys and values, or is not plain; see
-            `yaml_text`.
+        ConfigError: If a config is not there, holds no keys and values, or is not plain (see
+            `yaml_text`); if a setting would let a run write elsewhere than into its folder.
     """
-    found = with_paths(spelled(words))
-    for option, value in _values(found):
-        if option in _CONFIG:
-            _config(option, value)
-        elif value.lstrip().startswith(_FLOW):
-            with suppress(NoYAMLError):  # a name may begin like that as well
-                parse(value, option)
-        elif value.endswith((".yaml", ".yml")) and _is_file(value):  # a part of a config
-            source = f"{option} {printable(value)}"
-            parse(_read(Path(value), source), source)
-    allow([found, [read_yaml(file) for file in config_files(found)]])
+    found = _joined(with_paths(with_pipes_read(spelled(words))))
+    for option, value in values_in(found):
+        key = "" if option in _CONFIG else option.lstrip("-")
+        for name, setting in ((key, value), *leaves(content_of(option, value), key)):
+            _check_place(name, setting)
+    allow([found, read_configs(found)])
     for key in ("data", "model"):
         found = _class_first(found, key)
-    return _without_former_methods(found)
+    return _absolute(_without_former_methods(_run_last(found)))
 
 
 def of_run(words: Sequence[str]) -> list[str]:
@@ -55,19 +71,12 @@ def of_run(words: Sequence[str]) -> list[str]:
     """
     found = spelled(words)
     given = {word.partition("=")[0] for word in found}
-    run = next((value for name, value in _values(found) if name == "--run"), "")
+    run = next((value for name, value in values_in(found) if name == "--run"), "")
     config = Path(run) / "config.yaml"
     if given & {"-c", "--config"} or not run or not _is_file(str(config)):
         return list(words)
     weights = [] if given & {"--ckpt_path", "--model.weights"} else ["--ckpt_path", "last"]
     return ["-c", str(config), *words, *weights]
-
-
-def config_files(words: Sequence[str]) -> list[Path]:
-    """The files given with `-c FILE` or `--config=FILE`, in their order; YAML text is none."""
-    return [
-        Path(value) for option, value in _values(words) if option in _CONFIG and _is_file(value)
-    ]
 
 
 def read_configs(words: Sequence[str]) -> list[dict[str, Any]]:
@@ -76,7 +85,7 @@ def read_configs(words: Sequence[str]) -> list[dict[str, Any]]:
     Raises:
         ConfigError: If one is no config.
     """
-    return [_config(option, value) for option, value in _values(words) if option in _CONFIG]
+    return [_config(option, value) for option, value in values_in(words) if option in _CONFIG]
 
 
 def read_yaml(file: Path, option: str = "-c") -> dict[str, Any]:
@@ -96,17 +105,69 @@ def read_yaml(file: Path, option: str = "-c") -> dict[str, Any]:
 def _config(option: str, value: str) -> dict[str, Any]:
     if _is_file(value):
         return read_yaml(Path(value), option)
-    with suppress(OSError):  # no file has a name that long
-        if Path(value).is_fifo():  # as `<(command)` gives; jsonargparse reads it, and once is all
-            return {}
     return _require_keys(parse(value, option), option)
 
 
-def _values(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+def content_of(option: str, value: str) -> Any:
+    """What an option gives: a config, a part of one in a file or as text, or a plain value."""
+    if option in _CONFIG:
+        return _config(option, value)
+    if value.lstrip().startswith(_FLOW):
+        with suppress(NoYAMLError):  # a name may begin like that as well
+            return parse(value, option)
+    elif value.endswith((".yaml", ".yml")) and _is_file(value):
+        source = f"{option} {printable(value)}"
+        return parse(_read(Path(value), source), source)
+    return value
+
+
+def _check_place(key: str, value: Any) -> None:
+    """Refuses settings of Lightning that say where to write, which `--run` alone does."""
+    if value is None or value == "null":
+        return
+    if key == "run" and any(len(os.fsencode(part)) > _LONGEST for part in Path(str(value)).parts):
+        shown = f"{str(value)[:20]}..."
+        raise ConfigError(
+            f"--run={shown}: a name in it has more than {_LONGEST} bytes; shorten it."
+        )
+    if key in ("checkpoint.dirpath", "trainer.default_root_dir"):
+        raise ConfigError(f"--{key}={value}: a run writes into one folder; name it with --run.")
+    plain = re.sub(r"\{.*?\}", "", str(value))  # `{val/acc:.2f}` is the value of a metric
+    if key == "checkpoint.filename" and ("/" in plain or ".." in str(value)):
+        raise ConfigError(
+            f"--{key}={value}: give the name of a file alone, without a folder; --run names that."
+        )
+
+
+def _joined(words: Sequence[str]) -> list[str]:
+    """The words, in which a value that begins with a dash is joined with its option by `=`."""
+    found: list[str] = []
+    for word in words:
+        before = found[-1] if found else ""
+        number = before.startswith("--") and "=" not in before and _NUMBER.fullmatch(word)
+        if number or (before in _CONFIG and word.startswith("---")):  # how YAML may begin
+            found[-1] = f"{'--config' if before in _CONFIG else before}={word}"
+        else:
+            found.append(word)
+    return found
+
+
+def _absolute(words: Sequence[str]) -> list[str]:
+    """The words with whole paths of configs: jsonargparse changes the folder while it reads one."""
+    chunks = _chunks(words, _CONFIG)
+    for chunk in chunks:
+        for option, value in values_in(chunk):
+            if option in _CONFIG and _is_file(value):
+                path = str(Path(value).absolute())
+                chunk[-1] = path if chunk[1:] else f"{option}={path}"
+    return [word for chunk in chunks for word in chunk]
+
+
+def values_in(words: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Each option with its value, which is the next word where none is joined with `=`."""
-    for word, after in zip_longest(words, words[1:]):
+    for word, after in pairwise([*words, "-"]):
         option, equals, value = word.partition("=")
-        if option.startswith("-") and (equals or after is not None):
+        if option.startswith("-") and (equals or not _is_option(after)):
             yield option, value if equals else after
 
 
@@ -152,18 +213,21 @@ def _class_first(words: list[str], key: str) -> list[str]:
     return [word for chunk in ordered for word in chunk]
 
 
-_NETWORK = frozenset({"arch", "width", "stem"})
-_OF_METHOD = frozenset({"model", "run", "checkpoint", "ckpt_path"})
-"""Keys of a config that belong to a method and its run."""
-_TRAINING = frozenset(
-    {
-        *("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "limit_train_batches"),
-        *("overfit_batches", "accumulate_grad_batches", "gradient_clip_val"),
-        *("gradient_clip_algorithm", "val_check_interval", "check_val_every_n_epoch", "callbacks"),
-        "reload_dataloaders_every_n_epochs",
-    }
-)
-"""Keys of the trainer that belong to a method, and not to a machine."""
+def _run_last(words: list[str]) -> list[str]:
+    """The words, in which `--run` comes after the configs, whose `run` would count otherwise."""
+    chunks = _chunks(words, (*_CONFIG, "--run"))
+    place = max((n for n, chunk in enumerate(chunks, 1) if read_configs(chunk)), default=0)
+    early = [chunk for chunk in chunks[:place] if chunk[0].partition("=")[0] == "--run"]
+    others = [chunk for chunk in chunks[:place] if chunk not in early]
+    return [word for chunk in (*others, *early, *chunks[place:]) for word in chunk]
+
+
+_KEPT = frozenset({"data", "seed_everything"})
+"""What a config brings to a method that it was not written for; parts of two sections join it."""
+_OF_NETWORK = frozenset({"arch", "width", "stem"})
+_OF_MACHINE = HARDWARE | {
+    *("precision", "num_sanity_val_steps", "deterministic", "benchmark", "sync_batchnorm"),
+}
 
 
 def _without_former_methods(words: list[str]) -> list[str]:
@@ -185,56 +249,72 @@ def _without_former_methods(words: list[str]) -> list[str]:
 def _method(chunk: Sequence[str]) -> str | None:
     """The short name of the method that a config or an option names."""
     name, _, given = chunk[0].partition("=")
-    files = config_files(chunk)
-    if files:
-        settings = read_yaml(files[0]).get("model")
-        named = settings.get("class_path") if isinstance(settings, dict) else settings
-    else:
-        named = (given or chunk[-1]) if name in ("--model", "--model.class_path") else None
+    named = (given or chunk[-1]) if name in ("--model", "--model.class_path") else None
+    for config in read_configs(chunk):
+        model = config.get("model")
+        named = model.get("class_path") if isinstance(model, Mapping) else model
     return named.rpartition(".")[2] if isinstance(named, str) else None
 
 
 def _without_method(chunk: Sequence[str]) -> Sequence[str]:
     """The chunk without the settings of its method, but for those of the network."""
-    files = config_files(chunk)
-    if not files:  # `--model CLASS`
+    configs = read_configs(chunk)
+    if not configs:  # `--model CLASS`
         return chunk
-    config = read_yaml(files[0])
-    kept = {key: value for key, value in config.items() if key not in _OF_METHOD}
-    model, trainer = config["model"], config.get("trainer")
-    if isinstance(model, dict):
-        given = model.get("init_args")
-        network = {k: given[k] for k in given if k in _NETWORK} if isinstance(given, dict) else {}
+    config = configs[0]
+    kept = {key: value for key, value in config.items() if key in _KEPT}
+    if trainer := _part(config.get("trainer"), _OF_MACHINE):
+        kept["trainer"] = trainer
+    model = config["model"]
+    if isinstance(model, Mapping):
+        network = _part(model.get("init_args"), _OF_NETWORK) or {}
         kept["model"] = {"class_path": model["class_path"], "init_args": network}
-    if isinstance(trainer, dict):
-        kept["trainer"] = {key: v for key, v in trainer.items() if key not in _TRAINING}
     return ["-c", yaml.safe_dump(kept, sort_keys=False)] if kept else []
+
+
+def _part(settings: Any, keys: frozenset[str]) -> Any:
+    """The settings of these names; what is no mapping stays, so that the parser can refuse it."""
+    if not isinstance(settings, Mapping):
+        return settings
+    return {key: value for key, value in settings.items() if key in keys}
 
 
 def _chunks(words: Sequence[str], options: Sequence[str]) -> list[list[str]]:
     """The words, those of `options` together with the value that follows."""
-    chunks, rest = [], iter(words)
-    for word in rest:
-        values = [next(rest, None)] if word in options else []
-        chunks.append([word, *(value for value in values if value is not None)])
+    chunks: list[list[str]] = []
+    for word in words:
+        if chunks and chunks[-1][-1] in options and not _is_option(word):
+            chunks[-1].append(word)
+        else:
+            chunks.append([word])
     return chunks
 
 
 def _sets(chunk: Sequence[str], key: str) -> str:
     """What an option or a config says of `data` or `model`: `class`, `arguments` or nothing."""
-    files = config_files(chunk)
-    if not files:
+    configs = read_configs(chunk)
+    if not configs:
         names = (f"--{key}", f"--{key}.class_path")
         return "class" if chunk[0].partition("=")[0] in names else ""
-    settings = read_yaml(files[0]).get(key)
-    if isinstance(settings, dict) and "class_path" not in settings:
+    settings = configs[0].get(key)
+    if isinstance(settings, Mapping) and "class_path" not in settings:
         return "arguments"
     return "" if settings is None else "class"
 
 
+def _is_option(word: str) -> bool:
+    return word in ("-", "-c", "-h") or _OPTION.fullmatch(word) is not None
+
+
 def _is_file(value: str) -> bool:
-    with suppress(OSError):  # no file has a name that long
+    with suppress(OSError, ValueError):  # no file has a name that long, or with a null byte
         return Path(value).is_file()
+    return False
+
+
+def _is_pipe(value: str) -> bool:
+    with suppress(OSError, ValueError):
+        return Path(value).is_fifo()
     return False
 
 

@@ -17,7 +17,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim import Optimizer
 
-from bdclean.errors import ConfigError
+from bdclean.errors import ConfigError, in_a_sentence
 
 # As if no limit was given: Lightning makes 1000 of None before `setup` is called, so that a given
 # 1000 looks the same; -1 means "without end".
@@ -240,7 +240,7 @@ def user_optimizer(make: Callable[[Any], Optimizer], parameters: Any) -> Optimiz
     try:
         optimizer = make(parameters)
     except ValueError as error:
-        raise ConfigError(f"model.optimizer: {str(error).rstrip('.')}.") from error
+        raise ConfigError(f"model.optimizer: {in_a_sentence(error)}") from error
     for key, value in optimizer.defaults.items():
         numbers = value if isinstance(value, tuple | list) else [value]
         if not all(math.isfinite(each) for each in numbers if isinstance(each, float)):

@@ -55,7 +55,7 @@ class CBD(Purifier):
         lambda_sft: lambda_3, weight of contrastive fine-tuning. The three add up to 1.
         temperature: tau of l_cl.
         symmetric: l_cl averages over the rows of both arguments, not of the first alone.
-        pgd: Of eq. (1).
+        pgd: The adversarial perturbations of eq. (1): the ball that they lie in, and the steps.
         adv_reference: Which view eq. (1) departs from: `j` as it reads with k for i, or `i`,
             which makes perturbation and pull one min-max objective.
         perturb_bn: Batch norm in eq. (1): `eval` (folded into the convolutions, faster) or

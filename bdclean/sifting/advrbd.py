@@ -57,7 +57,7 @@ class AdvrBD(Sifter):
         first_epochs: Of the first network; None takes those of `recipe`.
         patch: How samples are scored.
         scoring_batch_size: Per device, while scoring.
-        rounds: How D_c grows.
+        rounds: How D_c, the samples that count as clean, grows.
         relearn: Descent on the rest in each round.
         unlearn: Ascent on D_c in each round, after `relearn`.
         ascent_cap: Cross-entropy in ln K above which a sample is left alone; None: no limit.

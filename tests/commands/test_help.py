@@ -1,6 +1,7 @@
 """The help of every command and class: one style, and the values that configs give."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -42,6 +43,13 @@ def test_all_commands_have_one_style(capsys, words):
     assert set(given) <= set(shipped.names())
 
 
+def test_the_example_of_a_fit_plants_a_backdoor_that_works(capsys):
+    told = Path(__file__).parents[2] / "docs/getting_started.md"
+    commands = " ".join(told.read_text().replace("\\\n", " ").split())
+    example = re.search(r"Example: (.*?)\n\n", shown(capsys, "fit", "--help"), re.DOTALL)[1]
+    assert " ".join(example.replace("\\\n", " ").split()) in commands
+
+
 @pytest.mark.parametrize(("key", "name"), CLASSES, ids=lambda value: value)
 def test_the_options_of_a_class_have_the_names_that_users_type(capsys, key, name):
     text = shown(capsys, "fit", f"--{key}.help", name)
@@ -53,6 +61,7 @@ def test_the_options_of_a_class_have_the_names_that_users_type(capsys, key, name
     assert not [option for option in options if option.endswith((".help", ".class_path"))]
     assert "%(" not in text
     assert "None" not in text
+    assert "Of eq." not in text
     assert shown(capsys, "fit", f"--{key}.help={name}") == text
 
 
@@ -118,6 +127,30 @@ def test_a_default_is_what_the_configs_say(tmp_path, capsys, option, value):
     row = text[re.search(rf"^  {option} ", text, re.MULTILINE).end() :]
     row = re.split(r"\n  -|\n\n", row)[0]
     assert re.findall(r"\(default: (.*?)\)", " ".join(row.split())) == [value]
+
+
+@pytest.mark.parametrize("how", ["option", "config"])
+@pytest.mark.parametrize(
+    ("key", "name", "said"),
+    [
+        ("model", "CBDD", "there is no such class. Did you mean CBD?"),
+        ("model", "nope", "there is no such class. Known are ABL, "),
+        ("data", "digts.Digits", "there is no such class. Did you mean Digits?"),
+        ("data", "torch.nn.Linear", "it is no LightningDataModule. Known are CIFAR10, "),
+        ("model", "Purifier", "it is a base class, so that nothing can be made of it; choose BCU "),
+    ],
+)
+def test_there_is_no_help_of_a_class_that_is_not_there(key, name, said, how, capsys):
+    named = [f"--{key}", name] if how == "option" else ["-c", f"{key}: {{class_path: {name}}}"]
+    with pytest.raises(SystemExit, match="2"):
+        main(["fit", *named, "--help"])
+    assert capsys.readouterr().err.startswith(f"bdclean: --{key}={name}: {said}")
+
+
+@pytest.mark.parametrize("value", ["null", "{class_path: BadNets}", "BadNets"])
+def test_an_attack_may_be_named_in_any_way(value, capsys):
+    words = ["fit", "-c", "data/digits", "--data.attack", value, "--help"]
+    assert ("--data.attack.pattern" in shown(capsys, *words)) == (value != "null")
 
 
 def test_a_later_config_wins(tmp_path, capsys):

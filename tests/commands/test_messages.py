@@ -39,6 +39,12 @@ CONFIG = {
         ("old.pth: no such file.", "model", "--model.weights old.pth: no such file."),
         ("old.pth is a folder.", None, "--model.weights old.pth is a folder."),
         ("old.pth.bak: no.", None, "old.pth.bak: no."),
+        ("model.weights is not set: no.", None, "--model.weights is not set: no."),
+        ("data.attack: no.", None, "--data.attack: no."),
+        ("Set model.recipe.lr anew.", None, "Set --model.recipe.lr anew."),
+        ("--model.recipe: no.", None, "--model.recipe: no."),
+        ("model.safetensors: no.", None, "model.safetensors: no."),
+        ("runs/model.weights: no.", None, "runs/model.weights: no."),
         ("betas=[0.5, 2]: no.", None, "--model.mask.betas=[0.5, 2]: no."),
     ],
 )
@@ -87,6 +93,8 @@ def test_the_error_behind_others_is_found():
     [
         ("`devices` is odd. See https://x.", "--trainer.devices=x: `devices` is odd."),
         ("Something. With more", "trainer: Something."),
+        ("No GPU found!", "trainer: No GPU found!"),
+        ("`devices` are odd?", "--trainer.devices=x: `devices` are odd?"),
         (
             "fast_dev_run=True is odd\nmore",
             "--trainer.fast_dev_run=true: fast_dev_run=True is odd.",

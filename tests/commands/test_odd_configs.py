@@ -1,8 +1,11 @@
 """Configs that are odd: one sentence that names the file, the line and the key."""
 
 import os
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -174,9 +177,48 @@ def test_a_config_may_be_text_that_is_longer_than_any_name():
     assert expanded(["fit", "-c", text]) == ["fit", "-c", text]
 
 
-def test_a_pipe_may_be_a_config():
-    os.mkfifo("pipe")  # as the shell makes for `-c <(command)`
-    assert expanded(["fit", "-c", "pipe"]) == ["fit", "-c", "pipe"]
+def piped(content):
+    """A pipe as the shell makes for `-c <(command)`: its content can be read once."""
+    Path("pipe").unlink(missing_ok=True)
+    os.mkfifo("pipe")
+    Thread(target=Path("pipe").write_bytes, args=[content], daemon=True).start()
+    return "pipe"
+
+
+@pytest.mark.parametrize("option", ["-c", "--config="])
+def test_a_pipe_is_read_once_and_its_text_stands_for_it(option, capsys):
+    text = "---\ndata: {init_args: {eval-batch-size: x}}\n"
+    words = [option + piped(text.encode())] if "=" in option else [option, piped(text.encode())]
+    with suppress(SystemExit):
+        main([*BASE, *words])
+    assert "--data.eval-batch-size" in capsys.readouterr().err  # the text stays as it is
+    with pytest.raises(SystemExit):
+        main([*BASE, "-c", piped(b"run: mine\nseed_everything: 5\n"), "--print_config"])
+    shown = capsys.readouterr().out
+    assert "\nrun: mine\n" in shown
+    assert "seed_everything: 5" in shown
+
+
+def test_processes_of_a_run_start_with_the_text_of_a_pipe(monkeypatch, capsys):
+    words = [*BASE, "-c", piped(b"run: mine"), "--print_config"]
+    monkeypatch.setattr("sys.argv", ["bdclean", *words])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    assert sys.argv == ["bdclean", *BASE, "-c", "run: mine", "--print_config"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", f"-c: {KEYS}"),
+        (b"- 1\n- 2\n", f"-c: {KEYS}"),
+        (b"run: a\nrun: b\n", "-c: line 2 has the key run a second time."),
+        (b"run: gr\xfc\xdf", "-c pipe: it is no text in UTF-8, and so no config."),
+        (b"run: x\n# " + b"x" * 10_000_000, "-c: it is larger than 128 kB, as no config is."),
+    ],
+)
+def test_an_odd_pipe_is_told(content, message, capsys):
+    assert told([*BASE, "-c", piped(content)], capsys) == f"bdclean: {message}"
 
 
 def test_a_folder_may_have_a_name_that_begins_like_yaml(capsys):

@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 
+from bdclean.cli import main
 from bdclean.commands.own_modules import _FINDER, allow
 
 STRAY = ("tabulate", "torch_xla", "yaml", "numpy", "csv", "email", "json", "random", "matplotlib")
@@ -62,6 +64,124 @@ def test_a_module_that_is_named_is_found(place, config):
     assert status == 0, said
     assert "Mine." in said
     assert not (place / "canary").exists()
+
+
+def test_a_config_in_another_folder_names_a_module_of_this_one(place):
+    (place / "mine.py").write_text(MODULE)
+    (place / "sub").mkdir()
+    (place / "sub" / "mine.yaml").write_text("model: {class_path: mine.Own}\n")
+    words = ("fit", "-c", "data/digits", "-c", "sub/mine.yaml", "--print_config")
+    status, said = in_a_process(place, "-m", "bdclean", *words)
+    assert status == 0, said
+    assert "class_path: mine.Own" in said
+
+
+def test_the_help_of_a_class_of_ones_own_prints_the_name_that_works(place):
+    (place / "mine.py").write_text(MODULE)
+    status, said = in_a_process(place, "-m", "bdclean", "fit", "--model.help", "mine.Own")
+    assert status == 0, said
+    assert said.startswith("usage: bdclean fit --model mine.Own [--model.KEY VALUE ...]\n")
+
+
+BROKEN = {
+    "no Python": ("def (\n", "SyntaxError: invalid syntax (broken.py, line 1)."),
+    "a package that is missing": (
+        "import sys\nimport no_such_package\n",
+        "ModuleNotFoundError in line 2: No module named 'no_such_package'.",
+    ),
+    "a name that is missing": (
+        "from json import nope\n",
+        "ImportError in line 1: cannot import name 'nope' from 'json' (",
+    ),
+    "an attribute": (
+        "import json\njson.nope\n",
+        "AttributeError in line 2: module 'json' has no attribute 'nope'.",
+    ),
+    "an error": ("raise ValueError('no', 3)\n", "ValueError in line 1: ('no', 3)."),
+    "a mark": ("raise RuntimeError('Not found!')\n", "RuntimeError in line 1: Not found!"),
+    "nothing to say": ("raise KeyError\n", "KeyError in line 1."),
+    "many lines": ("raise RuntimeError('a\\nb.')\n", "RuntimeError in line 1: a b."),
+    "an end": ("import sys\nsys.exit(3)\n", "SystemExit in line 2: 3."),
+    "itself": ("import broken.x\n", "ModuleNotFoundError in line 1: No module named 'broken.x'; "),
+}
+
+
+@pytest.fixture
+def broken(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("names", "modules", "own"):
+        monkeypatch.setattr(_FINDER, name, set())
+    monkeypatch.setenv("BDCLEAN_OWN_MODULES", "")
+    yield tmp_path
+    for name in [each for each in sys.modules if each.split(".")[0] == "broken"]:
+        del sys.modules[name]
+
+
+def told(words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    return said.removeprefix("bdclean: ")
+
+
+@pytest.mark.parametrize("case", BROKEN)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--model", "broken.Own"],
+        ["-c", "mine.yaml"],
+        ["--data.attack", "broken.Own"],
+        ["--model.optimizer", "broken.Own"],
+        ["--trainer.logger", "broken.Own"],
+        ["--trainer.callbacks", "[{class_path: broken.Own}]"],
+        ["--model.help", "broken.Own"],
+        ["--model", "broken.Own", "--help"],
+    ],
+    ids=" ".join,
+)
+def test_what_the_import_of_a_module_raises_is_told(case, words, broken, capsys):
+    text, raised = BROKEN[case]
+    (broken / "broken.py").write_text(text)
+    (broken / "mine.yaml").write_text("model: {class_path: broken.Own}\n")
+    said = told(["fit", *FIT, *words], capsys)
+    begins = "The module broken was found (broken.py), but its import raised "
+    assert said.startswith(f"{begins}{raised}")
+
+
+def test_a_module_of_a_package_is_told_of_too(broken, capsys):
+    (broken / "broken").mkdir()
+    (broken / "broken" / "__init__.py").touch()
+    (broken / "broken" / "deep.py").write_text("1 / 0\n")
+    said = told(["fit", *FIT, "--model", "broken.deep.Own"], capsys)
+    assert said == (
+        "The module broken.deep was found (deep.py), but its import raised ZeroDivisionError in "
+        "line 1: division by zero.\n"
+    )
+
+
+def test_what_a_module_expects_to_fail_is_not_told(broken, capsys):
+    (broken / "broken").mkdir()
+    (broken / "broken" / "__init__.py").write_text(
+        "try:\n    from broken import fast\nexcept ImportError:\n    fast = None\n"
+    )
+    (broken / "broken" / "fast.py").write_text("import no_such_package\n")
+    said = told(["fit", *FIT, "--model", "broken.Own"], capsys)
+    assert said.startswith("--model=broken.Own: there is no such class. Known are ABL, ")
+
+
+def test_a_class_that_its_module_does_not_have_is_missed(broken, capsys):
+    (broken / "broken.py").write_text(MODULE)
+    said = told(["fit", *FIT, "--model", "broken.Owm"], capsys)
+    assert said.startswith("--model=broken.Owm: there is no such class.")
+
+
+def test_an_installed_module_comes_first(broken):
+    (broken / "json.py").write_text("1 / 0\n")
+    (broken / "tomllib.py").write_text("1 / 0\n")
+    allow(["--model", "tomllib.Own", "--data", "json.Own"])
+    sys.modules.pop("tomllib", None)
+    assert import_module("tomllib").loads("a = 1") == {"a": 1}
 
 
 def test_a_process_that_a_run_starts_finds_it_too(place):

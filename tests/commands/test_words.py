@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from bdclean import shipped
-from bdclean.commands.words import expanded, of_run
+from bdclean.commands.words import expanded, of_run, spelled
 
 
 def paths(words):
@@ -43,6 +43,51 @@ def test_a_method_comes_before_its_arguments_too(tmp_path):
     assert words == [*paths(["-c", "purify/cbd"]), f"--config={mine}"]
 
 
+@pytest.mark.parametrize("how", ["a file", "text"])
+@pytest.mark.parametrize("key", ["model", "data"])
+def test_arguments_come_after_their_class_whatever_holds_them(how, key, tmp_path):
+    text = f"{key}: {{init_args: {{x: 1}}}}\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    mine = str(tmp_path / "mine.yaml") if how == "a file" else text
+    whole = "{data: {class_path: D}, model: M}"
+    assert expanded(["-c", mine, "-c", whole]) == ["-c", whole, "-c", mine]
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        (["--run", "x", "-c", "purify/cbd"], ["-c", "purify/cbd", "--run", "x"]),
+        (["--run=x", "-c", "purify/cbd"], ["-c", "purify/cbd", "--run=x"]),
+        (
+            ["--run", "x", "--model.width", "4", "-c", "purify/cbd", "--y"],
+            ["--model.width", "4", "-c", "purify/cbd", "--run", "x", "--y"],
+        ),
+        (
+            ["--run", "x", "-c", "{run: y}", "--run", "z", "-c", "{run: w}"],
+            ["-c", "{run: y}", "-c", "{run: w}", "--run", "x", "--run", "z"],
+        ),
+        (["-c", "purify/cbd", "--run", "x"], None),
+        (["--run", "x"], None),
+        (["--run", "-c", "purify/cbd"], ["-c", "purify/cbd", "--run"]),
+    ],
+)
+def test_a_run_that_is_typed_counts_wherever_it_stands(given, read):
+    assert expanded(given) == paths(given if read is None else read)
+
+
+def test_other_options_count_by_their_order():
+    words = ["--model.width", "4", *paths(["-c", "purify/cbd"]), "--model.width", "8"]
+    assert expanded(words) == words
+
+
+def test_dashes_within_values_stay():
+    text = "---\nrun: a-b\n"
+    assert spelled(["--dry-run", "--a-b=c-d", "-c", text]) == [
+        *("--dry_run", "--a_b=c-d", "-c", text),
+    ]
+    assert expanded(["-c", text]) == [f"--config={text}"]
+
+
 VICTIM = """
 seed_everything: 3
 model:
@@ -51,10 +96,21 @@ model:
 data:
   class_path: bdclean.data.Digits
   init_args: {splits: {defense: 200}}
-trainer: {accelerator: cpu, precision: 32-true, max_epochs: 3, max_steps: 9, callbacks: [A]}
+trainer:
+  {accelerator: cpu, devices: 1, num_nodes: 1, strategy: auto, precision: 32-true, plugins: null,
+  num_sanity_val_steps: 0, deterministic: true, benchmark: false, sync_batchnorm: true,
+  max_epochs: 3, max_steps: 9, callbacks: [A], limit_test_batches: 2, limit_val_batches: 2,
+  logger: false, detect_anomaly: true, inference_mode: false, profiler: simple}
 checkpoint: {monitor: val/acc}
+test_after_fit: false
+weights_only: true
+ckpt_path: null
 run: runs/victim
 """
+OF_MACHINE = (
+    *("accelerator", "devices", "num_nodes", "strategy", "precision", "plugins"),
+    *("num_sanity_val_steps", "deterministic", "benchmark", "sync_batchnorm"),
+)
 
 
 @pytest.fixture
@@ -67,17 +123,24 @@ def victim(tmp_path):
 @pytest.mark.parametrize(
     "method", [["-c", "purify/bcu"], ["--model", "BCU"], ["--model=bdclean.purification.BCU"]]
 )
-def test_settings_of_a_former_method_do_not_count_for_the_next_one(victim, method):
-    words = expanded(["-c", victim, *method, "--run", "x"])
+@pytest.mark.parametrize("how", ["a file", "text", "text that is joined"])
+def test_settings_of_a_former_method_do_not_count_for_the_next_one(victim, method, how):
+    config = {"a file": ["-c", victim], "text": ["-c", VICTIM]}.get(how, [f"--config={VICTIM}"])
+    words = expanded([*config, *method, "--run", "x"])
     assert words[2:] == paths([*method, "--run", "x"])
     whole = yaml.safe_load(VICTIM)
     network = {"arch": "resnet18", "width": 8}
     assert yaml.safe_load(words[1]) == {
         "seed_everything": 3,
         "data": whole["data"],
-        "trainer": {"accelerator": "cpu", "precision": "32-true"},
+        "trainer": {key: whole["trainer"][key] for key in OF_MACHINE},
         "model": {"class_path": "bdclean.training.Supervised", "init_args": network},
     }
+
+
+def test_a_config_that_names_no_method_brings_all_it_says():
+    words = ["-c", "{test_after_fit: false, trainer: {max_steps: 3}}", "--model", "BCU"]
+    assert expanded(words) == words
 
 
 @pytest.mark.parametrize("method", [["-c", "train/supervised"], ["--model", "Supervised"], []])
