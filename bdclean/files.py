@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bdclean.errors import FileError
+from bdclean.locks import require_held
 
 if TYPE_CHECKING:  # no command has to load torch to write a text
     from torch import Tensor
@@ -40,8 +41,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises:
         FileError: If the file cannot be written: its folder is protected, the disk is full ...
+        ConfigError: If it lies in a run folder whose lock this process has lost.
     """
     path = Path(path)
+    require_held(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,6 +53,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())  # else a crash may leave a name without its content
+            require_held(path)
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)

@@ -1,7 +1,8 @@
 """One command at a time in a run folder.
 
 The lock is one small file. It says who holds it, and its time of change says that the holder
-lives: a thread renews it. What a killed command leaves behind is recognised and taken over.
+lives: a thread renews it. What a killed command leaves behind is recognised and taken over. A
+command whose lock is gone writes no more: another one may have begun in its folder.
 """
 
 import fcntl
@@ -9,6 +10,7 @@ import json
 import os
 import secrets
 import socket
+import stat
 import threading
 import time
 from contextlib import suppress
@@ -18,9 +20,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from bdclean.errors import ConfigError, FileError
+from bdclean.errors import BdcleanError, ConfigError, FileError
 
 NAME = ".lock"
+_LONGEST = 1 << 14  # bytes that are read of a lock
+_MOST_PIDS = 1 << 31
+_READ = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+"""A link is not followed, and nobody waits for a pipe."""
 BEAT = 20.0
 """Seconds after which a holder renews its lock."""
 PATIENCE = 120.0
@@ -64,11 +70,14 @@ class Holder:
 
     @classmethod
     def of(cls, text: str) -> Self | None:
-        """What a lock says; None where it is not whole."""
+        """What a lock says; None where it is not whole, or no command of ours wrote it."""
         try:
-            return cls(**json.loads(text))
-        except (ValueError, TypeError):
+            found = cls(**json.loads(text))
+        except (ValueError, TypeError, RecursionError):
             return None
+        words = (found.host, found.space, found.started, found.since, found.job or "", found.key)
+        whole = type(found.pid) is int and all(isinstance(word, str) for word in words)
+        return found if whole and 0 < found.pid < _MOST_PIDS else None
 
     def lives(self, here: "Holder", age: float) -> bool:
         """Whether the process is still at work.
@@ -96,14 +105,19 @@ class RunLock:
         self._mine = Holder.here()
         self._made: list[Path] = []
         self._over = threading.Event()
+        self._lost = False
 
     def refuse_if_held(self) -> None:
         """Looks, and touches nothing.
 
         Raises:
             ConfigError: If another command is at work in the folder.
+            FileError: If what lies there is no file, or cannot be read.
         """
-        found = self._read()
+        try:
+            found = self._read()
+        except OSError as error:
+            raise FileError(f"{self.file} cannot be read: {error.strerror or error}.") from error
         if found is not None and self._is_held(found):
             raise ConfigError(self._refusal(found))
 
@@ -124,9 +138,10 @@ class RunLock:
         except OSError as error:
             self._leave_folders()
             raise FileError(f"{self.file} cannot be written: {error.strerror or error}.") from error
-        except ConfigError:
+        except BdcleanError:
             self._leave_folders()
             raise
+        _HELD.append(self)
         threading.Thread(target=self._renew, daemon=True).start()
         return self
 
@@ -136,14 +151,39 @@ class RunLock:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Gives the lock back."""
+        """Gives the lock back, if it is still ours; another's folder is left alone."""
         if os.getpid() != self._mine.pid:
             return
         self._over.set()
-        if self._read() == self._text():
-            with suppress(OSError):
+        _HELD.remove(self)
+        with suppress(OSError):
+            if self._is_mine():
                 self.file.unlink()
-        self._leave_folders()
+                self._leave_folders()
+
+    def require_held(self) -> None:
+        """Makes sure that the lock is still there and ours.
+
+        Raises:
+            ConfigError: If it is not, or was not at an earlier look.
+        """
+        if os.getpid() != self._mine.pid:  # a worker, which writes nothing of the run
+            return
+        with suppress(OSError):  # of a network that is away for a moment
+            self._lost = self._lost or not self._is_mine()
+        self.require_not_lost()
+
+    def require_not_lost(self) -> None:
+        """As `require_held`, by what the latest look or renewal has found; reads no file.
+
+        Raises:
+            ConfigError: If the lock was lost.
+        """
+        if self._lost:
+            raise ConfigError(
+                f"{self.folder}: the lock of this command is gone, so that another one may work in "
+                "the folder; this one ends, and writes no more. Start it again with another --run."
+            )
 
     # ------------------------------------------------------------------ the file
 
@@ -166,10 +206,10 @@ class RunLock:
     def _take_over(self) -> bool:
         """Writes our name over that of a command that is gone; of many that try, one succeeds."""
         try:
-            file = self.file.open("r+", encoding="utf-8")
+            handle = os.open(self.file, os.O_RDWR | _READ)
         except FileNotFoundError:  # it was given back just now
             return False
-        with file:
+        with os.fdopen(handle, "r+", encoding="utf-8") as file:
             with suppress(OSError):  # file systems without such locks: what follows is quick
                 fcntl.flock(file, fcntl.LOCK_EX)
             if not self._is_there(file.fileno()):
@@ -182,30 +222,51 @@ class RunLock:
     def _is_there(self, descriptor: int) -> bool:
         """Whether an open file is the lock, and not one that was given back since."""
         try:
-            return os.path.samestat(os.fstat(descriptor), self.file.stat())
+            return os.path.samestat(os.fstat(descriptor), self.file.lstat())
         except OSError:
             return False
 
     def _read(self) -> str | None:
+        """What the lock says; None without one.
+
+        Raises:
+            FileError: If it is a link, a folder, a pipe ...
+            OSError: If it cannot be read.
+        """
         try:
-            return self.file.read_text(encoding="utf-8", errors="replace")
-        except OSError:
+            if not stat.S_ISREG(self.file.lstat().st_mode):
+                raise FileError(
+                    f"{self.file} is no plain file, as a lock is; remove it, or name another "
+                    "folder with --run."
+                )
+            with os.fdopen(os.open(self.file, os.O_RDONLY | _READ), "rb") as file:
+                return file.read(_LONGEST).decode("utf-8", "replace")
+        except (FileNotFoundError, NotADirectoryError):
             return None
+
+    def _is_mine(self) -> bool:
+        try:
+            return self._read() == self._text()
+        except FileError:  # something else lies in its place
+            return False
 
     def _is_held(self, text: str) -> bool:
         age, holder = self._age(), Holder.of(text)
         return age < PATIENCE if holder is None else holder.lives(self._mine, age)
 
     def _age(self) -> float:
+        """Seconds since it was renewed; a time that is yet to come is as far away."""
         try:
-            return time.time() - self.file.stat().st_mtime
+            return abs(time.time() - self.file.lstat().st_mtime)
         except OSError:  # it was given back just now
             return PATIENCE
 
     def _renew(self) -> None:
-        while not self._over.wait(BEAT):
+        while not (self._lost or self._over.wait(BEAT)):
             with suppress(OSError):
-                os.utime(self.file)
+                self._lost = not self._is_mine()
+                if not self._lost:
+                    os.utime(self.file, follow_symlinks=False)
 
     def _leave_folders(self) -> None:
         with suppress(OSError):  # it holds something
@@ -220,6 +281,27 @@ class RunLock:
             f"{self.folder}: another command works in this folder{since}{who}; let it end, or "
             "name another folder with --run."
         )
+
+
+_HELD: list[RunLock] = []
+"""The locks that this process holds: one, but for programs of several threads."""
+
+
+def require_held(file: Path | None = None) -> None:
+    """Makes sure, before something is written, that the lock of its folder is still held.
+
+    Args:
+        file: What is written; None, where nothing is, looks at no file and asks what the latest
+            renewal has found.
+
+    Raises:
+        ConfigError: If a lock of this process was lost.
+    """
+    for lock in tuple(_HELD):
+        if file is None:
+            lock.require_not_lost()
+        elif file.absolute().is_relative_to(lock.folder.absolute()):
+            lock.require_held()
 
 
 def started(pid: int) -> str | None:

@@ -7,6 +7,7 @@ from the folder's path alone.
 import csv
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from bdclean.locks import NAME as LOCK
 if TYPE_CHECKING:  # reading a record takes neither torch nor Lightning
     from bdclean.data import ImageDataModule
 
+LAST = "last"
+"""As `--ckpt_path`: the newest checkpoint of the run."""
 SCHEMA = 1
 """Version of `result.json`. Records without a `schema` are of version 0."""
 
@@ -44,11 +47,14 @@ class RunFolder:
 
     @classmethod
     def of_checkpoint(cls, checkpoint: str | Path) -> "RunFolder | None":
-        """The run that wrote a checkpoint; None where no config lies beside it.
+        """The run that wrote a checkpoint; None without such a file, or a config beside it.
 
         Args:
-            checkpoint: `RUN/checkpoints/NAME.ckpt`, or `RUN/hpc_ckpt_N.ckpt` of a requeued job.
+            checkpoint: `RUN/checkpoints/NAME.ckpt`, or `RUN/hpc_ckpt_N.ckpt` of a requeued job;
+                the word `last` is no file.
         """
+        if checkpoint == LAST or not os.path.isfile(checkpoint):  # noqa: PTH113  (of any length)
+            return None
         file = Path(checkpoint).resolve()
         runs = (cls(file.parent.parent), cls(file.parent))
         return next((run for run in runs if run.config.is_file()), None)
@@ -235,7 +241,7 @@ def read_record(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing; let the run end first.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is not a readable record ({error}).") from error
     if not isinstance(record, dict):
         raise DataError(f"{path} is not a record of a run.")

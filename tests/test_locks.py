@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -10,8 +11,9 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from bdclean.errors import ConfigError, FileError
-from bdclean.locks import NAME, PATIENCE, Holder, RunLock, started
+from bdclean.errors import BdcleanError, ConfigError, FileError
+from bdclean.files import replacing, write_text
+from bdclean.locks import NAME, PATIENCE, Holder, RunLock, require_held, started
 
 
 @pytest.fixture
@@ -32,7 +34,7 @@ def write(folder, holder, age=0.0):
     """A lock as another process has left it."""
     folder.mkdir(exist_ok=True)
     text = holder if isinstance(holder, str) else json.dumps(asdict(holder))
-    (folder / NAME).write_text(text)
+    (folder / NAME).write_bytes(text.encode(errors="surrogateescape"))
     then = time.time() - age
     os.utime(folder / NAME, (then, then))
 
@@ -105,7 +107,32 @@ def test_another_machine_that_renews_its_lock_lives(tmp_path, facts):
         pass
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"host": "a"}'])
+ODD = {
+    "nothing": "",
+    "half a lock": "{",
+    "a list": "[]",
+    "few keys": '{"host": "a"}',
+    "deep brackets": "[" * 100_000,
+    "deep keys": '{"a":' * 100_000,
+    "no UTF-8": "\udcff",
+    "no start": {"started": None, "pid": 2**22 + 1},
+    "a text for a number": {"pid": "1"},
+    "no number": {"pid": None},
+    "true for a number": {"pid": True},
+    "all processes": {"pid": -1},
+    "no process": {"pid": 0},
+    "a huge number": {"pid": 10**30},
+    "a number for a text": {"host": 1, "space": 2},
+    "more keys": {"more": 1},
+}
+
+
+def text_of(odd):
+    facts = asdict(Holder.here()) | odd if isinstance(odd, dict) else None
+    return odd if facts is None else json.dumps(facts)
+
+
+@pytest.mark.parametrize("text", [text_of(odd) for odd in ODD.values()], ids=ODD)
 def test_a_lock_that_is_not_whole_counts_for_a_while(tmp_path, text):
     write(tmp_path, text)
     with pytest.raises(ConfigError, match="another command works in this folder; let"):
@@ -113,6 +140,148 @@ def test_a_lock_that_is_not_whole_counts_for_a_while(tmp_path, text):
     write(tmp_path, text, PATIENCE + 5)
     with RunLock(tmp_path):
         assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
+
+
+def test_a_time_that_is_yet_to_come_does_not_count_for_ever(tmp_path):
+    for holder in (replace(Holder.here(), host="elsewhere"), ""):
+        write(tmp_path, holder, -PATIENCE + 30)  # a clock that is a little fast
+        with pytest.raises(ConfigError, match="another command works"), RunLock(tmp_path):
+            pass
+        write(tmp_path, holder, -PATIENCE - 30)
+        with RunLock(tmp_path):
+            assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
+
+
+def pipe(place):
+    os.mkfifo(place)
+
+
+def link_to_a_file(place):
+    place.with_name("mine.txt").write_text("mine")
+    place.symlink_to("mine.txt")
+
+
+NO_FILE = {
+    "a folder": lambda place: place.mkdir(),
+    "a pipe": pipe,
+    "a link to nowhere": lambda place: place.symlink_to("nowhere"),
+    "a link to a device": lambda place: place.symlink_to("/dev/zero"),
+    "a link to itself": lambda place: place.symlink_to(place.name),
+    "a link to a file": link_to_a_file,
+}
+
+
+@pytest.mark.parametrize("case", NO_FILE)
+def test_what_is_no_file_is_refused_at_once_and_never_written_through(tmp_path, case):
+    NO_FILE[case](tmp_path / NAME)
+    before = names(tmp_path)
+    told = rf"^{tmp_path}/\.lock is no plain file, as a lock is; remove it, or name another"
+    with pytest.raises(FileError, match=told):
+        RunLock(tmp_path).__enter__()
+    with pytest.raises(FileError, match=told):
+        RunLock(tmp_path).refuse_if_held()
+    assert names(tmp_path) == before
+    if "mine.txt" in before:
+        assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_a_lock_of_a_killed_command_is_stale_at_once(tmp_path):
+    script = "import sys, time, pathlib; from bdclean.locks import RunLock\n"
+    script += "RunLock(pathlib.Path(sys.argv[1])).__enter__(); print('held', flush=True)\n"
+    script += "time.sleep(600)"
+    run = tmp_path / "run"
+    words = [sys.executable, "-c", script, str(run)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match="another command works"):
+            RunLock(run).refuse_if_held()
+        process.kill()
+    assert names(run) == [NAME]
+    with RunLock(run):
+        pass
+    assert names(run) == []
+
+
+# ---------------------------------------------------------------------- a lock that is lost
+
+
+def remove_the_file(run):
+    (run / NAME).unlink()
+
+
+def remove_the_folder(run):
+    shutil.rmtree(run)
+
+
+def give_it_to_another(run):
+    write(run, replace(Holder.here(), pid=1))
+
+
+def begin_anew(run):
+    shutil.rmtree(run)
+    write(run, replace(Holder.here(), pid=1))
+
+
+def put_a_link(run):
+    (run / NAME).rename(run / "moved")
+    (run / NAME).symlink_to("moved")
+
+
+LOST = [remove_the_file, remove_the_folder, give_it_to_another, begin_anew, put_a_link]
+GONE_NOW = "run: the lock of this command is gone, so that another one may work in the folder; this"
+
+
+@pytest.mark.parametrize("lose", LOST)
+def test_nothing_is_written_once_the_lock_is_lost(tmp_path, lose):
+    run = tmp_path / "run"
+    with RunLock(run):
+        write_text(run / "config.yaml", "mine")
+        lose(run)
+        before = sorted(map(str, tmp_path.rglob("*")))
+        for name in ("config.yaml", "checkpoints/last.ckpt"):
+            with pytest.raises(ConfigError, match=GONE_NOW):
+                write_text(run / name, "mine as well")
+        write_text(tmp_path / "elsewhere.txt", "is free")
+        (tmp_path / "elsewhere.txt").unlink()
+        with pytest.raises(ConfigError, match=GONE_NOW):  # from now on it is known
+            require_held()
+    assert sorted(map(str, tmp_path.rglob("*"))) == before
+    require_held(run / "config.yaml")  # nothing is held any more
+    require_held()
+
+
+def wait_until_it_is_noticed():
+    for _ in range(1000):
+        require_held()
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("lose", LOST)
+def test_a_renewal_notices_and_does_not_renew_for_another(tmp_path, monkeypatch, lose):
+    monkeypatch.setattr("bdclean.locks.BEAT", 0.02)
+    run = tmp_path / "run"
+    with RunLock(run):
+        require_held()
+        lose(run)
+        if (run / NAME).exists():
+            os.utime(run / NAME, (1, 1))
+        with pytest.raises(ConfigError, match=GONE_NOW):
+            wait_until_it_is_noticed()
+        time.sleep(0.1)
+        assert not (run / NAME).exists() or (run / NAME).stat().st_mtime == 1
+
+
+def write_while_it_is_lost(run):
+    with replacing(run / "a") as place:
+        begin_anew(run)
+        place.write_text("mine")
+
+
+def test_a_lock_that_was_lost_while_a_file_was_written_keeps_the_file_away(tmp_path):
+    run = tmp_path / "run"
+    with RunLock(run), pytest.raises(BdcleanError):
+        write_while_it_is_lost(run)
+    assert names(run) == [NAME]
 
 
 def test_a_job_that_was_moved_to_another_machine_finds_its_own_lock(tmp_path, monkeypatch, other):

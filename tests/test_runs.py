@@ -232,9 +232,22 @@ def test_the_run_of_a_checkpoint(tmp_path, config):
     write(run, config)
     run.checkpoints.mkdir()
     for file in (run.last_checkpoint, run.path / "hpc_ckpt_1.ckpt"):
+        assert RunFolder.of_checkpoint(file) is None
+        file.write_bytes(b"")
         assert RunFolder.of_checkpoint(file) == run
         assert RunFolder.of_checkpoint(str(file)) == run
     assert RunFolder.of_checkpoint(run.checkpoints / "deeper" / "last.ckpt") is None
+
+
+@pytest.mark.parametrize("given", ["last", "best", "hpc", "no.ckpt", "x" * 300, "http://a/b.ckpt"])
+def test_what_is_no_checkpoint_file_is_of_no_run(tmp_path, monkeypatch, given):
+    here = tmp_path / "here"
+    for folder in (tmp_path, here):  # configs of something else
+        folder.mkdir(exist_ok=True)
+        (folder / "config.yaml").write_text("batch: 3\n")
+    (here / "last").write_text("a file of that name")
+    monkeypatch.chdir(here)
+    assert RunFolder.of_checkpoint(given) is None
 
 
 def test_a_moved_run_is_the_same(tmp_path, config, monkeypatch):
@@ -369,6 +382,7 @@ def test_a_record_without_a_schema_is_of_version_0(tmp_path):
         ('{"schema": "x"}', "schema=x"),
         ("[]", "is not a record"),
         ("{", "is not a readable record"),
+        ("[" * 100_000, "is not a readable record"),
     ],
 )
 def test_what_is_no_record_is_told(tmp_path, text, message):

@@ -8,7 +8,8 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from bdclean.errors import FileError
+from bdclean.errors import BdcleanError, FileError
+from bdclean.locks import require_held
 from bdclean.runs import RunFolder
 
 
@@ -67,11 +68,12 @@ class MetricsLog(Logger):
         if status == "success":
             self.save()
         else:
-            with suppress(FileError):
+            with suppress(BdcleanError):
                 self.save()
 
     @contextmanager
     def _told(self) -> Iterator[None]:
+        require_held(self._run.metrics)
         try:
             yield
         except OSError as error:

@@ -9,7 +9,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_warn
 
+from bdclean.callbacks.products import clear, foreign, is_barren, overwritten, too_full
 from bdclean.errors import ConfigError
+from bdclean.locks import require_held
 from bdclean.modules.trainer import is_trial
 from bdclean.runs import RunFolder, canonical, leaves
 
@@ -24,7 +26,7 @@ class SaveRunConfig(SaveConfigCallback):
     alone. It must have the same method, data and seed; where other settings have changed, the new
     config is written beside the first one, numbered. A fit from the start finds no other run, and
     no checkpoint of its own: it would train over them. What Lightning itself resumes, a requeued
-    job, is no fit from the start.
+    job, is no fit from the start. The config of a fit that left nothing but it is replaced.
 
     Attributes:
         may_change: Whether a run may go on with another config at all.
@@ -32,15 +34,14 @@ class SaveRunConfig(SaveConfigCallback):
     """
 
     may_change = True
-    way_out = (
-        "Choose another folder with --run, delete that one, or continue it with --ckpt_path last."
-    )
+    way_out = "Choose another folder with --run, or delete that one."
 
     def require_own(self, folder: Path) -> None:
         """Refuses a folder in which there is something to lose, before anything is touched.
 
         Raises:
-            ConfigError: If `folder` belongs to a run with another config, or holds this run.
+            ConfigError: If `folder` belongs to a run with another config, holds this run, or holds
+                files that are not of a run and would be lost.
         """
         refusal = self._refusal(RunFolder(folder))
         if refusal:
@@ -53,12 +54,14 @@ class SaveRunConfig(SaveConfigCallback):
         """Looks again on the first process; every process learns of a refusal.
 
         Raises:
-            ConfigError: As `require_own`.
+            ConfigError: As `require_own`, or if the disk has no room for the result.
         """
         if self.already_saved or is_trial(trainer):
             return
         run = RunFolder(Path(trainer.default_root_dir))
-        refusal = self._refusal(run) if trainer.is_global_zero else None
+        refusal = None
+        if trainer.is_global_zero:
+            refusal = self._refusal(run) or too_full(run, pl_module)
         refusal = trainer.strategy.broadcast(refusal)
         if refusal:
             raise ConfigError(refusal)
@@ -71,7 +74,24 @@ class SaveRunConfig(SaveConfigCallback):
         if trainer.is_global_zero:
             run = RunFolder(Path(trainer.default_root_dir))
             self._warn_of_changes(run)
+            if self._begins_anew(run):
+                clear(run)
             run.save_config(self._text())
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Ends a fit whose lock was lost, which a renewal has found.
+
+        Raises:
+            ConfigError: If it was.
+        """
+        require_held()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves if there was nothing to train."""
@@ -112,8 +132,12 @@ class SaveRunConfig(SaveConfigCallback):
     # ------------------------------------------------------------------ refusals
 
     def _refusal(self, run: RunFolder) -> str | None:
+        checkpoint = self.config.get("ckpt_path")
+        lost = overwritten(run, yaml.safe_load(self._text())) or foreign(run, checkpoint)
+        if lost or self._begins_anew(run):
+            return lost
         another = run.belongs_to_another(self._text())
-        if self.config.get("ckpt_path") is not None:
+        if checkpoint is not None:
             if another and not self.may_change and not self._is_same(run):
                 return self._of_another(run)
             return self._of_other_settings(run)
@@ -132,6 +156,12 @@ class SaveRunConfig(SaveConfigCallback):
                 "or choose another folder with --run."
             )
         return None
+
+    def _begins_anew(self, run: RunFolder) -> bool:
+        """Whether another fit began here, and left nothing that this one could lose."""
+        if self.config.get("ckpt_path") is not None:
+            return False
+        return run.belongs_to_another(self._text()) and is_barren(run)
 
     def _of_another(self, run: RunFolder) -> str:
         return f"{run.config} belongs to a run with another config. {self.way_out}"

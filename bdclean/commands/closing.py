@@ -1,4 +1,7 @@
-"""What a command says at its end: what was written, what was measured, and what comes next."""
+"""What a command says at its end: what was written, what was measured, and what comes next.
+
+`predict` and `figure` end a chain: they say what they wrote, and name no next command.
+"""
 
 import json
 import shlex
@@ -12,10 +15,10 @@ from bdclean.shipped import names
 _PRODUCTS = (
     "model.safetensors",
     "result.json",
-    "test.json",
     "suspects.csv",
     "suspects.png",
 )
+"""What a fit writes; `test.json` is of a test before it."""
 _KNOWN = ("acc", "asr", "asr_floor", "pa")
 _CBD, _BCU, _PROBE = "purify/cbd", "purify/bcu", "measure/linear_probe"
 """Configs that the next command names."""

@@ -21,6 +21,7 @@ from jsonargparse.typing import NonNegativeInt
 from lightning import seed_everything
 from rich.console import Console
 
+from bdclean import stopping
 from bdclean.backbones import save_model
 from bdclean.commands.attack_preview import preview
 from bdclean.commands.demo_stages import (
@@ -36,13 +37,17 @@ from bdclean.commands.demo_stages import (
 )
 from bdclean.commands.parsing import Parser
 from bdclean.commands.quiet import WARNINGS
+from bdclean.commands.run_place import run_folder
 from bdclean.errors import ConfigError
 from bdclean.figures import triggers
 from bdclean.figures.features import FeatureMap, feature_map, plot_features
 from bdclean.figures.png import to_png
+from bdclean.files import safetensors_metadata
+from bdclean.locks import RunLock
 from bdclean.modules import BackdoorModule
 from bdclean.reporting import page
 from bdclean.reporting.page import Picture, Row
+from bdclean.runs import RunFolder
 
 NEXT = (
     "bdclean fit -c trainer/cpu -c data/digits -c attack/badnets/digits "
@@ -51,6 +56,9 @@ NEXT = (
 """The same victim, trained from configs."""
 LARGEST_SEED = 2**32 - 1
 RESULTS, REPORT = "results.json", "report.html"
+MODELS = ("victim", "cbd", "bcu")
+"""The weights that a demo writes, in their order."""
+_MARK, _MARKED = "command", "bdclean demo"  # in the metadata of these files
 NUM_SAMPLES = 6  # images that show the trigger
 _QUIET_LOGGERS = ("lightning.pytorch", "lightning.fabric")
 _GPU = r"GPU available but not used"  # the demo is made for the CPU
@@ -90,10 +98,11 @@ class Demo:
         Raises:
             ConfigError: If the folder cannot be written.
         """
+        self._refuse_others()
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            for name in (RESULTS, REPORT):  # of an earlier run; what stands there is complete
-                (self.out / name).unlink(missing_ok=True)
+            for file in self.files():  # of an earlier run; what stands there belongs together
+                file.unlink()
         except OSError as error:
             raise ConfigError(
                 f"--run={self.out}: the folder cannot be written ({error})."
@@ -103,6 +112,22 @@ class Demo:
             seed_everything(self.seed, verbose=False)
             self._stages()
         return self.rows
+
+    def files(self) -> list[Path]:
+        """What a demo has left in the folder."""
+        names = (*map(self._weights, MODELS), self.out / RESULTS, self.out / REPORT)
+        return [file for file in names if file.exists() or file.is_symlink()]
+
+    def _refuse_others(self) -> None:
+        """Refuses a folder in which something else would be lost."""
+        if RunFolder(self.out).is_run:
+            raise ConfigError(f"--run={self.out}: it holds a run of bdclean fit; name another one.")
+        for file in filter(Path.is_file, map(self._weights, MODELS)):
+            if safetensors_metadata(file).get(_MARK) != _MARKED:
+                raise ConfigError(
+                    f"--run={self.out}: its {file.name} is not of a demo, which would write over "
+                    "it; name another folder."
+                )
 
     def _stages(self) -> None:
         s, data, suspect = self.settings, self.data, self._weights("victim")
@@ -150,7 +175,7 @@ class Demo:
         say(f"{method}: {does}")
         seconds = fit(module, self.data, epochs)
         if save is not None:
-            made_by = {"made_by": json.dumps(module.protocol())}
+            made_by = {"made_by": json.dumps(module.protocol()), _MARK: _MARKED}
             save_model(module.product(), self._weights(save), made_by)
         scores = measure(module, self.data)
         self.rows.append(Row(method, labels, **asdict(scores), seconds=round(seconds, 1)))
@@ -253,6 +278,7 @@ def run_demo(args: Sequence[str]) -> None:
 
     Raises:
         ConfigError: If the words are wrong, or the folder cannot be written.
+        Stopped: If a signal ended it; it says what stays.
     """
     parser = Parser(
         prog="bdclean demo",
@@ -268,10 +294,26 @@ def run_demo(args: Sequence[str]) -> None:
     chosen = parser.parse_args(args)
     if chosen.seed > LARGEST_SEED:
         raise ConfigError(f"--seed={chosen.seed}: it must be at most {LARGEST_SEED}.")
-    rows = Demo(Path(chosen.run), chosen.seed).run()
+    demo = Demo(run_folder("demo", chosen.run, None).path, chosen.seed)
+    with RunLock(demo.out):
+        rows = _run(demo)
     console = Console(soft_wrap=False)
     console.print(page.table(rows))
     console.print(page.note(rows), soft_wrap=True)
     console.print(f"Written to {chosen.run}: the three models, {RESULTS}, {REPORT}", soft_wrap=True)
     console.print(f"Look at {Path(chosen.run) / REPORT} in a browser.", soft_wrap=True)
     console.print(f"Next: {NEXT}", soft_wrap=True)
+
+
+def _run(demo: Demo) -> list[Row]:
+    """Runs a demo; Lightning makes an exit of status 1 of the signal that ends it."""
+    try:
+        return demo.run()
+    except BaseException as error:
+        stop = stopping.received()
+        if stop is None:
+            raise
+        kept = ", ".join(file.name for file in demo.files())
+        stays = f"{demo.out} keeps {kept}" if kept else "Nothing is saved yet"
+        told = f"stopped. {stays}; run the same command again, which begins anew."
+        raise stopping.Stopped(stop.signum, told) from error

@@ -36,6 +36,7 @@ from bdclean.callbacks import (
     StageBar,
     Suspects,
 )
+from bdclean.callbacks.products import require_files, require_writable
 from bdclean.callbacks.read_test_set import has_head
 from bdclean.checks import check_between
 from bdclean.commands import closing
@@ -44,6 +45,12 @@ from bdclean.commands.messages import of_trainer
 from bdclean.commands.parsing import in_users_words
 from bdclean.commands.quiet import quieten
 from bdclean.commands.rooms import import_rooms
+from bdclean.commands.run_place import (
+    check_checkpoint,
+    check_run,
+    newest_checkpoint,
+    run_folder,
+)
 from bdclean.commands.trainer_help import asks_for_help, trainer_help
 from bdclean.commands.words import of_run, spelled
 from bdclean.errors import BdcleanError, ConfigError, behind
@@ -65,8 +72,12 @@ def _command(name: str, words: Sequence[str]) -> None:
     elif asks_for_help(words):
         import_rooms()
         print(trainer_help(name, words))
+    elif name == "fit":
+        run(name, words)
     else:
-        run(name, words if name == "fit" else of_run(words))
+        words = of_run(words)
+        check_run(words)
+        run(name, words)
 
 
 # The commands; each takes the words after its name.
@@ -187,6 +198,11 @@ class BdcleanCLI(LightningCLI):
         ):
             self.parser.add_instantiator(make, kind, subclasses=True)
 
+    def before_instantiate_classes(self) -> None:
+        """Refuses a checkpoint that is not there."""
+        plugins = self._get(self.config, "trainer", default={}).get("plugins")
+        check_checkpoint(self._get(self.config, "ckpt_path"), local=not plugins)
+
     def instantiate_classes(self) -> None:
         """Builds data, model and trainer.
 
@@ -205,6 +221,8 @@ class BdcleanCLI(LightningCLI):
         """The trainer, writing into the run folder, with whole checkpoints and plain progress."""
         config = self._get(self.config_init, "trainer", default={})
         run = self.run_folder
+        if self._writes:
+            require_files(run, self.name)
         plugins = config.get("plugins") or []
         plugins = list(plugins) if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -215,7 +233,8 @@ class BdcleanCLI(LightningCLI):
         if config.get("enable_model_summary") is None:
             kwargs["enable_model_summary"] = False
         if config.get("logger") in (None, True):
-            kwargs["logger"] = MetricsLog(run)
+            # What a fit has logged stays where it is: others have records, or lines, of their own.
+            kwargs["logger"] = MetricsLog(run) if self.name == "fit" else False
         kwargs |= {"default_root_dir": str(run.path), "plugins": plugins, "callbacks": callbacks}
         try:
             trainer = super().instantiate_trainer(**kwargs)
@@ -252,14 +271,8 @@ class BdcleanCLI(LightningCLI):
     @property
     def run_folder(self) -> RunFolder:
         """Where this command writes: `--run`, or the folder of the run that is evaluated."""
-        checkpoint = self._get(self.config, "ckpt_path")
-        evaluated = None
-        if self.subcommand != "fit" and checkpoint:
-            evaluated = RunFolder.of_checkpoint(checkpoint)
-        run = Path(self._get(self.config, "run"))
-        if not run.name or any(part.is_file() for part in (run, *run.parents)):
-            raise ConfigError(f"--run={str(run)!r}: name a folder, new or of a run.")
-        return evaluated or RunFolder(run)
+        run, checkpoint = (self._get(self.config, key) for key in ("run", "ckpt_path"))
+        return run_folder(self.name, run, checkpoint)
 
     # ------------------------------------------------------------------ running
 
@@ -267,15 +280,7 @@ class BdcleanCLI(LightningCLI):
         """Lets `last` mean the checkpoint of a requeued job as well, if that is the newer one."""
         words: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
         if words.get("ckpt_path") == "last":
-            run = self.run_folder
-            newest = run.newest_checkpoint()
-            if newest is None and subcommand != "fit":
-                raise ConfigError(f"--ckpt_path last: {run.path} holds no checkpoint.")
-            if newest is None:  # the first start of a job that is requeued
-                words["ckpt_path"] = None
-                print(f"There is no checkpoint in {run.path} yet, so the fit starts from scratch.")
-            elif newest.name.startswith("hpc_ckpt_"):
-                words["ckpt_path"] = str(newest)
+            words["ckpt_path"] = newest_checkpoint(subcommand, self.run_folder)
         if subcommand in ("validate", "test"):
             words["verbose"] = False  # of its own table; see `after_test`
         return words
@@ -305,6 +310,7 @@ class BdcleanCLI(LightningCLI):
         with RunLock(run.path):
             sweep(run.path)
             sweep(run.checkpoints)
+            require_writable(run)
             yield
 
     def after_fit(self) -> None:

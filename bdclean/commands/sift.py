@@ -35,6 +35,12 @@ _LENGTH = (
 _FEW = 1000
 """Images below which findings mean little: a tenth of fewer is less than 100 poisoned images. 60
 planted no backdoor among 1,000 digits, and 100 with a larger patch did."""
+_SHOWN = 5  # classes
+_UNUSABLE = "This result is not usable"
+_LOOK = (
+    f"{_UNUSABLE} before you have looked at its pictures: more than half of one class is flagged, "
+    "as after a strong attack or a sift that failed. "
+)
 _TAKEN = {
     "--out": "it is called --run now",
     **dict.fromkeys(("--data", "--data.class_path"), _FOLDER),
@@ -218,35 +224,78 @@ def _summary(found: Findings, samples: TrainingSet, run: Path) -> str:
     flagged = found.flagged
     assert flagged is not None  # noqa: S101
     count, total = int(flagged.sum()), len(flagged)
+    doubt = _doubt(flagged, samples)
     if not count:
         return (
-            f"None of {total} images is flagged; their scores: {run}/suspects.csv.\n"
+            f"{doubt}None of {total} images is flagged; their scores: {run}/suspects.csv.\n"
             f"The model that was trained on all of them: {run}/model.safetensors"
         )
-    return (
-        f"{count} of {total} images are flagged ({100 * count / total:.1f} %): "
-        f"{run}/suspects.csv, {run}/suspects.png. Not all of them need be poisoned.\n"
-        f"{_by_class(found, flagged, samples)}"
-        f"The model that was trained without them: {run}/before_relabelling.safetensors; then "
+    models = (
+        f"Do not use the models in {run}: too much was taken from them, or named anew."
+        if doubt not in ("", _LOOK)
+        else f"The model that was trained without them: {run}/before_relabelling.safetensors; then "
         f"also with them, under the labels it gave them: {run}/model.safetensors"
+    )
+    return (
+        f"{doubt}{count} of {total} images are flagged ({100 * count / total:.1f} %): "
+        f"{run}/suspects.csv, {run}/suspects.png. Not all of them need be poisoned.\n"
+        f"{_by_class(found, flagged, samples, told=not doubt)}{models}"
     )
 
 
-def _by_class(found: Findings, flagged: Tensor, samples: TrainingSet) -> str:
-    """The classes with the most flagged images that the clean model names otherwise."""
+def _doubt(flagged: Tensor | None, samples: TrainingSet) -> str:
+    """The sentence on why nobody should trust what was found; empty where nothing speaks for it.
+
+    One class of which most is flagged may be the target of an attack that poisons many images.
+    Of several classes no attack makes that, and a failed sift does.
+
+    Args:
+        flagged: (N,); None where nothing is flagged.
+        samples: What was judged.
+    """
+    labels, few = samples.labels.long(), f"{_UNUSABLE}: it takes {_FEW:,} images or more. "
+    if flagged is None or not flagged.any():
+        return few if len(labels) < _FEW else ""
+    if 2 * int(flagged.sum()) > len(flagged):
+        return f"{_UNUSABLE}: more than half of all images are flagged. "
+    kinds = len(samples.classes)
+    sizes, found = (each.bincount(minlength=kinds) for each in (labels, labels[flagged]))
+    most = int((2 * found > sizes).sum())
+    if most > 1:
+        return f"{_UNUSABLE}: more than half is flagged of {most} of the {kinds} classes. "
+    if len(labels) < _FEW:
+        return few
+    return _LOOK if most else ""
+
+
+def _by_class(found: Findings, flagged: Tensor, samples: TrainingSet, *, told: bool) -> str:
+    """The classes with the most flagged images, a few of them.
+
+    Args:
+        found: What sift says.
+        flagged: (N,), of `found`.
+        samples: What was judged.
+        told: Whether those come first that the clean model names otherwise, as the target of an
+            attack would; else those of which the largest share is flagged.
+    """
     labels = samples.labels.long()
     kinds = len(samples.classes)
     size, suspects, otherwise = (
         labels[mask].bincount(minlength=kinds).tolist()
         for mask in (torch.ones_like(flagged), flagged, flagged & (found.proposed != labels))
     )
-    order = sorted(range(kinds), key=lambda k: (-otherwise[k], -suspects[k]))
+
+    def rank(k: int) -> tuple[float, int]:
+        return (-otherwise[k] if told else -suspects[k] / max(size[k], 1), -suspects[k])
+
+    order = [k for k in sorted(range(kinds), key=rank) if suspects[k]]
     lines = [
         f"  {printable(samples.classes[k])}: {suspects[k]} of {size[k]}, of which the clean model "
         f"names {otherwise[k]} otherwise\n"
-        for k in order[:5]
-        if suspects[k]
+        for k in order[:_SHOWN]
     ]
+    more = len(order) - _SHOWN
+    lines += [f"  and some of {more} more class{'es' * (more > 1)}\n"] if more > 0 else []
     return "".join(lines)
 
 
@@ -257,8 +306,8 @@ def _worst(found: Findings, samples: TrainingSet, run: Path) -> str:
     lines = [f"  {score:10.2e}  {name}" for score, name in zip(scores, names, strict=True)]
     return "\n".join(
         [
-            f"Scores of {len(found.score)} images: {run}/suspects.csv. The most suspicious ones, "
-            "with the highest scores, as CLASS/FILE:",
+            f"{_doubt(None, samples)}Scores of {len(found.score)} images: {run}/suspects.csv. The "
+            f"{len(names)} most suspicious ones, with the highest scores, as CLASS/FILE:",
             *lines,
             f"Nothing was flagged. Do not use {run}/model.safetensors: it has seen all images.",
         ]

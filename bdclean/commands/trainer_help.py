@@ -38,6 +38,7 @@ _ONLY_FIT = (
     *("--seed_everything", "--test_after_fit", "--trainer.max_epochs", "--trainer.max_time"),
 )
 _OF_RUN = "Config and checkpoint of a run: `--run FOLDER` alone takes both from there."
+_HELD_OUT = "It reads the images that the fit held out with --data.splits.val N."
 _NETWORK = ("weights", "arch", "width", "stem")
 """What is asked of a method that trains, where nothing is trained."""
 _OF_TRAINING = {
@@ -93,6 +94,7 @@ def trainer_help(name: str, words: Sequence[str]) -> str:
         }
         sections.append(table(title, kept))
     sections += [] if name == "fit" else [_OF_RUN]
+    sections += [_HELD_OUT] if name == "validate" else []
     usage = f"bdclean {name} -c FILE ... [--KEY VALUE ...]"
     return page(usage, TRAINER[name].does, sections, _EXAMPLES[name], _MORE)
 

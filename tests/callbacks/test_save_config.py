@@ -6,6 +6,7 @@ import pytest
 import yaml
 from jsonargparse import ArgumentParser
 from lightning import LightningModule
+from torch.nn import Linear
 
 from bdclean.callbacks import SaveRunConfig
 from bdclean.errors import ConfigError
@@ -44,6 +45,8 @@ def begun(tmp_path):
     (tmp_path / "suspect.safetensors").write_bytes(b"suspect")
     run = tmp_path / "run"
     sections(tmp_path, None).on_train_start(trainer(run), MODULE)
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "last.ckpt").write_bytes(b"")
     return run
 
 
@@ -170,6 +173,67 @@ def test_a_resumed_run_may_go_on_with_another(tmp_path):
     assert names(tmp_path) == ["config.1.yaml", "config.2.yaml", "config.yaml"]
     rates = [yaml.safe_load((tmp_path / name).read_text())["rate"] for name in names(tmp_path)]
     assert rates == [0.2, 0.3, 0.1]
+
+
+LEFT = {
+    "a checkpoint": "checkpoints/last.ckpt",
+    "one of a requeued job": "hpc_ckpt_1.ckpt",
+    "weights": "model.safetensors",
+    "a record": "result.json",
+    "flags": "suspects.csv",
+}
+
+
+@pytest.mark.parametrize("left", [None, *LEFT])
+def test_a_fit_that_left_nothing_but_its_config_is_in_nobodys_way(left, tmp_path):
+    (tmp_path / "suspect.safetensors").write_bytes(b"suspect")
+    run = tmp_path / "run"
+    sections(tmp_path, None).on_train_start(trainer(run), MODULE)
+    for losses in ("metrics.1.csv", "metrics.csv"):
+        (run / losses).write_text("of the other settings")
+    corrected = sections(tmp_path, None, model__init_args__width=8)
+    if left is None:
+        corrected.require_own(run)
+        corrected.on_fit_start(trainer(run), MODULE)
+        corrected.on_train_start(trainer(run), MODULE)
+        assert names(run) == ["config.yaml"]
+        assert yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["width"] == 8
+        return
+    (run / LEFT[left]).parent.mkdir(exist_ok=True)
+    (run / LEFT[left]).write_bytes(b"")
+    before = names(run)
+    with pytest.raises(ConfigError, match=r"another config\. Choose.*or delete that one\.$"):
+        corrected.require_own(run)
+    assert names(run) == before
+
+
+def test_the_suspect_is_never_written_over(tmp_path):
+    for name in ("suspect", "model"):
+        (tmp_path / f"{name}.safetensors").write_bytes(b"suspect")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path)
+    sections(tmp_path, None, model__init_args__weights=tmp_path / "model.safetensors").require_own(
+        tmp_path / "new"
+    )
+    for weights in (tmp_path / "model.safetensors", link / "model.safetensors"):
+        for checkpoint in (None, "last"):
+            saved = sections(tmp_path, checkpoint, model__init_args__weights=weights)
+            for run in (tmp_path, link):
+                with pytest.raises(
+                    ConfigError, match=r"^--model\.weights .*write over it; name an"
+                ):
+                    saved.require_own(run)
+
+
+def test_a_disk_without_room_is_told_before_the_training(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=1 << 20))
+    module = LightningModule()
+    module.layer = Linear(1 << 9, 1 << 9)
+    told = r"run: 1\.0 MiB are free there, and the result takes at least 1\.0 MiB; make room, or"
+    with pytest.raises(ConfigError, match=told):
+        callback().on_fit_start(trainer(tmp_path / "run"), module)
+    callback().on_fit_start(trainer(tmp_path / "run"), MODULE)
+    assert names(tmp_path) == []
 
 
 def test_unless_it_has_to_go_on_as_it_began(tmp_path):

@@ -52,6 +52,15 @@ def test_files_that_are_there_are_named(tmp_path, monkeypatch):
     assert closing.written(run) == "Written to runs/mine: model.safetensors, result.json"
 
 
+def test_the_record_of_an_earlier_test_is_not_of_this_fit(run):
+    for name in ("result.json", "test.json"):
+        (run / name).touch()
+    facts = record(method="supervised")
+    told = "Written to run: model.safetensors, result.json"
+    assert closing.after_fit(facts, run, [])[0] == told
+    assert closing.after_test(facts, run, [])[0] == "Written to run: test.json"
+
+
 PREDICT = "bdclean predict -c run/config.yaml --ckpt_path run/checkpoints/last.ckpt"
 LOAD = (
     "python -c 'from bdclean.backbones import load_model; "

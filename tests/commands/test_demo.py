@@ -2,7 +2,9 @@
 
 import base64
 import json
+import os
 import re
+import signal
 from dataclasses import replace
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -17,6 +19,7 @@ from rich.console import Console
 from bdclean.backbones import load_model
 from bdclean.backbones.head import cache_features
 from bdclean.cli import main
+from bdclean.commands import demo, demo_stages
 from bdclean.commands.demo import NEXT, Demo
 from bdclean.commands.demo_stages import DemoSettings, make_data
 from bdclean.reporting import page as report
@@ -171,6 +174,89 @@ def test_wrong_use_ends_with_one_message(words, key, tmp_path, capsys):
     assert said.err.startswith("bdclean: ")
     assert key in said.err
     assert said.err.count("\n") == 1
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """Works in an empty folder, on a demo that learns next to nothing."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "DemoSettings", lambda: TINY)
+    return tmp_path
+
+
+def stop_at(monkeypatch, name, signum, call=1):
+    """Sends a signal at a call of a function of the demo."""
+    whole, calls = getattr(demo, name), []
+
+    def stopped(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == call:
+            os.kill(os.getpid(), signum)
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(demo, name, stopped)
+
+
+STOPS = {
+    "within a fit": ("on_train_batch_start", 1, "Nothing is saved yet"),
+    "before the first is saved": ("save_model", 1, "Nothing is saved yet"),
+    "after the first": ("measure", 1, "new keeps victim.safetensors"),
+    "before the last": ("make_bcu", 1, "new keeps victim.safetensors, cbd.safetensors"),
+    "in the report": (
+        "feature_map",
+        2,
+        "new keeps victim.safetensors, cbd.safetensors, bcu.safetensors, results.json",
+    ),
+}
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("case", STOPS)
+def test_a_stopped_demo_says_what_stays_and_begins_anew(case, signum, tiny, monkeypatch, capsys):
+    name, call, stays = STOPS[case]
+    with monkeypatch.context() as patch:
+        if name == "on_train_batch_start":  # Lightning makes an exit of status 1 of it
+            hook = lambda *_: os.kill(os.getpid(), signum)  # noqa: E731
+            patch.setattr(demo_stages.ExactResume, name, hook)
+        else:
+            stop_at(patch, name, signum, call)
+        with pytest.raises(SystemExit) as stop:
+            main(["demo", "--run", "new"])
+    assert stop.value.code == 128 + signum
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told == f"bdclean: stopped. {stays}; run the same command again, which begins anew."
+    kept = sorted(stays.split(" keeps ")[1].split(", ")) if " keeps " in stays else []
+    assert sorted(path.name for path in Path().rglob("*") if path.is_file()) == kept
+    assert Path("new").exists() == bool(kept)  # a folder that it made goes again
+    if case == "in the report" and signum == signal.SIGINT:  # the other one would end alike
+        main(["demo", "--run", "new"])
+        assert {path.name for path in Path("new").iterdir()} == OWN
+
+
+OTHERS = {
+    "a run of a fit": ("config.yaml", b"run: new\nmodel:\n  class_path: bdclean.training.KNN\n"),
+    "somebody's weights": ("victim.safetensors", b"mine"),
+    "another one's": ("bcu.safetensors", b"\2\0\0\0\0\0\0\0{}"),
+    "a folder": ("cbd.safetensors", None),
+    "a folder for the table": ("results.json", None),
+    "a lock": (".lock", None),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_a_demo_writes_over_nobodys_files(case, tiny, capsys):
+    name, content = OTHERS[case]
+    Path("new").mkdir()
+    place = Path("new", name)
+    place.mkdir() if content is None else place.write_bytes(content)
+    with pytest.raises(SystemExit, match="2"):
+        main(["demo", "--run", "new"])
+    said = capsys.readouterr().err
+    assert "new" in said
+    assert said.startswith("bdclean: ")
+    assert said.count("\n") == 1
+    assert [path.name for path in Path("new").iterdir()] == [name]
+    assert place.is_dir() if content is None else place.read_bytes() == content
 
 
 def shown(rows, width):

@@ -119,6 +119,31 @@ def test_the_next_command_of_each_kind_works(kind, place, monkeypatch, capsys, t
         assert record["metrics"]["n_clean"] == 397
 
 
+def test_predictions_and_pictures_are_the_end(place, monkeypatch, capsys):
+    """What is looked at next is for the user to say."""
+    monkeypatch.chdir(place)
+    run_as_printed("bdclean figure tsne runs/victim --out t.png")
+    main(["predict", "--run", "runs/victim"])
+    said = capsys.readouterr().out
+    assert [line.split(":")[0] for line in said.splitlines() if "Written" in line] == [
+        "Written to t.png",
+        "Written to runs/victim",
+    ]
+    assert "Next:" not in said
+
+
+def test_an_evaluation_leaves_what_the_fit_has_logged(place, monkeypatch):
+    monkeypatch.chdir(place)
+    words = [*VICTIM, "--data.splits.val", "50", "--run", "runs/logged"]
+    main(["fit", *BASE, *words])
+    before = Path("runs/logged/metrics.csv").read_bytes()
+    for command in ("test", "validate", "predict", "test"):
+        main([command, "--run", "runs/logged"])
+    assert Path("runs/logged/metrics.csv").read_bytes() == before
+    assert not list(Path("runs/logged").glob("metrics.*.csv"))
+    assert Path("runs/logged/test.json").is_file()
+
+
 def test_what_no_setting_could_measure_has_its_true_reason(place, monkeypatch, capsys):
     """`data/photos` switches the test off, and the user did not."""
     monkeypatch.chdir(place)

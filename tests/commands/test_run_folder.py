@@ -1,8 +1,10 @@
 """What a command does in a run folder that is in use, and what a refused one leaves behind."""
 
 import json
+import shutil
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -137,12 +139,93 @@ def test_of_two_fits_at_once_one_trains():
 
 
 @pytest.mark.slow
+def test_a_fit_whose_folder_was_removed_ends_and_leaves_the_next_one_alone():
+    words = [word if word != "2" else "400" for word in VICTIM]
+    first = subprocess.Popen(
+        [sys.executable, "-m", "bdclean", *words], stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not Path("run/checkpoints/last.ckpt").exists():
+        assert first.poll() is None, first.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    shutil.rmtree("run", ignore_errors=True)
+    while Path("run").exists() and time.monotonic() < deadline:  # it was writing just then
+        shutil.rmtree("run", ignore_errors=True)
+    main(VICTIM)
+    told = first.communicate(timeout=120)[1]
+    assert first.returncode == 2, told
+    assert "run: the lock of this command is gone, so that another one may work" in told
+    assert "Traceback" not in told
+    assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["epoch"] == 1
+    assert len({row["epoch"] for row in read_csv(Path("run/metrics.csv"))}) == 2
+    assert not list(Path("run").rglob(".*"))
+
+
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_the_processes_of_one_fit_do_not_refuse_each_other(run_python):
     words = [*VICTIM, "--trainer.accelerator", "cpu", "--trainer.devices", "2"]
     run_python("-m", "bdclean", *words, "--trainer.strategy", "ddp", "--model.batch_size", "64")
     assert json.loads(Path("run/result.json").read_text())["cost"]["num_devices"] == 2
     assert not Path("run", NAME).exists()
+
+
+# ---------------------------------------------------------------------- what must not be lost
+
+
+def foreign(name):
+    """A folder that holds somebody's file."""
+    place = Path("theirs", name)
+    place.parent.mkdir(parents=True)
+    place.write_text("mine")
+
+
+THEIRS = ("model.safetensors", "result.json", "metrics.csv", "plan.json", "checkpoints/last.ckpt")
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_a_fit_writes_over_nobodys_files(name, capsys, monkeypatch):
+    foreign(name)
+    Path("theirs/deep").mkdir()
+    told = f"it holds {name}, but no config.yaml of a run, and a fit writes files of such names; "
+    assert f"--run theirs: {told}" in refused([*VICTIM[:-1], "theirs"], capsys)
+    monkeypatch.chdir("theirs/deep")
+    assert f"--run ..: {told}" in refused([*VICTIM[:-1], ".."], capsys)
+
+
+def test_a_purification_does_not_write_over_its_suspect(capsys):
+    main(VICTIM)
+    Path("suspects").mkdir()
+    Path("suspects/model.safetensors").write_bytes(Path("run/model.safetensors").read_bytes())
+    words = ["fit", *BASE, "-c", "purify/bcu", "--model.recipe.epochs", "1"]
+    for place in ("suspects", "run"):
+        weights = f"{place}/model.safetensors"
+        told = refused([*words, "--model.weights", weights, "--run", place], capsys)
+        assert told.endswith(
+            f"--model.weights {weights}: this run would write over it; name another folder with "
+            "--run."
+        )
+
+
+@pytest.mark.parametrize("name", ["result.json", "model.safetensors", "checkpoints/last.ckpt"])
+def test_what_could_not_be_written_at_the_end_is_told_at_the_start(name, capsys):
+    Path("run", name).mkdir(parents=True)
+    told = f"run/{name} is no file, and this command writes a file of that name; move it away, or"
+    assert told in refused(VICTIM, capsys)
+
+
+def test_the_corrected_command_works_in_the_folder_of_one_that_failed(capsys):
+    words = [*VICTIM, "--trainer.limit_train_batches", "5"]
+    with pytest.raises(SystemExit, match="2"):
+        main([*words, "--model.optimizer.lr", "1e30"])
+    assert "has diverged" in capsys.readouterr().err
+    assert [path.name for path in Path("run").iterdir()] == ["config.yaml"]
+    main(words)
+    assert {path.name for path in Path("run").iterdir()} == FILES
+    assert "1e+30" not in Path("run/config.yaml").read_text()
+    told = refused([*words, "--model.optimizer.lr", "0.3"], capsys)
+    assert told.endswith("another config. Choose another folder with --run, or delete that one.")
 
 
 # ---------------------------------------------------------------------- what is left behind
@@ -243,6 +326,7 @@ def test_a_full_disk_keeps_the_checkpoint():
     words = [*VICTIM[:-1], "other"]
     Path("other/checkpoints").mkdir(parents=True)
     Path("other/checkpoints/last.ckpt").write_bytes(checkpoint.read_bytes())
+    Path("other/config.yaml").write_text(Path("run/config.yaml").read_text())
     done = subprocess.run(
         [sys.executable, "-c", script, *words, "--ckpt_path", str(checkpoint)],
         capture_output=True,

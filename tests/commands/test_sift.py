@@ -495,6 +495,75 @@ def test_the_worst_come_first_under_their_class(small, tmp_path, capsys):
     assert names == ["dog/0.png", "dog/1.png", "cat/0.png", "cat/1.png"]
 
 
+@pytest.fixture
+def many(tmp_path):
+    """Ten classes of ten images."""
+    for kind in range(10):
+        place = tmp_path / "many" / f"k{kind}"
+        place.mkdir(parents=True)
+        for number in range(10):
+            Image.new("RGB", (4, 4), (number,) * 3).save(place / f"{number}.png")
+    return tmp_path / "many"
+
+
+NOT = "This result is not usable"
+DOUBTS = {
+    "nothing": ([], ""),
+    "a tenth": (range(0, 100, 10), ""),
+    "half of two classes": ([*range(5), *range(10, 15)], ""),
+    "one class": (
+        range(6),
+        f"{NOT} before you have looked at its pictures: more than half of ",
+    ),
+    "two classes": (range(20), f"{NOT}: more than half is flagged of 2 of the 10 classes. 20 of "),
+    "most": (range(90), f"{NOT}: more than half of all images are flagged. 90 of 100 images are "),
+    "all": (range(100), f"{NOT}: more than half of all images are flagged. 100 of 100 images are "),
+}
+
+
+@pytest.mark.parametrize("case", DOUBTS)
+def test_what_cannot_be_trusted_is_said_first(case, many, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sift, "_FEW", 100)
+    flagged, told = DOUBTS[case]
+    sift.run_sift([str(many), "--run", str(tmp_path / "out")], finished(list(flagged)))
+    said = capsys.readouterr().out
+    first = said.splitlines()[0]
+    assert first.startswith(told)
+    assert (NOT in said) == bool(told)
+    assert f"{len(flagged)} of 100 images are flagged" in first or not flagged
+    bad = told.startswith(f"{NOT}:")
+    assert ("Do not use the models in " in said) == bad
+    assert ("The model that was trained" in said) != bad
+    assert "target" not in said
+
+
+@pytest.mark.parametrize(("count", "few"), [(100, False), (101, True)])
+@pytest.mark.parametrize("flagged", [None, [], [3]])
+def test_few_images_are_not_enough(count, few, flagged, many, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sift, "_FEW", count)
+    sift.run_sift([str(many), "--run", str(tmp_path / "out")], finished(flagged))
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith(f"{NOT}: it takes {count} images or more. ") == few
+
+
+@pytest.mark.parametrize(
+    ("classes", "more"), [(5, None), (6, "1 more class"), (9, "4 more classes")]
+)
+def test_the_list_of_classes_is_cut_with_a_count(classes, more, many, tmp_path, capsys):
+    one_each = [10 * k for k in range(classes)]
+    sift.run_sift([str(many), "--run", str(tmp_path / "out")], finished(one_each))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert len([line for line in lines if line.startswith("  k")]) == 5
+    assert lines[5:] == ([] if more is None else [f"  and some of {more}"])
+
+
+def test_where_most_is_flagged_the_order_is_that_of_the_shares(many, tmp_path, capsys):
+    some = [*range(90, 100), *range(80, 87), *range(6)]
+    sift.run_sift([str(many), "--run", str(tmp_path / "out")], finished(some))
+    lines = capsys.readouterr().out.splitlines()[1:4]
+    assert [line.split(":")[0] for line in lines] == ["  k9", "  k8", "  k0"]
+
+
 def test_images_that_are_held_out_are_told(small, tmp_path, capsys):
     for number, told in (0, False), (3, True):
         words = [str(small), "--run", str(tmp_path / f"out{number}")]
