@@ -6,8 +6,10 @@ A package offers them as entry points, in its `pyproject.toml`:
     Stripes = "stripes:Stripes"
 """
 
+import sys
 import warnings
-from importlib.metadata import EntryPoint, entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 
 from bdclean.printable import printable
 
@@ -27,7 +29,7 @@ def load_plugins(group: str) -> dict[str, type]:
         The classes by the names of their entry points.
     """
     found: dict[str, type] = {}
-    for point in entry_points(group=group):
+    for point in _points(group, tuple(sys.path)):
         try:
             found[point.name] = _class(point.load())
         except (Exception, SystemExit) as error:  # whatever another package does
@@ -38,6 +40,12 @@ def load_plugins(group: str) -> dict[str, type]:
                 stacklevel=2,
             )
     return found
+
+
+@cache
+def _points(group: str, path: tuple[str, ...]) -> EntryPoints:
+    """Those of a group; a command asks ten times, and each time all packages are looked through."""
+    return entry_points(group=group)
 
 
 def _package(point: EntryPoint) -> str:

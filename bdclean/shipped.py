@@ -27,9 +27,14 @@ def names(under: str = "") -> list[str]:
     Args:
         under: Only this name and those below it, as in `attack` or `purify/cbd`.
     """
-    top = folder()
-    found = sorted(path.relative_to(top).as_posix()[:-5] for path in top.rglob("*.yaml"))
+    found = _names(folder())
     return [name for name in found if not under or f"{name}/".startswith(f"{under}/")]
+
+
+@cache
+def _names(top: Path) -> list[str]:
+    """Those of all files; a command asks a dozen times."""
+    return sorted(path.relative_to(top).as_posix()[:-5] for path in top.rglob("*.yaml"))
 
 
 def find(name: str, key: str) -> Path:

@@ -7,18 +7,11 @@ import sys
 import pytest
 import torch
 
-pytest_plugins = ["tiny"]
+pytest_plugins = ["tiny", "processes"]
 
 # The nets here are tiny: several threads make them slower, and their sums differ.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
-
-# Gloo's threads should not outlive the interpreter.
-LEAVE_GROUP = """
-from torch import distributed
-if distributed.is_initialized():
-    distributed.destroy_process_group()
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -52,15 +45,3 @@ def run_python():
         return done.stdout
 
     return run_python
-
-
-@pytest.fixture
-def run_script(tmp_path, run_python):
-    """Runs lines of Python in a process of their own, as DDP needs; gives what they print."""
-
-    def run_script(text, *args):
-        script = tmp_path / "run.py"
-        script.write_text(text + LEAVE_GROUP)
-        return run_python(script, *args)
-
-    return run_script

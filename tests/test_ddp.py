@@ -17,7 +17,7 @@ DATA = stack("data/digits", "attack/badnets/cbd", "train/supervised/fast")
 
 @pytest.mark.slow
 @pytest.mark.ddp
-def test_two_processes_equal_one(tmp_path, run_python):
+def test_two_processes_equal_one(tmp_path, run_python, begin):
     run = tmp_path / "run"
     small = ["--model.width", "4", "--trainer.max_epochs", "1", "--model.batch_size", "64"]
     run_python("-m", "bdclean", "fit", *stack("trainer/ddp_cpu"), *DATA, *small, "--run", str(run))
@@ -26,7 +26,9 @@ def test_two_processes_equal_one(tmp_path, run_python):
 
     config, checkpoint = str(run / "config.yaml"), str(run / "checkpoints" / "last.ckpt")
     single = ["--trainer.devices", "1", "--trainer.strategy", "auto"]
-    run_python("-m", "bdclean", "test", "-c", config, "--ckpt_path", checkpoint, *single)
+    process = begin("-m", "bdclean", "test", "-c", config, "--ckpt_path", checkpoint, *single)
+    _, told = process.communicate()
+    assert process.returncode == 0, told
     one = json.loads((run / "test.json").read_text())
     assert one["cost"]["num_devices"] == 1
     # 397 and 361 are odd: repeated or dropped rows would show

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -23,14 +21,8 @@ def command(run, method, *extra):
     return ["fit", *words, "--run", str(run), "--test_after_fit", "false", *extra]
 
 
-def kill_after_checkpoint(words, checkpoint, how):
-    """Starts the command in a process of its own and kills it once it has written."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bdclean", *words],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONWARNINGS": "ignore"},
-    )
+def kill_after_checkpoint(process, checkpoint, how):
+    """Kills a command once it has written."""
     deadline = time.monotonic() + ATTEMPT_SECONDS
     while not checkpoint.exists():
         assert process.poll() is None, "ended before its first checkpoint"
@@ -76,11 +68,11 @@ def kill_after_checkpoint(words, checkpoint, how):
     ],
     ids=["at an epoch's end", "within an epoch", "contrastive, within an epoch"],
 )
-def test_killed_and_restarted_equals_uninterrupted(tmp_path, method, extra, how):
+def test_killed_and_restarted_equals_uninterrupted(tmp_path, begin, method, extra, how):
     main(command(tmp_path / "whole", method, *extra))
     words = command(tmp_path / "killed", method, *extra)
     checkpoint = tmp_path / "killed" / "checkpoints" / "last.ckpt"
-    kill_after_checkpoint(words, checkpoint, how)
+    kill_after_checkpoint(begin("-m", "bdclean", *words), checkpoint, how)
     done = torch.load(checkpoint, weights_only=True)["global_step"]
     assert not (tmp_path / "killed" / "model.safetensors").exists(), "finished before the kill"
     if how == signal.SIGTERM:  # what Lightning writes before SLURM requeues a job is newer

@@ -35,7 +35,8 @@ def heard():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def begin(*words):
+def begin_anew(*words):
+    """Starts Python, imports and all."""
     return subprocess.Popen(
         [sys.executable, *words],
         stdout=subprocess.PIPE,
@@ -62,7 +63,7 @@ def in_memory(process, name):
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks into /proc")
 @pytest.mark.parametrize("name", STATUS)
 def test_within_the_imports(name, place):
-    process = begin("-m", "bdclean", *VICTIM)
+    process = begin_anew("-m", "bdclean", *VICTIM)
     wait_for(in_memory(process, "torch"), process)
     process.send_signal(getattr(signal, name))
     said, told = process.communicate(timeout=60)
@@ -73,14 +74,14 @@ def test_within_the_imports(name, place):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STATUS)
 @pytest.mark.parametrize("saved", [False, True], ids=["nothing saved", "saved"])
-def test_within_the_training(name, saved, place):
+def test_within_the_training(name, saved, place, begin):
     never = ["--checkpoint.every_n_epochs", "400", "--checkpoint.save_on_train_epoch_end", "true"]
     words = VICTIM if saved else [*VICTIM, *never]
     process = begin("-m", "bdclean", *words)
     sign = place / "run" / ("checkpoints/last.ckpt" if saved else "config.yaml")
     wait_for(sign.exists, process)
     process.send_signal(getattr(signal, name))
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate()
     assert process.returncode == STATUS[name]
     assert "Traceback" not in told
     on = f"This goes on: bdclean {' '.join(words)} --ckpt_path last"
@@ -137,7 +138,7 @@ def test_wherever_it_comes(case):
     script = SCRIPT.format(lines)
     if "ignores" in case:
         script = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + script
-    process = begin("-c", script)
+    process = begin_anew("-c", script)
     assert process.communicate(timeout=60) == ("", told)
     assert process.returncode == status
 

@@ -1,6 +1,7 @@
 """Keeps the merged config of a fit beside its results, and never overwrites another run's."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,11 @@ class SaveRunConfig(SaveConfigCallback):
             return False
 
     def _text(self) -> str:
+        return self._merged
+
+    @cached_property
+    def _merged(self) -> str:
+        """The config as YAML, which a fit looks at several times."""
         config = self.config.clone()
         config["ckpt_path"] = None
         text: str = self.parser.dump(config, skip_unset=False)

@@ -62,9 +62,9 @@ def test_a_fit_says_what_it_did_and_no_more(place):
 
 
 @pytest.mark.slow
-def test_ctrl_c_says_how_to_go_on_and_the_same_fit_is_refused(place, capsys):
+def test_ctrl_c_says_how_to_go_on_and_the_same_fit_is_refused(place, begin, capsys):
     words = [*VICTIM, "--trainer.max_epochs", "500", "--run", "my run", "--test-after-fit=false"]
-    process = in_a_process("fit", *words)
+    process = begin("-m", "bdclean", "fit", *words)
     checkpoint = place / "my run" / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 120
     while not checkpoint.exists():
@@ -72,7 +72,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_fit_is_refused(place, capsys):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate()
     assert process.returncode == 130
     on = " ".join(words).replace("my run", "'my run'")
     assert told.splitlines()[-1] == (

@@ -119,18 +119,10 @@ def test_what_a_killed_command_left_is_taken_over_and_swept():
 
 
 @pytest.mark.slow
-def test_of_two_fits_at_once_one_trains():
+def test_of_two_fits_at_once_one_trains(begin):
     words = [word if word != "2" else "40" for word in VICTIM]
-    begun = [
-        subprocess.Popen(
-            [sys.executable, "-m", "bdclean", *words],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    told = [process.communicate(timeout=240)[1] for process in begun]
+    begun = [begin("-m", "bdclean", *words) for _ in range(2)]
+    told = [process.communicate()[1] for process in begun]
     status = [process.returncode for process in begun]
     assert sorted(status) == [0, 2], told
     assert "another command works" in told[status.index(2)]
@@ -314,7 +306,7 @@ def test_a_resume_speaks_for_itself(capfd):
 
 
 @pytest.mark.slow
-def test_a_full_disk_keeps_the_checkpoint():
+def test_a_full_disk_keeps_the_checkpoint(begin):
     main(VICTIM)
     checkpoint = Path("run/checkpoints/last.ckpt")
     for product in ("result.json", "model.safetensors"):
@@ -327,16 +319,11 @@ def test_a_full_disk_keeps_the_checkpoint():
     Path("other/checkpoints").mkdir(parents=True)
     Path("other/checkpoints/last.ckpt").write_bytes(checkpoint.read_bytes())
     Path("other/config.yaml").write_text(Path("run/config.yaml").read_text())
-    done = subprocess.run(
-        [sys.executable, "-c", script, *words, "--ckpt_path", str(checkpoint)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].endswith("cannot be written: File too large.")
-    assert "Traceback" not in done.stderr
+    process = begin("-c", script, *words, "--ckpt_path", checkpoint)
+    _, told = process.communicate()
+    assert process.returncode == 2
+    assert told.splitlines()[-1].endswith("cannot be written: File too large.")
+    assert "Traceback" not in told
     again = torch.load("other/checkpoints/last.ckpt", weights_only=True)
     assert again["epoch"] == 1
     assert not list(Path("other").rglob(".*"))

@@ -78,7 +78,7 @@ CASES = ["Supervised", "SimCLR", "CBD", "BCU", "ABL", "DBR"]
 @pytest.mark.ddp
 def test_two_processes_take_the_steps_of_one(tmp_path, run_script):
     for devices in ("1", "2"):
-        run_script(SCRIPT, TESTS, tmp_path, devices)
+        run_script(SCRIPT, TESTS, tmp_path, devices, devices=int(devices))
     for case in CASES:
         one, two = (torch.load(tmp_path / f"{case}-{devices}.pt") for devices in "12")
         assert one["steps"] == two["steps"] > 0, case

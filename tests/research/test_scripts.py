@@ -43,5 +43,8 @@ def test_page_and_script_lie_together(folder):
 
 
 @pytest.mark.parametrize("name", ["bcu_causes", "missed", "sift_check"])
-def test_a_script_runs_as_its_page_says(name, run_python):
-    assert "usage: " in run_python(RESEARCH / name / f"{name}.py", "--help")
+def test_a_script_runs_as_its_page_says(name, begin):
+    process = begin(RESEARCH / name / f"{name}.py", "--help")
+    said, told = process.communicate()
+    assert process.returncode == 0, told
+    assert "usage: " in said

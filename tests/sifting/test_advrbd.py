@@ -651,7 +651,7 @@ def test_two_processes_score_as_one(tmp_path, run_script):
     scores = []
     for devices in (1, 2):
         out = tmp_path / f"scores{devices}.pt"
-        run_script(DDP, devices, tmp_path / "net.pt", out)
+        run_script(DDP, devices, tmp_path / "net.pt", out, devices=devices)
         scores.append(torch.load(out, weights_only=True))
     assert scores[0].shape == (2, 300)
     assert scores[0].any(1).all()
