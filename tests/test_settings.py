@@ -3,8 +3,9 @@
 import inspect
 import math
 import re
+from collections import abc
 from dataclasses import is_dataclass
-from typing import get_args
+from typing import get_args, get_origin
 
 import pytest
 from lightning import LightningDataModule, LightningModule
@@ -76,14 +77,20 @@ ZERO = {
 LENGTHS = {"ratios": 10, "alphas": 4}
 
 
+def parts_of(hint):
+    yield hint
+    for part in get_args(hint):
+        yield from parts_of(part)
+
+
 def numbers():
     owners = {owner: key for key, kind in CLASSES for owner in with_groups(kind)}
     for owner, key in sorted(owners.items(), key=lambda item: item[0].__name__):
         for name, hint in own(owner).items():
-            parts = [hint, *get_args(hint), *(a for part in get_args(hint) for a in get_args(part))]
+            parts = list(parts_of(hint))
             if not {int, float} & {part for part in parts if isinstance(part, type)}:
                 continue
-            many = bool(get_args(hint)) and parts[0] not in (int | None, float | None)
+            many = any(get_origin(part) in (tuple, list, abc.Sequence) for part in parts)
             length = LENGTHS.get(name, max(2, parts.count(float))) if many else 0
             for value in (NAN, INF, -INF, -1, 0) if float in parts else (-1, 0):
                 yield pytest.param(

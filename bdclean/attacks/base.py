@@ -4,7 +4,6 @@ import inspect
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 import torch
@@ -12,54 +11,25 @@ from torch import Tensor
 
 from bdclean.attacks.assets import recorded
 from bdclean.attacks.checks import (
-    NAMED,
     LabelRule,
     Quantize,
     RateBase,
     check_class,
+    checked_labels,
     is_between,
     labelled,
     require,
     require_choice,
     require_class,
     require_integer,
+    warn_of_numbers,
 )
+from bdclean.attacks.parts import Adversarial, FurtherTest
 from bdclean.attacks.plan import PoisonPlan
 from bdclean.attacks.trigger import Trigger
 from bdclean.errors import AttackError
-from bdclean.functional.pgd import PGD
 from bdclean.functional.seeds import derive_seed
 from bdclean.types import AugmentationName, BatchPlace
-
-
-@dataclass(frozen=True, eq=False)
-class FurtherTest:
-    """A test set of an attack, in addition to the clean and the triggered one.
-
-    `test/NAME` reports the share of its images that the model answers with `wanted`.
-
-    Attributes:
-        rows: Which test images, (M,).
-        images: What they become, (M, 3, H, W), uint8.
-        wanted: The label that is counted, (M,).
-    """
-
-    rows: Tensor
-    images: Tensor
-    wanted: Tensor
-
-
-@dataclass(frozen=True)
-class Adversarial:
-    """Adversarial examples that replace training rows before the trigger, made on a surrogate.
-
-    Attributes:
-        surrogate: Weights file of the network that is fooled; None if it was not given.
-        pgd: Settings of the ascent on the cross-entropy of the true label.
-    """
-
-    surrogate: str | None
-    pgd: PGD
 
 
 class Attack(ABC):
@@ -151,22 +121,20 @@ class Attack(ABC):
         self.quantize = quantize
 
     def name_classes(self, names: Sequence[str]) -> None:
-        """Tells the attack the names of the classes; where an argument has one, its label follows.
+        """Takes labels for the names among `class_arguments`.
 
         Args:
-            names: In the order of the labels; nothing where classes have no names.
+            names: Of the classes, in the order of their labels; none where they have no names.
 
         Raises:
             AttackError: There is no class of such a name.
         """
         if not self.class_names:
-            self._warn_of_numbers(names)
+            warn_of_numbers(self.single_target(), names)
         for key in self.class_arguments:
             value = getattr(self, key)
-            if isinstance(value, list):
-                setattr(self, key, [labelled(key, each, names) for each in value])
-            elif value is not None:
-                setattr(self, key, labelled(key, value, names))
+            many = [labelled(key, each, names) for each in value] if isinstance(value, list) else []
+            setattr(self, key, many or (value and labelled(key, value, names)))
         self.class_names = tuple(names)
 
     @abstractmethod
@@ -345,18 +313,6 @@ class Attack(ABC):
             settings["target_name"] = self.class_names[target]
         return {"attack": type(self).__name__, **settings, "target": target}
 
-    def _warn_of_numbers(self, names: Sequence[str]) -> None:
-        """Folders 0, 1, 10, 2 are sorted as text: label 2 is the folder 10."""
-        target = self.single_target()
-        if not isinstance(target, int) or target >= len(names) or str(target) not in names:
-            return
-        if names[target] != str(target):
-            warnings.warn(
-                f"target={target}: this label is the class named {names[target]}, since names are "
-                f"sorted as text; for the class named {target} set target to {NAMED}{target}.",
-                stacklevel=3,
-            )
-
     def _draw_poison(self, labels: Tensor) -> Tensor:
         pool = self.pool(labels).nonzero().flatten()
         if not len(pool):
@@ -397,19 +353,7 @@ class Attack(ABC):
         return None if self.label_rule == "all_to_all" else self.target
 
     def _checked(self, labels: Tensor, num_classes: int) -> Tensor:
-        require_integer("num_classes", num_classes, 2)
-        if labels.dim() != 1 or labels.is_floating_point() or not len(labels):
-            raise AttackError(
-                f"labels have shape {tuple(labels.shape)} and type {labels.dtype}; an attack needs "
-                "a non-empty vector of integers."
-            )
-        labels = labels.detach().cpu().long().clone()
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= num_classes:
-            raise AttackError(
-                f"labels lie in [{low}, {high}]; with {num_classes} classes they must lie in "
-                f"[0, {num_classes - 1}]."
-            )
+        labels = checked_labels(labels, num_classes)
         self.check_classes(labels, num_classes)
         return labels
 

@@ -1,9 +1,12 @@
 """Argument checks that all attacks share: one sentence with key, value and what is allowed."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Literal, cast, get_args
+
+from torch import Tensor
 
 from bdclean.errors import AttackError
 
@@ -78,6 +81,40 @@ def labelled(key: str, value: int | str, names: Sequence[str]) -> int:
     known = f"a class of the data set, such as {near[0]}"
     require(name in names, key, value, known)
     return list(names).index(name)
+
+
+def warn_of_numbers(target: int | str | None, names: Sequence[str]) -> None:
+    """Folders 0, 1, 10, 2 are sorted as text: label 2 is the folder 10."""
+    if not isinstance(target, int) or target >= len(names) or str(target) not in names:
+        return
+    if names[target] != str(target):
+        warnings.warn(
+            f"target={target}: this label is the class named {names[target]}, since names are "
+            f"sorted as text; for the class named {target} set target to {NAMED}{target}.",
+            stacklevel=4,
+        )
+
+
+def checked_labels(labels: Tensor, num_classes: int) -> Tensor:
+    """A copy of labels (N,) on the CPU, int64.
+
+    Raises:
+        AttackError: They are no vector of integers, or do not fit the number of classes.
+    """
+    require_integer("num_classes", num_classes, 2)
+    if labels.dim() != 1 or labels.is_floating_point() or not len(labels):
+        raise AttackError(
+            f"labels have shape {tuple(labels.shape)} and type {labels.dtype}; an attack needs "
+            "a non-empty vector of integers."
+        )
+    labels = labels.detach().cpu().long().clone()
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        raise AttackError(
+            f"labels lie in [{low}, {high}]; with {num_classes} classes they must lie in "
+            f"[0, {num_classes - 1}]."
+        )
+    return labels
 
 
 def require_class(key: str, value: int, num_classes: int) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bdclean.attacks.base import Attack, FurtherTest
+from bdclean.attacks.base import Attack
 from bdclean.attacks.checks import Quantize, is_between, require, require_size
+from bdclean.attacks.parts import FurtherTest
 from bdclean.attacks.plan import PoisonPlan
 from bdclean.attacks.trigger import Trigger
 from bdclean.functional.seeds import derive_seed

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bdclean.attacks.badnets import BadNets, PatchTrigger, Pattern, Position
-from bdclean.attacks.base import Adversarial, Attack
+from bdclean.attacks.base import Attack
 from bdclean.attacks.checks import (
     LabelRule,
     RateBase,
@@ -27,6 +27,7 @@ from bdclean.attacks.checks import (
     require_integer,
     require_size,
 )
+from bdclean.attacks.parts import Adversarial
 from bdclean.attacks.plan import PoisonPlan
 from bdclean.attacks.trigger import Trigger
 from bdclean.functional.pgd import PGD, StepUnit

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bdclean.attacks import assets, assets_patches
-from bdclean.attacks.base import Attack, FurtherTest
+from bdclean.attacks.base import Attack
 from bdclean.attacks.blend import BlendTrigger
 from bdclean.attacks.checks import (
     check_class,
@@ -19,6 +19,7 @@ from bdclean.attacks.checks import (
     require_class,
     require_share,
 )
+from bdclean.attacks.parts import FurtherTest
 from bdclean.attacks.trigger import Trigger
 
 _COVERS_OF_TEN = (5, 7)  # backdoor-toolbox, for data sets of ten classes

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bdclean.attacks.base import Attack, FurtherTest
+from bdclean.attacks.base import Attack
 from bdclean.attacks.checks import (
     Quantize,
     is_between,
@@ -21,6 +21,7 @@ from bdclean.attacks.checks import (
     require_integer,
     require_size,
 )
+from bdclean.attacks.parts import FurtherTest
 from bdclean.attacks.plan import PoisonPlan
 from bdclean.attacks.trigger import Trigger
 from bdclean.functional.seeds import derive_seed

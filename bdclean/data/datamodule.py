@@ -27,6 +27,7 @@ from bdclean.data.poisoning import (
     PoisonAugmenter,
     attack_facts,
     evaluation_sets,
+    named_for,
     require_fixed_rows,
 )
 from bdclean.data.sources import read_flat_folder
@@ -123,17 +124,12 @@ class ImageDataModule(LightningDataModule, ABC):
     @cached_property
     def stored(self) -> ImageSet:
         """All training images, clean."""
-        return self._named(self.read_train())
+        return named_for(self.attack, self.read_train())
 
     @cached_property
     def test_set(self) -> ImageSet:
         """All test images, clean."""
-        return self._named(self.read_test())
-
-    def _named(self, images: ImageSet) -> ImageSet:
-        if self.attack is not None:
-            self.attack.name_classes(images.classes)
-        return images
+        return named_for(self.attack, self.read_test())
 
     @cached_property
     def defense_set(self) -> ImageSet:

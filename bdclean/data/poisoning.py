@@ -9,9 +9,16 @@ from torch import Tensor
 from bdclean.attacks import Attack, PoisonPlan, Trigger
 from bdclean.data.adversarial_rows import adversarial_rows, surrogate_hash
 from bdclean.data.augment import augment
-from bdclean.data.images import Overlay, RoleImages
+from bdclean.data.images import ImageSet, Overlay, RoleImages
 from bdclean.errors import AttackError, ConfigError
 from bdclean.types import AugmentationName, Batch, BatchPlace
+
+
+def named_for(attack: Attack | None, images: ImageSet) -> ImageSet:
+    """The images, after the attack was told the names of their classes."""
+    if attack is not None:
+        attack.name_classes(images.classes)
+    return images
 
 
 def poisoned_rows(
