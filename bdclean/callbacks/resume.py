@@ -17,12 +17,19 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from bdclean.errors import ConfigError
 from bdclean.files import replacing, sha256_of_file
 from bdclean.functional.seeds import derive_seed, global_seed
 from bdclean.modules.reading import data_of
-from bdclean.modules.trainer import is_trial
+from bdclean.modules.trainer import (
+    go_on,
+    is_trial,
+    keep_place,
+    pending_gradients,
+    stop_again,
+)
 from bdclean.types import HasIdentity, ResumableLoader
 
 _SAMPLES = ("training images", "poison plan")  # of `HasIdentity`; sifters compare each sample
@@ -44,15 +51,25 @@ class ExactResume(Callback):
         self._made_of: dict[str, str] = {}
         self._before: dict[str, str] | None = None
         self._resumed_from: str | None = None
+        self._gradients: dict[str, Tensor] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """What the run is made of."""
         return {"made_of": dict(self._made_of)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """What the run that is resumed was made of."""
+        """What the run that is resumed was made of, and what its next step goes on with."""
         before = state_dict.get("made_of")
         self._before = before if isinstance(before, dict) else None
+        self._gradients = state_dict.get("gradients", {})
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Adds where the fit is, and the gradients that its next step goes on with."""
+        keep_place(trainer, checkpoint)
+        gradients = pending_gradients(trainer, pl_module)
+        checkpoint["callbacks"][self.state_key]["gradients"] = gradients
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compares what the run is made of with what the checkpoint says.
@@ -63,6 +80,7 @@ class ExactResume(Callback):
         self._resumed_from = None if trainer.ckpt_path is None else str(trainer.ckpt_path)
         if is_trial(trainer):
             return
+        stop_again(trainer)
         self._made_of = self._find(trainer, pl_module)
         before, self._before = self._before, None
         if self._resumed_from is None or not before:
@@ -89,16 +107,21 @@ class ExactResume(Callback):
         return found
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tells the loader where the checkpoint was written, and the user where the run goes on.
+        """Tells loops and loader where the checkpoint was written, and the user where that is.
 
         Lightning restores the loader's own state only when the loader is built after the
         checkpoint is read; one that was built early, to count the steps of a schedule, would
-        begin the epoch anew.
+        begin the epoch anew. It clears all gradients just before.
         """
+        done = go_on(trainer)
         loader = trainer.train_dataloader
         if isinstance(loader, ResumableLoader):
-            ready = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-            loader.start_at(ready % len(loader))
+            loader.start_at(done)
+        for name, parameter in pl_module.named_parameters():
+            if name in self._gradients:
+                gradient = self._gradients[name][trainer.global_rank]
+                parameter.grad = gradient.to(parameter.device)
+        self._gradients = {}
         if self._resumed_from is not None:
             stage = getattr(pl_module, "stage_name", None)
             epochs = trainer.max_epochs

@@ -33,7 +33,6 @@ from bdclean.modules.trainer import (
     check_precision,
     is_fitting,
     named_checkpoint,
-    reopen_epoch,
 )
 from bdclean.types import Batch, Findings, View
 
@@ -155,7 +154,6 @@ class BackdoorModule(LightningModule):
     @final
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what describes the networks, and what the method keeps; one entry of ours."""
-        reopen_epoch(self.trainer, checkpoint)
         networks = {n: net for n, net in self.named_children() if isinstance(net, SplitModel)}
         checkpoint[RECORD] = {
             "method": self.name,

@@ -20,7 +20,6 @@ from bdclean.modules.recipe import Recipe
 from bdclean.modules.trainer import (
     check_reloading,
     check_unused,
-    close_epoch,
     ended_early,
     ignore_eval_mode,
     named_checkpoint,
@@ -201,10 +200,9 @@ class StagedModule(BackdoorModule, ABC):
             self._enter(0)
 
     def on_train_start(self) -> None:
-        """Catches up with a checkpoint that was written at the last batch of a stage."""
+        """Catches up with a checkpoint that another callback wrote just before a stage changed."""
         if not self.finished and self._is_over(self.current_epoch):
             self._advance()
-            close_epoch(self.trainer)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """One step of the present stage."""

@@ -1,7 +1,6 @@
 """Everything that touches Lightning's Trainer and its loops; no other file does."""
 
 import math
-import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -9,12 +8,17 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
+    EarlyStopping,
+    GradientAccumulationScheduler,
     LearningRateFinder,
+    ModelCheckpoint,
+    OnExceptionCheckpoint,
     StochasticWeightAveraging,
     WeightAveraging,
 )
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from bdclean.errors import ConfigError
@@ -78,6 +82,19 @@ def check_callbacks(trainer: Trainer, module: LightningModule, *, can_average: b
                 f"{type(module).__name__}: it trains before the method begins, or averages "
                 "networks that do not belong together; leave it out."
             )
+        if isinstance(callback, GradientAccumulationScheduler):
+            raise ConfigError(
+                "trainer.callbacks: GradientAccumulationScheduler changes how many steps an epoch "
+                "has, on which schedules and an exact resume stand; take "
+                "--trainer.accumulate_grad_batches."
+            )
+        if isinstance(callback, OnExceptionCheckpoint) or (
+            isinstance(callback, ModelCheckpoint) and callback.save_on_exception
+        ):
+            raise ConfigError(
+                f"{type(callback).__name__}: it would save a step that was cut short, from which "
+                "no run goes on exactly; leave it out (--checkpoint.save_on_exception false)."
+            )
 
 
 def check_precision(trainer: Trainer) -> None:
@@ -104,6 +121,12 @@ def check_limits(trainer: Trainer) -> None:
         value = getattr(trainer, key)
         if value == 0:
             raise ConfigError(f"trainer.{key}={value}: it must be above 0, or nothing is done.")
+    overfit = vars(trainer)["overfit_batches"]
+    if overfit:
+        raise ConfigError(
+            f"trainer.overfit_batches={overfit}: it takes the shuffling away that "
+            "the order of images and an exact resume stand on; take --trainer.limit_train_batches."
+        )
     for key in _COUNTED:
         value = getattr(trainer, key)
         if isinstance(value, int | float) and value <= 0:
@@ -168,30 +191,6 @@ def set_max_epochs(trainer: Trainer, epochs: int) -> None:
     trainer.fit_loop.max_epochs = epochs
 
 
-def ended_early(trainer: Trainer) -> bool:
-    """Whether the epoch that ends here lacks batches: max_steps, max_time ... have ended it."""
-    done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-    return 0 < done < trainer.num_training_batches
-
-
-def reopen_epoch(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Has a resumed run go on within an epoch that was cut short; Lightning calls it done."""
-    if "loops" not in checkpoint:  # absent where weights alone are saved
-        return
-    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]
-    if ended_early(trainer) and epochs["current"]["processed"] == epochs["current"]["ready"]:
-        for progress in epochs.values():
-            progress["processed"] = progress["completed"] = progress["ready"] - 1
-
-
-def close_epoch(trainer: Trainer) -> None:
-    """Tells the loop of a resumed run that the present epoch is over.
-
-    It compares the batches done, of the old loader, with the length of the new one.
-    """
-    trainer.fit_loop.epoch_loop.batch_progress.current.completed = sys.maxsize
-
-
 def reduce_logged(trainer: Trainer) -> None:
     """Has every rank reduce what was logged, before the ranks exchange anything else.
 
@@ -221,6 +220,125 @@ def steps_of(trainer: Trainer, batches: int) -> int:
     if limit is not None:
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     return max(1, math.ceil(batches / trainer.accumulate_grad_batches))
+
+
+# ---------------------------------------------------------------- where a fit is
+
+
+def batches_done(trainer: Trainer) -> int:
+    """The batches of the present epoch whose steps are done; 0 between two epochs.
+
+    Of Lightning's counters, `ready` has a batch that was only fetched, and `completed` lacks one
+    while `on_train_batch_end` runs. The last epoch's batches stay in them until the next begins.
+    """
+    epochs: Any = trainer.fit_loop.epoch_progress.current
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress
+    done: int = batches.current.processed
+    if epochs.started < epochs.ready:  # `on_train_epoch_start` runs
+        return 0
+    if epochs.processed < epochs.ready:
+        return done
+    is_whole = batches.is_last_batch or done >= trainer.num_training_batches
+    return 0 if is_whole else done
+
+
+def ended_early(trainer: Trainer) -> bool:
+    """Whether the epoch that ends here lacks batches: max_steps, max_time ... have ended it."""
+    return batches_done(trainer) > 0
+
+
+def keep_place(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Writes into a checkpoint where the fit is, in one of two forms that Lightning goes on from.
+
+    Lightning keeps its counters as they are within the hook that saves, and guesses from them
+    where to go on. It calls an epoch done that max_steps has cut short, skips a validation that
+    was due after the step, or repeats the end of an epoch. Here a fit is either between two
+    epochs, or after a batch of one, its last one perhaps; see `go_on`.
+    """
+    fit, loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
+    epochs: Any = fit.epoch_progress.current
+    batches: Any = loop.batch_progress
+    done, total = batches_done(trainer), batches.total.processed
+    validates = done > 0 and _validates_after(trainer, done, total)
+    # a validation that is due, but was not begun, stands as one within which the fit was stopped
+    is_within = epochs.processed < epochs.ready and batches.current.ready == done
+    is_due = validates and is_within and not trainer.validating
+    ended = epochs.ready - 1 if done else epochs.processed
+    stepped = loop.global_step if trainer.lightning_module.automatic_optimization else total
+    state = checkpoint["loops"]["fit_loop"]
+    for counts in state["epoch_progress"].values():
+        if done:
+            counts |= {"ready": ended + 1, "started": ended + 1}
+            counts |= {"processed": ended, "completed": ended}
+        else:
+            counts |= dict.fromkeys(("ready", "started", "processed"), ended)
+            counts["completed"] = max(0, ended - 1)  # so that the next epoch gets its own loader
+    counts = state["epoch_loop.batch_progress"]
+    counts["total"] = dict.fromkeys(counts["total"], total)
+    counts["current"] = dict.fromkeys(counts["current"], done)
+    counts["is_last_batch"] = done >= trainer.num_training_batches
+    counts = state["epoch_loop.val_loop.batch_progress"]
+    counts["total"] = dict.fromkeys(counts["total"], 0)
+    counts["total"] |= {"ready": int(is_due), "started": int(is_due)}
+    counts["current"] = dict.fromkeys(counts["current"], 0)
+    # for loggers; Lightning adds one where it finds that a validation was due
+    state["epoch_loop.state_dict"]["_batches_that_stepped"] = stepped - validates
+
+
+def go_on(trainer: Trainer) -> int:
+    """Has the loops go on where the checkpoint was written; called when the training starts.
+
+    Under max_steps Lightning takes each resumed epoch for one that was stopped within, and counts
+    the end of the last one again. After the last batch of an epoch it asks for one more.
+
+    Returns:
+        The batches of the present epoch that are done.
+    """
+    fit, done = trainer.fit_loop, batches_done(trainer)
+    if done == 0:
+        epochs: Any = fit.epoch_progress
+        for counts in (epochs.total, epochs.current):
+            counts.completed = counts.processed
+        fit._restarting = fit.epoch_loop.restarting = False
+        fit.reset_restart_stage()
+    elif done >= trainer.num_training_batches and fit._data_fetcher is not None:
+        fit._data_fetcher.done = True
+    return done
+
+
+def pending_gradients(trainer: Trainer, module: LightningModule) -> dict[str, Tensor]:
+    """What the next optimizer step goes on with, within accumulate_grad_batches.
+
+    Returns:
+        The gradients (W, ...) of W devices by the names of their parameters.
+    """
+    done, every = batches_done(trainer), trainer.accumulate_grad_batches
+    if done % every == 0 or done >= trainer.num_training_batches:
+        return {}
+    named = {n: p.grad.detach() for n, p in module.named_parameters() if p.grad is not None}
+    if trainer.world_size == 1:
+        return {name: gradient[None] for name, gradient in named.items()}
+    return {name: trainer.strategy.all_gather(gradient) for name, gradient in named.items()}
+
+
+def stop_again(trainer: Trainer) -> None:
+    """Ends a fit that EarlyStopping had ended when its checkpoint was written.
+
+    Lightning forgets that, and would train one more epoch.
+    """
+    stoppers = (each for each in vars(trainer)["callbacks"] if isinstance(each, EarlyStopping))
+    if any(each.stopping_reason_message is not None for each in stoppers):
+        trainer.should_stop = True
+
+
+def _validates_after(trainer: Trainer, done: int, total: int) -> bool:
+    """Whether a validation is due after so many batches of the epoch, and of the fit."""
+    every = vars(trainer).get("val_check_batch")
+    epochs = trainer.check_val_every_n_epoch
+    if every is None or math.isinf(every):  # by the clock, or an epoch of unknown length
+        return False
+    count = total if epochs is None else done
+    return trainer.fit_loop.epoch_loop._should_check_val_epoch() and count % every == 0
 
 
 # ---------------------------------------------------------------- optimizers
