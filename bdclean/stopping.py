@@ -16,7 +16,7 @@ SIGNALS = tuple(
 )
 AGAIN = "stopped; run the same command again."
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # in the order in which Lightning asks for them
-_REQUEUE = "_slurm_sigusr_handler_fn"  # of Lightning: it writes the checkpoint of a requeued job
+_REQUEUE = "save_and_requeue"  # of `bdclean.callbacks.requeue`
 
 
 class Stopped(KeyboardInterrupt):

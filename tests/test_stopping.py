@@ -117,7 +117,7 @@ PLACES = {
         "",
     ),
     "while a requeued job is saved": (
-        f"def _slurm_sigusr_handler_fn(): {KILL}\n    _slurm_sigusr_handler_fn()",
+        f"def save_and_requeue(): {KILL}\n    save_and_requeue()",
         0,
         "",
     ),

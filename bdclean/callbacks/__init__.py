@@ -4,6 +4,7 @@ from bdclean.callbacks.metrics_log import MetricsLog
 from bdclean.callbacks.predictions import PredictionFiles
 from bdclean.callbacks.progress import ProgressLines, StageBar
 from bdclean.callbacks.read_test_set import ReadTestSet
+from bdclean.callbacks.requeue import Requeue
 from bdclean.callbacks.resume import AtomicCheckpointIO, ExactResume
 from bdclean.callbacks.run_record import RunRecord
 from bdclean.callbacks.save_config import SaveRunConfig
@@ -16,6 +17,7 @@ __all__ = [
     "PredictionFiles",
     "ProgressLines",
     "ReadTestSet",
+    "Requeue",
     "RunRecord",
     "SaveRunConfig",
     "StageBar",

@@ -31,6 +31,7 @@ from bdclean.callbacks import (
     PredictionFiles,
     ProgressLines,
     ReadTestSet,
+    Requeue,
     RunRecord,
     SaveRunConfig,
     StageBar,
@@ -216,7 +217,9 @@ class BdcleanCLI(LightningCLI):
             kwargs["enable_model_summary"] = False
         if config.get("logger") in (None, True):
             kwargs["logger"] = MetricsLog(run)
-        kwargs |= {"default_root_dir": str(run.path), "plugins": plugins, "callbacks": callbacks}
+        # Lightning reads a requeued job's checkpoint there for any command that names none
+        root = run.path if self.subcommand == "fit" else run.checkpoints
+        kwargs |= {"default_root_dir": str(root), "plugins": plugins, "callbacks": callbacks}
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
@@ -237,7 +240,8 @@ class BdcleanCLI(LightningCLI):
             saved.require_own(Path(run))  # before loggers and checkpoints touch it
             callbacks.append(saved)
         read = weights_files(self.config[self.name].as_dict())
-        callbacks += [ExactResume(read), RunRecord(run), Suspects(run), PredictionFiles(run)]
+        callbacks += [ExactResume(read), Requeue(run), RunRecord(run), Suspects(run)]
+        callbacks.append(PredictionFiles(run))
         if self._get(self.config_init, "test_after_fit"):
             callbacks.append(ReadTestSet())
         theirs = any(isinstance(each, ProgressBar) for each in config.get("callbacks") or [])
@@ -264,10 +268,15 @@ class BdcleanCLI(LightningCLI):
     # ------------------------------------------------------------------ running
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """Lets `last` mean the checkpoint of a requeued job as well, if that is the newer one."""
+        """Lets `last` mean the checkpoint of a requeued job as well, if that is the newer one.
+
+        A job that was requeued goes on without being told.
+        """
         words: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        run = self.run_folder
+        if subcommand == "fit" and self._writes and run.is_requeued:
+            words["ckpt_path"] = words.get("ckpt_path") or "last"
         if words.get("ckpt_path") == "last":
-            run = self.run_folder
             newest = run.newest_checkpoint()
             if newest is None and subcommand != "fit":
                 raise ConfigError(f"--ckpt_path last: {run.path} holds no checkpoint.")

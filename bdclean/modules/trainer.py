@@ -1,11 +1,13 @@
 """Everything that touches Lightning's Trainer and its loops; no other file does."""
 
 import math
+import signal
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 from lightning import LightningModule, Trainer
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     EarlyStopping,
@@ -51,6 +53,14 @@ def is_fitting(trainer: Trainer) -> bool:
 def uses_ddp(trainer: Trainer) -> bool:
     """Whether DDP waits for the gradients of every parameter that trains."""
     return isinstance(trainer.strategy, DDPStrategy)
+
+
+def requeue_signal(trainer: Trainer) -> signal.Signals | None:
+    """What SLURM sends to a job that is to be requeued; None where no such job runs."""
+    environment = trainer._accelerator_connector.cluster_environment
+    if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+        return environment.requeue_signal
+    return None
 
 
 def named_checkpoint(trainer: Trainer | None) -> str:
