@@ -291,8 +291,9 @@ def keep_place(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     counts["total"] = dict.fromkeys(counts["total"], 0)
     counts["total"] |= {"ready": int(is_due), "started": int(is_due)}
     counts["current"] = dict.fromkeys(counts["current"], 0)
-    # for loggers; Lightning adds one where it finds that a validation was due
-    state["epoch_loop.state_dict"]["_batches_that_stepped"] = stepped - validates
+    # for loggers; Lightning adds the last one again where it finds that a validation was due
+    again = validates and not _accumulates_after(trainer, done)
+    state["epoch_loop.state_dict"]["_batches_that_stepped"] = stepped - again
 
 
 def go_on(trainer: Trainer) -> int:
@@ -322,8 +323,7 @@ def pending_gradients(trainer: Trainer, module: LightningModule) -> dict[str, Te
     Returns:
         The gradients (W, ...) of W devices by the names of their parameters.
     """
-    done, every = batches_done(trainer), trainer.accumulate_grad_batches
-    if done % every == 0 or done >= trainer.num_training_batches:
+    if not _accumulates_after(trainer, batches_done(trainer)):
         return {}
     named = {n: p.grad.detach() for n, p in module.named_parameters() if p.grad is not None}
     if trainer.world_size == 1:
@@ -349,6 +349,11 @@ def _validates_after(trainer: Trainer, done: int, total: int) -> bool:
         return False
     count = total if epochs is None else done
     return trainer.fit_loop.epoch_loop._should_check_val_epoch() and count % every == 0
+
+
+def _accumulates_after(trainer: Trainer, done: int) -> bool:
+    """Whether the optimizer has not stepped yet on the last of so many batches of the epoch."""
+    return done % trainer.accumulate_grad_batches > 0 and done < trainer.num_training_batches
 
 
 # ---------------------------------------------------------------- optimizers

@@ -1,0 +1,256 @@
+"""Whatever limits the Trainer has, a run that was killed goes on as if it had not been."""
+
+import os
+import signal
+from datetime import timedelta
+
+import pytest
+import torch
+from grouping import make_of
+from lightning.pytorch.callbacks import (
+    Callback,
+    Checkpoint,
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    ModelCheckpoint,
+    OnExceptionCheckpoint,
+)
+
+from bdclean.attacks import BadNets, InputAware
+from bdclean.backbones import ModelInfo, build, save_model
+from bdclean.data.images import ImageSet
+from bdclean.data.splits import Splits
+from bdclean.errors import ConfigError
+from bdclean.purification import BCU, CBD
+from bdclean.sifting import AdvrBD
+from bdclean.training import InputAwareTraining, SimCLR, Supervised
+from bdclean.types import ImageFacts
+
+SIZE, MEAN, STD = 16, (0.5, 0.4, 0.3), (0.2, 0.2, 0.25)
+FACTS = ImageFacts(4, SIZE, MEAN, STD)
+RECIPE = {"epochs": 2, "batch_size": 5, "augmentation": "weak"}
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:More than 95% of the samples"),
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded"),
+]
+
+
+@pytest.fixture
+def suspect(tmp_path):
+    torch.manual_seed(5)
+    model = build(ModelInfo("resnet18", 4, SIZE, MEAN, STD, width=4))
+    save_model(model, tmp_path / "suspect.safetensors")
+    return str(tmp_path / "suspect.safetensors")
+
+
+@pytest.fixture
+def make(suspect):
+    """A method by its name; each trains for some ten to twenty steps."""
+    few = {"steps": 1}
+    kinds = {
+        "supervised": (Supervised, {"width": 4, "batch_size": 5, "schedule": "onecycle"}),
+        "simclr": (SimCLR, {"width": 4, "batch_size": 5}),
+        "bcu": (BCU, {"weights": suspect, "recipe": {**RECIPE, "epochs": 3}}),
+        "cbd": (
+            CBD,
+            {
+                "weights": suspect,
+                "recipe": {**RECIPE, "augmentation": "simclr"},
+                "pgd": few,
+                "probe": {"solver": "sgd", "recipe": RECIPE},
+            },
+        ),
+        "advrbd": (
+            AdvrBD,
+            {
+                "width": 4,
+                "recipe": {**RECIPE, "epochs": 1, "augmentation": "crop"},
+                "finetune": {**RECIPE, "epochs": 1},
+                "rounds": {"count": 1, "of_all": 0, "partition_rate": 0.2, "ascent_steps": 1},
+                "patch": {"pgd": few},
+            },
+        ),
+        "input_aware": (InputAwareTraining, {"width": 4, "mask_epochs": 1, "recipe": RECIPE}),
+    }
+
+    def make(method):
+        torch.manual_seed(2)
+        kind, settings = kinds[method]
+        return make_of(kind, {"facts": FACTS}, settings)
+
+    return make
+
+
+@pytest.fixture
+def data_of(make_data):
+    """24 training, 20 defence, 12 probe and 8 validation images, shuffled."""
+
+    class Data(make_data):
+        input_size = SIZE
+
+        def __init__(self, method):
+            super().__init__()
+            self.splits, self.validate_in_fit = Splits(defense=20, probe=12, val=8), True
+            self.attack = BadNets(target=1, rate=0.25, patch_size=3)
+            if method == "input_aware":
+                self.attack = InputAware(target=1, rate=0.2, cover_rate=0.2)
+
+        def _read(self, rows):
+            small = super()._read(rows)
+            return ImageSet(small.images.repeat(1, 1, 2, 2), small.labels)
+
+    return Data
+
+
+class Seen(Callback):
+    """What a run does, in order: which images, at which step, when it validates."""
+
+    def __init__(self):
+        self.events, self.before = [], 0
+
+    def state_dict(self):
+        return {"seen": self.before + len(self.events)}
+
+    def load_state_dict(self, state):
+        self.before = state["seen"]
+
+    def note(self, what, trainer):
+        loop = trainer.fit_loop.epoch_loop
+        logged_at = loop._batches_that_stepped
+        self.events.append((what, trainer.current_epoch, trainer.global_step, logged_at))
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.note((batch_idx, batch["index"].tolist()), trainer)
+
+    def on_validation_end(self, trainer, module):
+        if not trainer.sanity_checking:
+            self.note("validation", trainer)
+
+    def on_train_epoch_end(self, trainer, module):
+        self.note("epoch", trainer)
+
+
+class Everywhere(Checkpoint):
+    """Saves at every moment at which a checkpoint may be written."""
+
+    def __init__(self, folder):
+        self.folder, self.files = folder, []
+
+    def save(self, trainer):
+        if not trainer.sanity_checking:
+            self.files.append(self.folder / f"{len(self.files)}.ckpt")
+            trainer.save_checkpoint(self.files[-1])
+
+    def on_train_batch_start(self, trainer, *_):
+        self.save(trainer)
+
+    def on_train_batch_end(self, trainer, *_):
+        self.save(trainer)
+
+    def on_validation_end(self, trainer, *_):
+        self.save(trainer)
+
+    def on_train_epoch_end(self, trainer, *_):
+        self.save(trainer)
+
+
+VALIDATED = {"limit_val_batches": 1.0, "num_sanity_val_steps": 1}
+LIMITS = {
+    "none": {},
+    "limit_train_batches": {"limit_train_batches": 2},
+    "a share of the batches": {"limit_train_batches": 0.7},
+    "max_steps within an epoch": {"max_steps": 8},
+    "max_steps at the end of an epoch": {"max_steps": 10, "max_epochs": -1},
+    "accumulate_grad_batches": {"accumulate_grad_batches": 2},
+    "validation after each epoch": VALIDATED,
+    "validation within the epoch": {**VALIDATED, "val_check_interval": 2},
+    "validation by steps": {
+        **VALIDATED,
+        "val_check_interval": 4,
+        "check_val_every_n_epoch": None,
+        "limit_val_batches": 1,
+    },
+    "validation every other epoch": {**VALIDATED, "check_val_every_n_epoch": 2},
+    "all": {
+        **VALIDATED,
+        "limit_train_batches": 3,
+        "accumulate_grad_batches": 2,
+        "max_steps": 5,
+        "val_check_interval": 0.5,
+    },
+}
+LENGTH = {"supervised": 3, "simclr": 3}
+
+
+def state_of(module):
+    results = getattr(module, "results", {})
+    return {**module.state_dict(), **{f"results.{key}": value for key, value in results.items()}}
+
+
+def differing(a, b):
+    assert a.keys() == b.keys()
+    return [key for key in a if not torch.equal(a[key], b[key])]
+
+
+@pytest.fixture
+def fit(make, data_of, make_trainer):
+    """Fits a method under limits; gives the module, the trainer and what was seen."""
+
+    def fit(method, limits, *callbacks, path=None, name="run"):
+        torch.manual_seed(0)
+        seen, module = Seen(), make(method)
+        saves = any(isinstance(each, Checkpoint) for each in callbacks)
+        settings = {"max_epochs": LENGTH.get(method, -1), "enable_checkpointing": saves} | limits
+        trainer = make_trainer(seen, *callbacks, name=name, **settings)
+        trainer.fit(module, data_of(method), ckpt_path=path)
+        return module, trainer, seen
+
+    return fit
+
+
+def check_place(fit, method, limits, whole, file):
+    """Goes on from a file as the whole run did."""
+    module, trainer, seen = whole
+    resumed, again, after = fit(method, limits, path=file, name="resumed")
+    done = torch.load(file, weights_only=True)["global_step"]
+    if done != limits.get("max_steps"):  # such a fit has ended: it validates no more
+        assert after.events == seen.events[after.before :]
+    assert again.global_step == trainer.global_step
+    assert differing(state_of(module), state_of(resumed)) == []
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+def test_a_run_goes_on_from_wherever_it_was_saved(limits, fit, tmp_path):
+    saves = Everywhere(tmp_path)
+    whole = fit("supervised", LIMITS[limits], saves)
+    assert len(saves.files) > 10
+    for file in saves.files[::4]:
+        check_place(fit, "supervised", LIMITS[limits], whole, file)
+
+
+OF_METHODS = {
+    "simclr": {"accumulate_grad_batches": 2, "limit_train_batches": 3, "max_steps": 5},
+    "bcu": {**VALIDATED, "limit_train_batches": 0.8, "max_steps": 7, "val_check_interval": 2},
+    "cbd": {"accumulate_grad_batches": 2, "limit_train_batches": 3, "max_steps": 7},
+    "advrbd": {**VALIDATED, "limit_train_batches": 3, "max_steps": 14, "val_check_interval": 0.5},
+    "input_aware": {**VALIDATED, "limit_train_batches": 4, "max_steps": 18},
+}
+
+
+@pytest.mark.parametrize("method", OF_METHODS)
+def test_methods_go_on_under_limits(method, fit, tmp_path):
+    saves = Everywhere(tmp_path)
+    whole = fit(method, OF_METHODS[method], saves)
+    for file in saves.files[1 :: max(1, len(saves.files) // 4)]:
+        check_place(fit, method, OF_METHODS[method], whole, file)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limited", [False, True], ids=["without limits", "with limits"])
+@pytest.mark.parametrize("method", OF_METHODS)
+def test_methods_go_on_from_everywhere(method, limited, fit, tmp_path):
+    limits, saves = OF_METHODS[method] if limited else {}, Everywhere(tmp_path)
+    whole = fit(method, limits, saves)
+    for file in saves.files:
+        check_place(fit, method, limits, whole, file)
