@@ -1,11 +1,12 @@
 """Whatever limits the Trainer has, a run that was killed goes on as if it had not been."""
 
-import os
 import signal
+from collections import Counter
 from datetime import timedelta
 
 import pytest
 import torch
+from forks import Send, forked
 from grouping import make_of
 from lightning.pytorch.callbacks import (
     Callback,
@@ -32,6 +33,7 @@ RECIPE = {"epochs": 2, "batch_size": 5, "augmentation": "weak"}
 pytestmark = [
     pytest.mark.filterwarnings("ignore:More than 95% of the samples"),
     pytest.mark.filterwarnings("ignore:The number of training batches"),
+    pytest.mark.filterwarnings("ignore:`.fit.ckpt_path=None.` was called without a model"),
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded"),
 ]
 
@@ -254,3 +256,107 @@ def test_methods_go_on_from_everywhere(method, limited, fit, tmp_path):
     whole = fit(method, limits, saves)
     for file in saves.files:
         check_place(fit, method, limits, whole, file)
+
+
+HOOKS = ("on_train_batch_start", "on_before_backward", "on_after_backward", "on_train_batch_end")
+
+
+class Count(Callback):
+    """How often each hook is called."""
+
+    def __init__(self):
+        self.calls = Counter()
+        for hook in HOOKS:
+            setattr(self, hook, lambda *_, hook=hook, **__: self.calls.update([hook]))
+
+
+@pytest.fixture
+def check_kill(fit, tmp_path):
+    """Kills a run at the `number`-th of ten moments, goes on, and compares it with the whole one.
+
+    Which hook, signal and kind of checkpoint it is takes turns.
+    """
+
+    def check_kill(method, limits, number):
+        count = Count()
+        whole, trainer, _ = fit(method, limits, count, Everywhere(tmp_path))
+        hook, signum = HOOKS[number % 4], (signal.SIGKILL, signal.SIGTERM)[number % 2]
+        often = {"every_n_train_steps": 2} if number % 3 else {"train_time_interval": timedelta(0)}
+        moment = Send(hook, 1 + number * (count.calls[hook] - 1) // 9, signum)
+        folder, done = tmp_path / "kept", tmp_path / "done"
+        last = folder / "last.ckpt"
+
+        def work(*sends):
+            kept = ModelCheckpoint(folder, "last", enable_version_counter=False, **often)
+            path = last if last.is_file() else None
+            module, trainer, _ = fit(method, limits, *sends, kept, path=path, name="killed")
+            torch.save((state_of(module), trainer.global_step), done)
+
+        status = forked(lambda: work(moment), tmp_path / "log")
+        assert status == -signum or signum == signal.SIGTERM, (tmp_path / "log").read_text()
+        assert not done.exists()
+        assert forked(work, tmp_path / "log") == 0, (tmp_path / "log").read_text()
+        state, steps = torch.load(done, weights_only=True)
+        assert steps == trainer.global_step
+        assert differing(state_of(whole), state) == []
+
+    return check_kill
+
+
+@pytest.mark.parametrize("number", [2, 7])
+def test_a_killed_run_goes_on(number, check_kill):
+    check_kill("supervised", LIMITS["all"], number)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(10))
+@pytest.mark.parametrize("limited", [False, True], ids=["without limits", "with limits"])
+@pytest.mark.parametrize("method", ["supervised", *OF_METHODS])
+def test_killed_at_ten_moments(method, limited, number, check_kill):
+    limits = {"supervised": LIMITS["all"], **OF_METHODS}[method] if limited else {}
+    check_kill(method, limits, number)
+
+
+# ---------------------------------------------------------------------- stopping, and refusals
+
+
+def test_a_fit_that_was_stopped_early_is_not_extended(fit, tmp_path):
+    def stopper():
+        # the loss falls by less than this
+        return EarlyStopping("train/loss", min_delta=100.0, patience=1)
+
+    saves = Everywhere(tmp_path)
+    whole, _, seen = fit("supervised", {"max_epochs": 6}, stopper(), saves)
+    assert seen.events[-1][:2] == ("epoch", 1)
+    resumed, _, after = fit("supervised", {"max_epochs": 6}, stopper(), path=saves.files[-1])
+    assert after.events == []
+    assert differing(state_of(whole), state_of(resumed)) == []
+    *_, longer = fit("supervised", {"max_epochs": 6, "max_time": None}, path=saves.files[-1])
+    assert longer.events != []
+
+
+REFUSED = {
+    "overfit_batches": (
+        [],
+        {"overfit_batches": 2},
+        r"^trainer\.overfit_batches=2: .*take --trainer\.limit_train_batches\.$",
+    ),
+    "other numbers of steps in later epochs": (
+        [GradientAccumulationScheduler({1: 2})],
+        {},
+        r"^trainer\.callbacks: GradientAccumulationScheduler .*accumulate_grad_batches\.$",
+    ),
+    "a checkpoint within a step": (
+        [ModelCheckpoint(save_on_exception=True)],
+        {},
+        r"^ModelCheckpoint: .*leave it out \(--checkpoint\.save_on_exception false\)\.$",
+    ),
+    "another one": ([OnExceptionCheckpoint(".")], {}, "^OnExceptionCheckpoint: .*leave it out"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_go_on_exactly_is_refused(case, fit):
+    callbacks, limits, message = REFUSED[case]
+    with pytest.raises(ConfigError, match=message):
+        fit("supervised", limits, *callbacks)
