@@ -34,6 +34,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:More than 95% of the samples"),
     pytest.mark.filterwarnings("ignore:The number of training batches"),
     pytest.mark.filterwarnings("ignore:`.fit.ckpt_path=None.` was called without a model"),
+    pytest.mark.filterwarnings("ignore:.fit.ckpt_path=.last.. is set, but there is no last"),
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded"),
 ]
 
