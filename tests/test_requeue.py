@@ -199,7 +199,7 @@ def test_a_test_that_is_requeued_saves_nothing(job, place):
 
 @pytest.mark.slow
 def test_a_signal_from_outside_in_a_process_as_users_start_it(job, place):
-    words = [*VICTIM, "--trainer.max_epochs", "30"]
+    words = [*VICTIM, "--trainer.max_epochs", "12"]
     whole = "whole"
     assert run([*words, "--run", whole]) == 0, Path("log").read_text()
     job()

@@ -65,8 +65,18 @@ def kill_after_checkpoint(process, checkpoint, how):
             ],
             signal.SIGKILL,
         ),
+        (
+            "train/supervised/fast",
+            [
+                *("--model.width", "4", "--trainer.max_steps", "37", "--trainer.max_epochs", "-1"),
+                *("--trainer.limit_train_batches", "7", "--trainer.accumulate_grad_batches", "2"),
+                *("--data.splits.val", "40", "--data.validate_in_fit", "true"),
+                *("--trainer.val_check_interval", "3", "--checkpoint.every_n_train_steps", "3"),
+            ],
+            signal.SIGKILL,
+        ),
     ],
-    ids=["at an epoch's end", "within an epoch", "contrastive, within an epoch"],
+    ids=["at an epoch's end", "within an epoch", "contrastive, within an epoch", "under limits"],
 )
 def test_killed_and_restarted_equals_uninterrupted(tmp_path, begin, method, extra, how):
     main(command(tmp_path / "whole", method, *extra))

@@ -225,10 +225,20 @@ def total_steps(trainer: Trainer) -> int:
 
 
 def steps_of(trainer: Trainer, batches: int) -> int:
-    """Optimizer steps in an epoch of so many batches."""
-    limit = trainer.limit_train_batches
+    """Optimizer steps in an epoch of so many batches.
+
+    Raises:
+        ConfigError: If trainer.val_check_interval is longer than the epoch.
+    """
+    limit, every = trainer.limit_train_batches, trainer.val_check_interval
     if limit is not None:
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    by_epoch = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches != 0
+    if by_epoch and isinstance(every, int) and every > batches:
+        raise ConfigError(
+            f"trainer.val_check_interval={every}: an epoch has {batches} batches; take that many "
+            "or fewer, or set --trainer.check_val_every_n_epoch null."
+        )
     return max(1, math.ceil(batches / trainer.accumulate_grad_batches))
 
 

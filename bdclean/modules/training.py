@@ -4,7 +4,7 @@ from typing import Any
 
 from bdclean.errors import ConfigError
 from bdclean.modules.base import BackdoorModule
-from bdclean.modules.reading import data_of, share_buffers
+from bdclean.modules.reading import data_of, share_buffers, steps_per_epoch
 from bdclean.modules.trainer import named_checkpoint
 from bdclean.types import View, ViewableData
 
@@ -37,6 +37,7 @@ class Training(BackdoorModule):
         self.trained, self._steps_before = True, None
         if isinstance(data_of(self.trainer), ViewableData):
             self.request(self.view)
+            steps_per_epoch(self.trainer, self.view)  # refuses an interval that is too long
 
     def on_fit_start(self) -> None:
         """Compares the length with that of the run that is resumed.
