@@ -4,9 +4,8 @@ Added are the links from data to model, the run folder, exact resume, the run re
 command says at its end.
 """
 
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
@@ -20,7 +19,6 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import distributed
 
 from bdclean import stopping
@@ -38,7 +36,7 @@ from bdclean.callbacks import (
 )
 from bdclean.callbacks.read_test_set import has_head
 from bdclean.checks import check_between
-from bdclean.commands import closing
+from bdclean.commands import closing, ranks
 from bdclean.commands.making import LightningParser, ModelMaker
 from bdclean.commands.messages import of_trainer
 from bdclean.commands.parsing import in_users_words
@@ -223,6 +221,7 @@ class BdcleanCLI(LightningCLI):
             raise ConfigError(of_trainer(str(error), vars(config))) from error
         except OSError as error:
             raise ConfigError(f"--run={run.path}: it cannot be written ({error}).") from error
+        ranks.take_over(trainer)
         on_cpu = isinstance(trainer.accelerator, CPUAccelerator)
         if on_cpu and trainer.precision.startswith("bf16") and not cpu_has_bfloat16():
             rank_zero_info(
@@ -273,7 +272,9 @@ class BdcleanCLI(LightningCLI):
                 raise ConfigError(f"--ckpt_path last: {run.path} holds no checkpoint.")
             if newest is None:  # the first start of a job that is requeued
                 words["ckpt_path"] = None
-                print(f"There is no checkpoint in {run.path} yet, so the fit starts from scratch.")
+                self._say(
+                    f"There is no checkpoint in {run.path} yet, so the fit starts from scratch."
+                )
             elif newest.name.startswith("hpc_ckpt_"):
                 words["ckpt_path"] = str(newest)
         if subcommand in ("validate", "test"):
@@ -286,26 +287,33 @@ class BdcleanCLI(LightningCLI):
         Raises:
             Stopped: If a signal ended it; it says how to go on.
         """
-        with self._alone():
+        with (
+            self._alone() as leave,
+            ranks.ending_together(self.trainer, leave, self._how_to_go_on),
+        ):
             try:
                 super()._run_subcommand(subcommand)
             except BaseException as error:
-                signum = _signal_behind(error)
-                if signum is None:
+                stop = ranks.stop_behind(error)
+                if stop is None:
                     raise
-                raise stopping.Stopped(signum, self._how_to_go_on()) from error
+                stop.told = self._how_to_go_on(stop.what)
+                raise stop from None
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Locks the run folder on the first process, and clears what killed ones left there."""
+    def _alone(self) -> Iterator[Callable[[], None]]:
+        """Locks the run folder on the first process, and clears what killed ones left there.
+
+        Gives what unlocks it early, for a process that ends at once.
+        """
         if not self._writes or getattr(rank_zero_only, "rank", 0) != 0:
-            yield
+            yield lambda: None
             return
         run = self.run_folder
-        with RunLock(run.path):
+        with RunLock(run.path) as lock:
             sweep(run.path)
             sweep(run.checkpoints)
-            yield
+            yield lambda: lock.__exit__(None, None, None)
 
     def after_fit(self) -> None:
         """Tests the final weights, which are in memory, unless told not to; says what was done."""
@@ -365,22 +373,12 @@ class BdcleanCLI(LightningCLI):
         callbacks = vars(self.trainer)["callbacks"]
         return next(each for each in callbacks if isinstance(each, RunRecord)).record
 
-    def _how_to_go_on(self) -> str:
+    def _how_to_go_on(self, what: str) -> str:
         if self.subcommand != "fit":
-            return stopping.AGAIN
+            return f"{what}; run the same command again."
         if self.run_folder.newest_checkpoint() is None:
-            return "stopped. Nothing is saved yet; run the same command again."
-        return f"stopped. This goes on: {self.again}"
-
-
-def _signal_behind(error: BaseException) -> int | None:
-    """The signal that ended a command; None of an error. Lightning makes others of it."""
-    if isinstance(error, SIGTERMException):  # a SystemExit of status 0, as if the run were done
-        return signal.SIGTERM
-    stop: BaseException | None = stopping.received()
-    if stop is None and not isinstance(error, Exception):
-        stop = behind(error, KeyboardInterrupt)
-    return None if stop is None else getattr(stop, "signum", signal.SIGINT)
+            return f"{what}. Nothing is saved yet; run the same command again."
+        return f"{what}. This goes on: {self.again}"
 
 
 def _has_test_images(data: Any) -> bool:
