@@ -29,6 +29,11 @@ class AttackError(ConfigError):
     """An attack's setting does not fit the data set or the image size."""
 
 
+def in_words(error: BaseException) -> str:
+    """What a library's error says, in one line, for the middle of a sentence of ours."""
+    return " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
+
+
 def behind(error: BaseException | None, *kinds: type[BaseException]) -> BaseException | None:
     """The first error of some kinds that caused `error`, which may be `error` itself.
 

@@ -23,6 +23,7 @@ from bdclean.attacks.checks import (
     require_choice,
     require_class,
     require_integer,
+    returned,
 )
 from bdclean.attacks.plan import PoisonPlan
 from bdclean.attacks.trigger import Trigger
@@ -358,7 +359,7 @@ class Attack(ABC):
             )
 
     def _draw_poison(self, labels: Tensor) -> Tensor:
-        pool = self.pool(labels).nonzero().flatten()
+        pool = returned(self, "pool", self.pool(labels), Tensor).nonzero().flatten()
         if not len(pool):
             has = "has" if self.label_rule == "clean_label" else "does not consist of"
             raise AttackError(

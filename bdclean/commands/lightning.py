@@ -17,11 +17,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import distributed
 
 from bdclean import stopping
+from bdclean.attacks import Attack
 from bdclean.callbacks import (
     AtomicCheckpointIO,
     ExactResume,
@@ -36,8 +37,7 @@ from bdclean.callbacks import (
 )
 from bdclean.callbacks.read_test_set import has_head
 from bdclean.checks import check_between
-from bdclean.commands import closing, ranks
-from bdclean.commands.making import LightningParser, ModelMaker
+from bdclean.commands import closing, making, ranks
 from bdclean.commands.messages import of_trainer
 from bdclean.commands.parsing import in_users_words
 from bdclean.commands.quiet import quieten
@@ -49,7 +49,8 @@ from bdclean.files import sweep
 from bdclean.functional.precision import cpu_has_bfloat16
 from bdclean.locks import RunLock
 from bdclean.modules import BackdoorModule
-from bdclean.modules.trainer import is_trial
+from bdclean.modules.checkpoints import odd_state
+from bdclean.modules.trainer import is_trial, named_checkpoint
 from bdclean.runs import RunFolder, weights_files
 from bdclean.types import ImageFacts
 
@@ -132,7 +133,7 @@ class BdcleanCLI(LightningCLI):
                 subclass_mode_data=True,
                 seed_everything_default=0,
                 auto_configure_optimizers=False,
-                parser_class=LightningParser,
+                parser_class=making.LightningParser,
                 save_config_callback=None,  # it is among ours, before what reads its file
                 args=[name, *words],
             )
@@ -180,8 +181,9 @@ class BdcleanCLI(LightningCLI):
     def _add_instantiators(self) -> None:
         """Makes models without the argument `facts` too, which a user's own may be."""
         for make, kind in (
-            (ModelMaker(cli=self, key="model"), LightningModule),
-            (_InstantiatorFn(cli=self, key="data"), LightningDataModule),
+            (making.ModelMaker(cli=self, key="model"), LightningModule),
+            (making.DataMaker(cli=self, key="data"), LightningDataModule),
+            (making.make_attack, Attack),
         ):
             self.parser.add_instantiator(make, kind, subclasses=True)
 
@@ -189,15 +191,17 @@ class BdcleanCLI(LightningCLI):
         """Builds data, model and trainer.
 
         Raises:
-            ConfigError: If one of them needs a package that is not there (a logger, a profiler).
+            ConfigError: If one of them needs a package that is not there (a logger, a profiler),
+                or takes no argument of a name that the config gives.
         """
+        config = making.untouched(self.config[self.name])
         try:
             super().instantiate_classes()
         except Exception as error:
-            missing = behind(error, ImportError)
-            if missing is None or behind(error, BdcleanError, MisconfigurationException):
+            refused = making.refusal(error, config)
+            if refused is None:
                 raise
-            raise ConfigError(f"A package is missing. {' '.join(str(missing).split())}") from error
+            raise refused from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, writing into the run folder, with whole checkpoints and plain progress."""
@@ -296,7 +300,10 @@ class BdcleanCLI(LightningCLI):
             except BaseException as error:
                 stop = ranks.stop_behind(error)
                 if stop is None:
-                    raise
+                    damage = odd_state(error, named_checkpoint(self.trainer))
+                    if damage is None:
+                        raise
+                    raise damage from error
                 stop.told = self._how_to_go_on(stop.what)
                 raise stop from None
 

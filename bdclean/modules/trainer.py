@@ -1,5 +1,6 @@
 """Everything that touches Lightning's Trainer and its loops; no other file does."""
 
+import inspect
 import math
 import sys
 import warnings
@@ -17,6 +18,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim import Optimizer
 
+from bdclean.checks import MOST_FLOAT
 from bdclean.errors import ConfigError
 
 # As if no limit was given: Lightning makes 1000 of None before `setup` is called, so that a given
@@ -235,7 +237,8 @@ def user_optimizer(make: Callable[[Any], Optimizer], parameters: Any) -> Optimiz
     """The optimizer that the user chose.
 
     Raises:
-        ConfigError: If it refuses its settings, or one of them is no finite number.
+        ConfigError: If it refuses its settings, one of them is no finite number or too large, or
+            it computes the loss several times in a step.
     """
     try:
         optimizer = make(parameters)
@@ -245,4 +248,12 @@ def user_optimizer(make: Callable[[Any], Optimizer], parameters: Any) -> Optimiz
         numbers = value if isinstance(value, tuple | list) else [value]
         if not all(math.isfinite(each) for each in numbers if isinstance(each, float)):
             raise ConfigError(f"model.optimizer.{key}={value}: it must be a finite number.")
+        if any(isinstance(each, float) and abs(each) > MOST_FLOAT for each in numbers):
+            raise ConfigError(f"model.optimizer.{key}={value}: it must be at most {MOST_FLOAT:g}.")
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ConfigError(
+            f"optimizer={type(optimizer).__name__}: it computes the loss several times in a "
+            "step, which a training in batches cannot serve; take another one, as torch.optim.SGD."
+        )
     return optimizer

@@ -1,8 +1,11 @@
 """A training whose length is the Trainer's: `trainer.max_epochs` or `trainer.max_steps`."""
 
+from collections.abc import Callable
 from typing import Any
 
-from bdclean.errors import ConfigError
+import torch
+
+from bdclean.errors import ConfigError, in_words
 from bdclean.modules.base import BackdoorModule
 from bdclean.modules.reading import data_of, share_buffers
 from bdclean.modules.trainer import named_checkpoint
@@ -52,6 +55,37 @@ class Training(BackdoorModule):
                 "max_steps, devices, batch size), or start a new run from its weights "
                 "(--model.weights)."
             )
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """As Lightning's, with what the user's optimizer says of a network that it cannot train.
+
+        Raises:
+            ConfigError: If it fails once it has the gradients.
+        """
+        ready = False
+
+        def closure() -> Any:
+            nonlocal ready
+            ready = False
+            loss = None if optimizer_closure is None else optimizer_closure()
+            ready = True
+            return loss
+
+        try:
+            super().optimizer_step(epoch, batch_idx, optimizer, closure)
+        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+            if not ready or isinstance(error, torch.OutOfMemoryError):
+                raise
+            name = type(getattr(optimizer, "optimizer", optimizer)).__name__
+            raise ConfigError(
+                f"optimizer={name}: it cannot train this network ({in_words(error)})."
+            ) from error
 
     def on_train_end(self) -> None:
         """Gives all processes the statistics of the first one, whose model is saved."""
