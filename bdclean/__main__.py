@@ -3,6 +3,12 @@
 import os
 import sys
 
+try:
+    os.getcwd()  # noqa: PTH109  (pathlib is later)
+except OSError:
+    print("bdclean: the current folder has been removed; go to another one.", file=sys.stderr)
+    sys.exit(2)
+
 if __name__ == "__main__" and sys.path[0] in ("", os.getcwd()):  # noqa: PTH109  (pathlib is later)
     del sys.path[0]  # no stray file of the current folder may run
 

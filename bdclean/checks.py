@@ -13,6 +13,8 @@ from bdclean.errors import ConfigError
 Number = TypeVar("Number", int, float)
 MOST = 2**63 - 1
 """The largest number of those that count, and of seeds: torch takes no larger one."""
+MOST_FLOAT = 1e30
+"""The largest of all others: float32 ends at 3e38, and training multiplies."""
 
 
 def check_positive(key: str, value: Number) -> Number:
@@ -120,6 +122,8 @@ def check_add_up(key: str, shares: Mapping[str, float]) -> None:
 def _checked(key: str, value: Number, fits: bool, allowed: str) -> Number:
     if isinstance(value, float) and not math.isfinite(value):
         allowed = f"a finite number, {allowed}"
+    elif isinstance(value, float) and value > MOST_FLOAT:
+        allowed = f"at most {MOST_FLOAT:g}"
     elif isinstance(value, int) and value > MOST:
         allowed = f"at most {MOST}"
     elif fits:

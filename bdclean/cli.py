@@ -58,7 +58,7 @@ def _status(words: list[str]) -> int:
         told = behind(error, BdcleanError) or _full_disk(error)
         if told is None:
             raise
-        stopping.tell(printable(told))
+        stopping.tell_of_all(printable(told))
         return 2
     return 0
 
@@ -66,7 +66,7 @@ def _status(words: list[str]) -> int:
 def _stopped(error: BaseException) -> int:
     stop = error if isinstance(error, stopping.Stopped) else stopping.received()
     stop = stop or stopping.Stopped()
-    stopping.tell_once(stop.told)
+    stop.tell()
     return stop.status
 
 

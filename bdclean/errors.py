@@ -35,6 +35,11 @@ def in_a_sentence(said: object) -> str:
     return text if text.endswith(("!", "?")) else f"{text}."
 
 
+def in_words(error: BaseException) -> str:
+    """What a library's error says, in one line, for the middle of a sentence of ours."""
+    return " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
+
+
 def behind(error: BaseException | None, *kinds: type[BaseException]) -> BaseException | None:
     """The first error of some kinds that caused `error`, which may be `error` itself.
 

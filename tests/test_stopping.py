@@ -149,6 +149,21 @@ def test_handlers_are_put_back(monkeypatch):
     assert [signal.getsignal(each) for each in stopping.SIGNALS] == before
 
 
+@pytest.mark.parametrize("words", [["--version"], VICTIM], ids=["version", "fit"])
+def test_a_current_folder_that_was_removed_is_one_sentence(words, place):
+    (place / "gone").mkdir()
+    script = 'cd gone && rmdir ../gone && exec "$0" "$@"'
+    done = subprocess.run(
+        ["/bin/sh", "-c", script, sys.executable, "-m", "bdclean", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(Path(stopping.__file__).parents[1])},
+    )
+    assert done.returncode == 2
+    assert done.stderr == "bdclean: the current folder has been removed; go to another one.\n"
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is full")
 @pytest.mark.parametrize("words", [["config", "ls"], ["--help"], ["--version"]])
 def test_a_full_disk_behind_the_output_is_one_sentence(words):

@@ -22,6 +22,7 @@ from bdclean.attacks.checks import (
     require_choice,
     require_class,
     require_integer,
+    returned,
     warn_of_numbers,
 )
 from bdclean.attacks.parts import Adversarial, FurtherTest
@@ -314,7 +315,7 @@ class Attack(ABC):
         return {"attack": type(self).__name__, **settings, "target": target}
 
     def _draw_poison(self, labels: Tensor) -> Tensor:
-        pool = self.pool(labels).nonzero().flatten()
+        pool = returned(self, "pool", self.pool(labels), Tensor).nonzero().flatten()
         if not len(pool):
             has = "has" if self.label_rule == "clean_label" else "does not consist of"
             raise AttackError(

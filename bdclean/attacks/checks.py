@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from torch import Tensor
 
@@ -34,6 +34,20 @@ def require(condition: bool, key: str, value: object, allowed: str) -> None:
     """
     if not condition:
         raise AttackError(f"{key}={value}: it must be {allowed}.")
+
+
+def returned(attack: object, method: str, value: Any, kind: type[Any]) -> Any:
+    """What a method of a user's own attack returned, if it is of the right kind.
+
+    Raises:
+        AttackError: It is not.
+    """
+    if not isinstance(value, kind):
+        raise AttackError(
+            f"{type(attack).__name__}: {method}() must return a {kind.__name__}, and it returned "
+            f"{value!r:.80}."
+        )
+    return value
 
 
 def require_choice(key: str, value: object, literal: object) -> None:

@@ -13,6 +13,7 @@ from bdclean.backbones.foreign import split_foreign, warn_of_solo_learn
 from bdclean.backbones.split import ModelInfo, SplitModel, Stem
 from bdclean.errors import BdcleanError, ConfigError, WeightsError
 from bdclean.files import FORMAT_KEY
+from bdclean.functional.finite import odd_tensor
 from bdclean.printable import printable
 from bdclean.types import RGB, ImageFacts
 from bdclean.weights import match, read, write
@@ -124,13 +125,12 @@ def load_model(
             model = _load_own(weights, state, metadata, given)
         else:
             model = _load_foreign(weights, state, given)
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise WeightsError(
-                f"{weights}: {name} holds numbers that are not finite (NaN or infinite), so the "
-                "model can answer nothing; take another copy of the file, or a model whose "
-                "training has not diverged."
-            )
+    if (name := odd_tensor(model.state_dict())) is not None:
+        raise WeightsError(
+            f"{weights}: {name} holds numbers that are not finite (NaN or infinite), so the "
+            "model can answer nothing; take another copy of the file, or a model whose "
+            "training has not diverged."
+        )
     return model
 
 

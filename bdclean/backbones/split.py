@@ -170,8 +170,20 @@ class SplitModel(nn.Module):
             self.head = kind(num_features, num_classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """Maps images (B, 3, H, W) in [0, 1] to features (B, D)."""
-        return torch.flatten(self.backbone(self.normalize(x)), 1)
+        """Maps images (B, 3, H, W) in [0, 1] to features (B, D).
+
+        Raises:
+            ConfigError: If batch norm is to train on a single number, which has no variance.
+        """
+        try:
+            return torch.flatten(self.backbone(self.normalize(x)), 1)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ConfigError(
+                f"batch_size={len(x)} for each device: batch norm cannot train on one image where "
+                f"{self.info.arch} makes one pixel of it; it must be at least 2 there."
+            ) from error
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps images (B, 3, H, W) in [0, 1] to logits (B, K).

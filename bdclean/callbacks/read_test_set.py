@@ -1,5 +1,7 @@
 """A test set that is wrong is told before the training, not after it."""
 
+from typing import Any
+
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from bdclean.errors import ConfigError
@@ -29,3 +31,25 @@ class ReadTestSet(Callback):
 def has_head(module: LightningModule) -> bool:
     """Whether the product of a run can be tested; False for a backbone without a classifier."""
     return not isinstance(module, BackdoorModule) or module.product().head is not None
+
+
+def has_test_images(data: Any) -> bool:
+    """Whether there is a test set; a data module of another package has one."""
+    return bool(getattr(data, "has_test_images", True))
+
+
+def why_untested(module: LightningModule, data: Any, *, wanted: bool) -> str | None:
+    """Why a result is not tested; None if it is. What no setting can change comes first.
+
+    Args:
+        module: Which made the result.
+        data: The data module.
+        wanted: Whether the user wants a test after the fit.
+    """
+    if isinstance(module, BackdoorModule) and module.untested is not None:
+        return f"There is no test. {module.untested}"
+    if not has_test_images(data):
+        return "Not measured: the data has no labelled test images."
+    if not has_head(module):
+        return "Not measured: the result has no classifier head; train a probe to measure it."
+    return None if wanted else "Not measured, because --test_after_fit is false."

@@ -22,6 +22,7 @@ from torch import Tensor
 from bdclean.errors import ConfigError
 from bdclean.files import replacing, sha256_of_file
 from bdclean.functional.seeds import derive_seed, global_seed
+from bdclean.modules.checkpoints import check_parts
 from bdclean.modules.reading import data_of
 from bdclean.modules.trainer import (
     go_on,
@@ -199,9 +200,5 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise ConfigError(
                 f"--ckpt_path {path} is not a readable checkpoint ({told})."
             ) from error
-        if not isinstance(checkpoint, dict) or "pytorch-lightning_version" not in checkpoint:
-            raise ConfigError(
-                f"--ckpt_path {path} is no checkpoint of a run; give a weights file as "
-                "--model.weights."
-            )
+        check_parts(checkpoint, f"--ckpt_path {path}")
         return checkpoint

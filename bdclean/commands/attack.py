@@ -10,9 +10,11 @@ from pathlib import Path
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
+from bdclean.attacks import Attack
 from bdclean.commands.attack_export import export
 from bdclean.commands.attack_preview import write_preview
 from bdclean.commands.class_help import asked_for, class_page
+from bdclean.commands.making import make_attack
 from bdclean.commands.parsing import Parser, in_users_words
 from bdclean.commands.words import expanded
 from bdclean.data import ImageDataModule
@@ -139,6 +141,7 @@ def _data_parser(name: str, description: str) -> Parser:
         example=_EXAMPLES[name],
         more=_MORE,
     )
+    parser.add_instantiator(make_attack, Attack, subclasses=True)
     parser.add_argument(
         *("-c", "--config"),
         action="config",

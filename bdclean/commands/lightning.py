@@ -4,9 +4,8 @@ Added are the links from data to model, the run folder, exact resume, the run re
 command says at its end.
 """
 
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
@@ -18,12 +17,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import distributed
 
 from bdclean import stopping
+from bdclean.attacks import Attack
 from bdclean.callbacks import (
     AtomicCheckpointIO,
     ExactResume,
@@ -38,10 +37,9 @@ from bdclean.callbacks import (
     Suspects,
 )
 from bdclean.callbacks.products import require_files, require_writable
-from bdclean.callbacks.read_test_set import has_head
+from bdclean.callbacks.read_test_set import has_test_images, why_untested
 from bdclean.checks import check_between
-from bdclean.commands import closing
-from bdclean.commands.making import LightningParser, ModelMaker
+from bdclean.commands import closing, making, ranks
 from bdclean.commands.messages import of_trainer
 from bdclean.commands.parsing import in_users_words
 from bdclean.commands.quiet import quieten
@@ -59,7 +57,8 @@ from bdclean.files import sweep
 from bdclean.functional.precision import cpu_has_bfloat16
 from bdclean.locks import RunLock
 from bdclean.modules import BackdoorModule
-from bdclean.modules.trainer import is_trial
+from bdclean.modules.checkpoints import odd_state
+from bdclean.modules.trainer import is_trial, named_checkpoint
 from bdclean.runs import RunFolder, weights_files
 from bdclean.types import ImageFacts
 
@@ -146,7 +145,7 @@ class BdcleanCLI(LightningCLI):
                 subclass_mode_data=True,
                 seed_everything_default=0,
                 auto_configure_optimizers=False,
-                parser_class=LightningParser,
+                parser_class=making.LightningParser,
                 save_config_callback=None,  # it is among ours, before what reads its file
                 args=[name, *words],
             )
@@ -194,8 +193,9 @@ class BdcleanCLI(LightningCLI):
     def _add_instantiators(self) -> None:
         """Makes models without the argument `facts` too, which a user's own may be."""
         for make, kind in (
-            (ModelMaker(cli=self, key="model"), LightningModule),
-            (_InstantiatorFn(cli=self, key="data"), LightningDataModule),
+            (making.ModelMaker(cli=self, key="model"), LightningModule),
+            (making.DataMaker(cli=self, key="data"), LightningDataModule),
+            (making.make_attack, Attack),
         ):
             self.parser.add_instantiator(make, kind, subclasses=True)
 
@@ -208,15 +208,17 @@ class BdcleanCLI(LightningCLI):
         """Builds data, model and trainer.
 
         Raises:
-            ConfigError: If one of them needs a package that is not there (a logger, a profiler).
+            ConfigError: If one of them needs a package that is not there (a logger, a profiler),
+                or takes no argument of a name that the config gives.
         """
+        config = making.untouched(self.config[self.name])
         try:
             super().instantiate_classes()
         except Exception as error:
-            missing = behind(error, ImportError)
-            if missing is None or behind(error, BdcleanError, MisconfigurationException):
+            refused = making.refusal(error, config)
+            if refused is None:
                 raise
-            raise ConfigError(f"A package is missing. {' '.join(str(missing).split())}") from error
+            raise refused from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, writing into the run folder, with whole checkpoints and plain progress."""
@@ -245,6 +247,7 @@ class BdcleanCLI(LightningCLI):
             raise ConfigError(of_trainer(str(error), vars(config))) from error
         except OSError as error:
             raise ConfigError(f"--run={run.path}: it cannot be written ({error}).") from error
+        ranks.take_over(trainer)
         on_cpu = isinstance(trainer.accelerator, CPUAccelerator)
         if on_cpu and trainer.precision.startswith("bf16") and not cpu_has_bfloat16():
             rank_zero_info(
@@ -301,27 +304,37 @@ class BdcleanCLI(LightningCLI):
         Raises:
             Stopped: If a signal ended it; it says how to go on.
         """
-        with self._alone():
+        with (
+            self._alone() as leave,
+            ranks.ending_together(self.trainer, leave, self._how_to_go_on),
+        ):
             try:
                 super()._run_subcommand(subcommand)
             except BaseException as error:
-                signum = _signal_behind(error)
-                if signum is None:
-                    raise
-                raise stopping.Stopped(signum, self._how_to_go_on()) from error
+                stop = ranks.stop_behind(error)
+                if stop is None:
+                    damage = odd_state(error, named_checkpoint(self.trainer))
+                    if damage is None:
+                        raise
+                    raise damage from error
+                stop.told = self._how_to_go_on(stop.what)
+                raise stop from None
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Locks the run folder on the first process, and clears what killed ones left there."""
+    def _alone(self) -> Iterator[Callable[[], None]]:
+        """Locks the run folder on the first process, and clears what killed ones left there.
+
+        Gives what unlocks it early, for a process that ends at once.
+        """
         if not self._writes or getattr(rank_zero_only, "rank", 0) != 0:
-            yield
+            yield lambda: None
             return
         run = self.run_folder
-        with RunLock(run.path):
+        with RunLock(run.path) as lock:
             sweep(run.path)
             sweep(run.checkpoints)
             require_writable(run)
-            yield
+            yield lambda: lock.__exit__(None, None, None)
 
     def after_fit(self) -> None:
         """Tests the final weights, which are in memory, unless told not to; says what was done."""
@@ -329,7 +342,11 @@ class BdcleanCLI(LightningCLI):
             self._say(closing.TRIAL)
         if is_trial(self.trainer) or self.trainer.interrupted:
             return
-        untested, tests = self._untested(), _has_test_images(self.datamodule)
+        wanted, tests = (
+            self._get(self.config_init, "test_after_fit"),
+            has_test_images(self.datamodule),
+        )
+        untested = why_untested(self.model, self.datamodule, wanted=wanted)
         if untested is None:
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         if self.trainer.is_global_zero:
@@ -358,49 +375,23 @@ class BdcleanCLI(LightningCLI):
         self._say(closing.measured(metrics, name, "held-out training"))
         if is_trial(self.trainer):
             self._say(closing.TRIAL)
-        elif _has_test_images(self.datamodule):
+        elif has_test_images(self.datamodule):
             self._say(f"Next: {closing.command('test', self.words)}")
 
     @rank_zero_only
     def _say(self, *lines: str) -> None:
         print("\n".join(lines))
 
-    def _untested(self) -> str | None:
-        """Why the result is not tested; None if it is. What no setting can change comes first."""
-        if isinstance(self.model, BackdoorModule) and self.model.untested is not None:
-            return f"There is no test. {self.model.untested}"
-        if not _has_test_images(self.datamodule):
-            return "Not measured: the data has no labelled test images."
-        if not has_head(self.model):
-            return "Not measured: the result has no classifier head; train a probe to measure it."
-        if not self._get(self.config_init, "test_after_fit"):
-            return "Not measured, because --test_after_fit is false."
-        return None
-
     def _record(self) -> dict[str, Any]:
         callbacks = vars(self.trainer)["callbacks"]
         return next(each for each in callbacks if isinstance(each, RunRecord)).record
 
-    def _how_to_go_on(self) -> str:
+    def _how_to_go_on(self, what: str) -> str:
         if self.subcommand != "fit":
-            return stopping.AGAIN
+            return f"{what}; run the same command again."
         if self.run_folder.newest_checkpoint() is None:
-            return "stopped. Nothing is saved yet; run the same command again."
-        return f"stopped. This goes on: {self.again}"
-
-
-def _signal_behind(error: BaseException) -> int | None:
-    """The signal that ended a command; None of an error. Lightning makes others of it."""
-    if isinstance(error, SIGTERMException):  # a SystemExit of status 0, as if the run were done
-        return signal.SIGTERM
-    stop: BaseException | None = stopping.received()
-    if stop is None and not isinstance(error, Exception):
-        stop = behind(error, KeyboardInterrupt)
-    return None if stop is None else getattr(stop, "signum", signal.SIGINT)
-
-
-def _has_test_images(data: Any) -> bool:
-    return bool(getattr(data, "has_test_images", True))  # a data module of another package has
+            return f"{what}. Nothing is saved yet; run the same command again."
+        return f"{what}. This goes on: {self.again}"
 
 
 def _checkpoints(run: str) -> str:

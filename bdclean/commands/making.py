@@ -1,12 +1,20 @@
-"""Makes the models of a command, those of users' own classes among them."""
+"""Makes the objects of a command, those of users' own classes among them."""
 
+import inspect
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lightning.pytorch import LightningModule
+from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, _InstantiatorFn
 
+from bdclean.attacks import Attack
 from bdclean.commands.parsing import OneDialect
-from bdclean.errors import ConfigError
+from bdclean.commands.rooms import find_class
+from bdclean.data.datamodule import ImageDataModule
+from bdclean.errors import BdcleanError, ConfigError, behind
 from bdclean.modules import BackdoorModule, StagedModule, Training
 
 # What the __init__ of each class leaves behind.
@@ -15,7 +23,11 @@ _MARKS = {
     BackdoorModule: "_counts",
     StagedModule: "_before",
     Training: "_steps_before",
+    LightningDataModule: "prepare_data_per_node",
+    ImageDataModule: "shuffle_seed",
+    Attack: "quantize",
 }
+_UNKNOWN = re.compile(r"\.__init__\(\) got an unexpected keyword argument '(\w+)'")
 
 
 class LightningParser(OneDialect, LightningArgumentParser):  # type: ignore[misc]
@@ -44,10 +56,96 @@ class ModelMaker(_InstantiatorFn):
             if "before Module.__init__() call" not in str(error):
                 raise
             raise _unfinished(class_type) from error
-        for kind, mark in _MARKS.items():
-            if isinstance(made, kind) and mark not in vars(made):
-                raise _unfinished(class_type)
-        return made
+        return finished(made)
+
+
+class DataMaker(_InstantiatorFn):
+    """Makes data modules as Lightning does."""
+
+    def __call__(
+        self,
+        class_type: type[Any],
+        *args: Any,
+        applied_instantiation_links: dict[str, Any],
+        **kwargs: Any,
+    ) -> Any:
+        """Makes one.
+
+        Raises:
+            ConfigError: If the class does not begin with the `__init__` of the one above.
+        """
+        links = applied_instantiation_links
+        made = super().__call__(class_type, *args, applied_instantiation_links=links, **kwargs)
+        return finished(made)
+
+
+def make_attack(class_type: type[Any], *args: Any, **kwargs: Any) -> Any:
+    """Makes an attack.
+
+    Raises:
+        ConfigError: If the class does not begin with the `__init__` of the one above.
+    """
+    return finished(class_type(*args, **kwargs))
+
+
+def finished(made: Any) -> Any:
+    """What was made, if its class has called the `__init__` of those above.
+
+    Raises:
+        ConfigError: If it has not.
+    """
+    for kind, mark in _MARKS.items():
+        if isinstance(made, kind) and mark not in vars(made):
+            raise _unfinished(type(made))
+    return made
+
+
+def refusal(error: Exception, config: Mapping[str, Any]) -> ConfigError | None:
+    """What to say of objects that could not be made; None of an error that is not the user's.
+
+    Args:
+        error: As jsonargparse has raised it.
+        config: What they were to be made of; see `untouched`.
+    """
+    if behind(error, BdcleanError, MisconfigurationException) is not None:
+        return None
+    missing = behind(error, ImportError)
+    if missing is not None:
+        return ConfigError(f"A package is missing. {' '.join(str(missing).split())}")
+    unknown = _UNKNOWN.search(str(error))
+    for key, name, arguments in [] if unknown is None else _loose(config, ""):
+        if unknown is not None and unknown[1] in arguments:
+            return ConfigError(f"--{key}.{unknown[1]}: {name} takes no such argument.")
+    model = config.get("model") or {}
+    kind = find_class(model.get("class_path", ""))
+    facts = inspect.signature(kind).parameters.get("facts") if inspect.isclass(kind) else None
+    if facts is not None and facts.annotation is facts.empty:
+        return ConfigError(
+            f"{kind.__name__}: annotate its argument facts with bdclean.types.ImageFacts, as in "
+            "`def __init__(self, facts: ImageFacts)`."
+        )
+    return None
+
+
+def untouched(value: Any) -> Any:
+    """A config as plain values, of which jsonargparse takes nothing away."""
+    if isinstance(value, Namespace):
+        value = vars(value)
+    if isinstance(value, dict):
+        return {name: untouched(inner) for name, inner in value.items()}
+    return [untouched(each) for each in value] if isinstance(value, list) else value
+
+
+def _loose(config: Mapping[str, Any], key: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Key, class and content of each `dict_kwargs`, at which jsonargparse does not look."""
+    for name, inner in config.items():
+        below = key if name == "init_args" else f"{key}.{name}".lstrip(".")
+        if name == "dict_kwargs":
+            yield key, str(config.get("class_path")).rpartition(".")[2], inner
+            continue
+        for each in inner if isinstance(inner, list) else [inner]:
+            if isinstance(each, dict):
+                yield from _loose(each, below)
 
 
 def _unfinished(kind: type[Any]) -> ConfigError:

@@ -3,6 +3,7 @@
 import logging
 import warnings
 
+from bdclean import stopping
 from bdclean.printable import printable
 
 WARNINGS = (
@@ -53,7 +54,12 @@ def in_one_line(
     lineno: int,
     line: str | None = None,
 ) -> str:
-    """A warning in the style of our messages: no path, no line of code; `formatwarning`'s words."""
+    """A warning in the style of our messages: no path, no line of code; `formatwarning`'s words.
+
+    Of several processes, which all warn, the first one is heard.
+    """
+    if not stopping.is_first():
+        return ""
     return f"bdclean: warning: {printable(message)}\n"
 
 

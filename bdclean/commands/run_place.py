@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from bdclean import stopping
 from bdclean.errors import ConfigError
 from bdclean.runs import LAST, RunFolder
 
@@ -98,5 +99,6 @@ def newest_checkpoint(command: str, run: RunFolder) -> str | None:
         return str(newest) if newest.name.startswith("hpc_ckpt_") else LAST
     if command != "fit":
         raise ConfigError(f"--ckpt_path last: {run.path} holds no checkpoint.")
-    print(f"There is no checkpoint in {run.path} yet, so the fit starts from scratch.")
+    if stopping.is_first():
+        print(f"There is no checkpoint in {run.path} yet, so the fit starts from scratch.")
     return None

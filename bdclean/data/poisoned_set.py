@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 
 from bdclean.attacks import Attack, PoisonPlan, Trigger
+from bdclean.attacks.checks import returned
 from bdclean.data.images import ImageSet, Overlay, RoleImages, labels_of
 from bdclean.data.poisoning import (
     BatchPoisoner,
@@ -61,7 +62,9 @@ class PoisonedSet:
         rows = draw_roles(labels, num_classes, splits)
         plan = None
         if attack is not None and len(rows.train):
+            returned(attack, "make_trigger", trigger, Trigger)
             plan = attack.plan(labels[rows.train], num_classes)
+            returned(attack, "plan", plan, PoisonPlan)
         return cls(stored, rows, num_classes, attack, trigger, plan)
 
     @cached_property

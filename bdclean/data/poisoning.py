@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from bdclean.attacks import Attack, PoisonPlan, Trigger
+from bdclean.attacks.checks import returned
 from bdclean.data.adversarial_rows import adversarial_rows, surrogate_hash
 from bdclean.data.augment import augment
 from bdclean.data.images import ImageSet, Overlay, RoleImages
@@ -36,7 +37,8 @@ def poisoned_rows(
     if attack.adversarial is not None:
         labels = plan.labels_true[plan.touched_index]
         images = adversarial_rows(attack.adversarial, images, labels, num_classes)
-    return Overlay(plan.touched_index, attack.poison_rows(images, plan, trigger))
+    rows = returned(attack, "poison_rows", attack.poison_rows(images, plan, trigger), Tensor)
+    return Overlay(plan.touched_index, rows)
 
 
 def attack_facts(attack: Attack | None, plan: PoisonPlan | None) -> dict[str, Any]:
@@ -84,12 +86,13 @@ def evaluation_sets(
     clean = RoleImages(images, torch.arange(len(images)), columns={"label": labels})
     if attack is None or trigger is None:
         return [clean]
-    counts = attack.eligible(labels)
-    target = attack.wanted_label(labels, num_classes)
+    counts = returned(attack, "eligible", attack.eligible(labels), Tensor)
+    target = returned(attack, "wanted_label", attack.wanted_label(labels, num_classes), Tensor)
     clean.columns["target"] = target.where(counts, -1)
     rows, wanted = counts.nonzero().flatten(), target[counts]
     sets = [(rows, trigger.poison(images[rows]), wanted)]
     further = attack.further_tests(images, labels, trigger)
+    returned(attack, "further_tests", further, dict)
     if tuple(further) != attack.further:
         raise AttackError(
             f"{type(attack).__name__}.further={attack.further}: further_tests gives "

@@ -23,7 +23,7 @@ from bdclean.backbones.head import ProbeHead
 from bdclean.errors import ConfigError
 from bdclean.metrics.scores import Scores
 from bdclean.modules.arguments import keep_arguments, plain
-from bdclean.modules.checkpoints import RECORD, record_of, telling_damage
+from bdclean.modules.checkpoints import RECORD, check_complete, record_of, telling_damage
 from bdclean.modules.finite import StaysFinite, check_outputs
 from bdclean.modules.needs import Needs
 from bdclean.modules.reading import data_of, loader_names, read, viewable_data
@@ -166,10 +166,13 @@ class BackdoorModule(LightningModule):
         """Builds the networks whose weights are restored next.
 
         Raises:
-            ConfigError: If the checkpoint is of another method, or of an earlier version.
+            ConfigError: If the checkpoint is of another method or of an earlier version, or lacks
+                a part.
         """
         file = named_checkpoint(self._trainer)
         record = record_of(checkpoint, self.name, file)
+        fits = self._trainer is not None and is_fitting(self._trainer)
+        check_complete(checkpoint, file, goes_on=fits)
         with telling_damage(file):
             self._restore(record)
 

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from bdclean.errors import DivergedError
+from bdclean.functional.finite import odd_tensor
 from bdclean.modules.trainer import reduce_logged
 
 _UNKNOWN = -1
@@ -81,14 +82,6 @@ class StaysFinite(Callback):
             f"The training has diverged: {what}. Nothing was made of it; lower the learning rate, "
             f"or look at what else was changed.{kept}"
         )
-
-
-def odd_tensor(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of the first tensor with a value that is NaN or infinite; None without one."""
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            return name
-    return None
 
 
 def check_outputs(trainer: Trainer, odd: Tensor) -> None:

@@ -3,7 +3,6 @@
 import math
 import signal
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 from lightning import LightningModule, Trainer
@@ -21,9 +20,8 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torch.optim import Optimizer
 
-from bdclean.errors import ConfigError, in_a_sentence
+from bdclean.errors import ConfigError
 
 # As if no limit was given: Lightning makes 1000 of None before `setup` is called, so that a given
 # 1000 looks the same; -1 means "without end".
@@ -366,26 +364,6 @@ def _accumulates_after(trainer: Trainer, done: int) -> bool:
     return done % trainer.accumulate_grad_batches > 0 and done < trainer.num_training_batches
 
 
-# ---------------------------------------------------------------- optimizers
-
-
 def setup_optimizers(trainer: Trainer) -> None:
     """Replaces the optimizers by those that `configure_optimizers` makes now."""
     trainer.strategy.setup_optimizers(trainer)
-
-
-def user_optimizer(make: Callable[[Any], Optimizer], parameters: Any) -> Optimizer:
-    """The optimizer that the user chose.
-
-    Raises:
-        ConfigError: If it refuses its settings, or one of them is no finite number.
-    """
-    try:
-        optimizer = make(parameters)
-    except ValueError as error:
-        raise ConfigError(f"model.optimizer: {in_a_sentence(error)}") from error
-    for key, value in optimizer.defaults.items():
-        numbers = value if isinstance(value, tuple | list) else [value]
-        if not all(math.isfinite(each) for each in numbers if isinstance(each, float)):
-            raise ConfigError(f"model.optimizer.{key}={value}: it must be a finite number.")
-    return optimizer

@@ -1,8 +1,15 @@
 """A training whose length is the Trainer's: `trainer.max_epochs` or `trainer.max_steps`."""
 
+import inspect
+import math
+from collections.abc import Callable
 from typing import Any
 
-from bdclean.errors import ConfigError
+import torch
+from torch.optim import Optimizer
+
+from bdclean.checks import MOST_FLOAT
+from bdclean.errors import ConfigError, in_a_sentence, in_words
 from bdclean.modules.base import BackdoorModule
 from bdclean.modules.reading import data_of, share_buffers, steps_per_epoch
 from bdclean.modules.trainer import named_checkpoint
@@ -54,6 +61,37 @@ class Training(BackdoorModule):
                 "(--model.weights)."
             )
 
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """As Lightning's, with what the user's optimizer says of a network that it cannot train.
+
+        Raises:
+            ConfigError: If it fails once it has the gradients.
+        """
+        ready = False
+
+        def closure() -> Any:
+            nonlocal ready
+            ready = False
+            loss = None if optimizer_closure is None else optimizer_closure()
+            ready = True
+            return loss
+
+        try:
+            super().optimizer_step(epoch, batch_idx, optimizer, closure)
+        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+            if not ready or isinstance(error, torch.OutOfMemoryError):
+                raise
+            name = type(getattr(optimizer, "optimizer", optimizer)).__name__
+            raise ConfigError(
+                f"optimizer={name}: it cannot train this network ({in_words(error)})."
+            ) from error
+
     def on_train_end(self) -> None:
         """Gives all processes the statistics of the first one, whose model is saved."""
         share_buffers(self.model)
@@ -65,3 +103,29 @@ class Training(BackdoorModule):
     def restore_kept(self, record: dict[str, Any]) -> None:
         """Reads the length."""
         self.trained, self._steps_before = True, record["steps"]
+
+
+def user_optimizer(make: Callable[[Any], Optimizer], parameters: Any) -> Optimizer:
+    """The optimizer that the user chose.
+
+    Raises:
+        ConfigError: If it refuses its settings, one of them is no finite number or too large, or
+            it computes the loss several times in a step.
+    """
+    try:
+        optimizer = make(parameters)
+    except ValueError as error:
+        raise ConfigError(f"model.optimizer: {in_a_sentence(error)}") from error
+    for key, value in optimizer.defaults.items():
+        numbers = value if isinstance(value, tuple | list) else [value]
+        if not all(math.isfinite(each) for each in numbers if isinstance(each, float)):
+            raise ConfigError(f"model.optimizer.{key}={value}: it must be a finite number.")
+        if any(isinstance(each, float) and abs(each) > MOST_FLOAT for each in numbers):
+            raise ConfigError(f"model.optimizer.{key}={value}: it must be at most {MOST_FLOAT:g}.")
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ConfigError(
+            f"optimizer={type(optimizer).__name__}: it computes the loss several times in a "
+            "step, which a training in batches cannot serve; take another one, as torch.optim.SGD."
+        )
+    return optimizer

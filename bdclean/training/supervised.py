@@ -13,7 +13,8 @@ from bdclean.errors import ConfigError
 from bdclean.functional.schedules import Schedule, make_schedule
 from bdclean.modules import Needs, Training
 from bdclean.modules.base import Classifier, Split
-from bdclean.modules.trainer import total_steps, user_optimizer
+from bdclean.modules.trainer import total_steps
+from bdclean.modules.training import user_optimizer
 from bdclean.types import AugmentationName, Batch, ImageFacts, View
 
 

@@ -27,6 +27,17 @@ def test_forward_is_head_of_features_of_normalised_pixels():
     assert model.features(x).shape == (3, 32)
 
 
+def test_batch_norm_does_not_train_on_one_number():
+    model = build(_info(stem="imagenet"))
+    one = torch.rand(1, 3, 16, 16)
+    with pytest.raises(
+        ConfigError, match=r"^batch_size=1 for each device: batch norm cannot train"
+    ):
+        model.features(one)
+    assert model.eval().features(one).shape == (1, 32)
+    assert build(_info()).features(one).shape == (1, 32)  # two pixels a side are enough
+
+
 def test_state_dict_names():
     names = list(build(_info()).state_dict())
     assert names[:3] == ["normalize.mean", "normalize.std", "backbone.conv1.weight"]

@@ -10,6 +10,7 @@ import torch
 from bdclean.attacks import BadNets, PoisonPlan, Trigger, WaNet
 from bdclean.data.images import ImageSet
 from bdclean.data.poisoned_set import PoisonedSet
+from bdclean.data.poisoning import evaluation_sets
 from bdclean.data.splits import Splits
 from bdclean.errors import AttackError, ConfigError
 
@@ -31,6 +32,30 @@ def made(attack=BadNets(target=1, rate=0.25), splits=SPLITS, **facts):  # noqa: 
 @pytest.fixture(scope="module")
 def poisoned():
     return made()
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        ("make_trigger", "Trigger"),
+        ("plan", "PoisonPlan"),
+        ("pool", "Tensor"),
+        ("poison_rows", "Tensor"),
+    ],
+)
+def test_what_a_users_own_attack_forgets_to_return_is_told(method, kind):
+    own = type("Own", (BadNets,), {method: lambda *_: None})
+    message = rf"^Own: {method}\(\) must return a {kind}, and it returned None\.$"
+    with pytest.raises(AttackError, match=message):
+        _ = made(own(target=1, rate=0.25)).overlay
+
+
+@pytest.mark.parametrize("method", ["eligible", "wanted_label", "further_tests"])
+def test_and_so_it_is_of_the_test_images(method):
+    own = type("Own", (BadNets,), {method: lambda *_: None})(target=1)
+    test = stored()
+    with pytest.raises(AttackError, match=rf"^Own: {method}\(\) must return a "):
+        evaluation_sets(own, own.make_trigger((SIZE, SIZE)), test.images, test.labels, K)
 
 
 def test_it_cannot_be_changed(poisoned):

@@ -13,6 +13,7 @@ from bdclean.callbacks import ExactResume
 from bdclean.data import Digits, Splits
 from bdclean.errors import ConfigError
 from bdclean.functional.pgd import PGD
+from bdclean.modules.recipe import Recipe
 from bdclean.purification import BCU, CBD
 from bdclean.training import AdversarialTraining, LinearProbe, SimCLR, Supervised
 from bdclean.types import ImageFacts
@@ -100,6 +101,53 @@ def test_what_the_optimizer_refuses_is_told(kind):
 
     with pytest.raises(ConfigError, match=r"model.optimizer: Invalid learning rate: -0.1"):
         fit(make, 1)
+
+
+CANNOT = {
+    "closure": (lambda p: torch.optim.LBFGS(p), "LBFGS: it computes the loss several times"),
+    "sparse": (
+        lambda p: torch.optim.SparseAdam(p),
+        r"SparseAdam: it cannot train this network \(SparseAdam does not support dense",
+    ),
+    "devices": (
+        lambda p: torch.optim.Adam(p, capturable=True),
+        r"Adam: it cannot train this network \(If capturable=True, params",
+    ),
+    "leaf": (
+        lambda p: torch.optim.Adam(p, differentiable=True),
+        r"Adam: it cannot train this network \(a leaf Variable",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CANNOT)
+@pytest.mark.parametrize("kind", [Supervised, SimCLR])
+def test_an_optimizer_that_cannot_train_the_network_is_told(kind, case):
+    optimizer, message = CANNOT[case]
+    if (kind, case) == (SimCLR, "closure"):
+        message = "LBFGS doesn't support per-parameter options"  # which SimCLR has
+    with pytest.raises(ConfigError, match=rf"optimizer(=|: ){message}"):
+        fit(lambda _: kind(DIGITS, width=4, optimizer=optimizer), 1)
+
+
+@pytest.mark.parametrize(("key", "value"), [("lr", 1e300), ("weight_decay", 1e31)])
+def test_a_number_that_float32_cannot_hold_is_told(key, value):
+    def optimizer(parameters):
+        return torch.optim.SGD(parameters, **({"lr": 0.1} | {key: value}))
+
+    with pytest.raises(ConfigError, match=rf"optimizer\.{key}=.*: it must be at most 1e\+30"):
+        fit(lambda _: Supervised(DIGITS, width=4, optimizer=optimizer), 1)
+    with pytest.raises(ConfigError, match=rf"^{key}=.*: it must be at most 1e\+30"):
+        Recipe(**{key: value})
+
+
+def test_an_error_of_the_step_is_not_the_optimizers():
+    class Odd(Supervised):
+        def training_step(self, batch, batch_idx):
+            raise ValueError("mine")
+
+    with pytest.raises(ValueError, match=r"^mine$"):
+        fit(lambda _: Odd(DIGITS, width=4), 1)
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
