@@ -3,6 +3,7 @@
 import signal
 from collections import Counter
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -316,6 +317,49 @@ def test_a_killed_run_goes_on(number, check_kill):
 def test_killed_at_ten_moments(method, limited, number, check_kill):
     limits = {"supervised": LIMITS["all"], **OF_METHODS}[method] if limited else {}
     check_kill(method, limits, number)
+
+
+DEVICES = """
+import sys
+tests, folder = sys.argv[1:]
+sys.path.insert(0, tests)
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from tiny import FACTS, TinyData
+from torch import distributed
+from bdclean.callbacks import AtomicCheckpointIO, ExactResume
+from bdclean.training import Supervised
+from bdclean.types import ImageFacts
+
+class Save(Callback):
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == (1, 2):
+            trainer.save_checkpoint(folder + "/third.ckpt")
+
+def fit(path=None):
+    seed_everything(0)
+    module = Supervised(ImageFacts(**FACTS), width=4, batch_size=4)
+    trainer = Trainer(
+        accelerator="cpu", devices=2, strategy="ddp", max_epochs=2, accumulate_grad_batches=2,
+        logger=False, enable_progress_bar=False, enable_checkpointing=False, limit_val_batches=0,
+        plugins=[AtomicCheckpointIO()], callbacks=[ExactResume(), *([] if path else [Save()])])
+    trainer.fit(module, TinyData(), ckpt_path=path)
+    return module.state_dict()
+
+whole, resumed = fit(), fit(folder + "/third.ckpt")
+assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+state = torch.load(folder + "/third.ckpt", weights_only=True)["callbacks"]["ExactResume"]
+one, other = state["gradients"]["model.head.weight"]
+assert not torch.equal(one, other)
+print("equal") if distributed.get_rank() == 0 else None
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+def test_each_device_gets_its_own_gradients_back(tmp_path, run_script):
+    tests = Path(__file__).parents[1]
+    assert "equal" in run_script(DEVICES, tests, tmp_path)
 
 
 # ---------------------------------------------------------------------- stopping, and refusals
