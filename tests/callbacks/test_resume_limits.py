@@ -1,7 +1,6 @@
 """Whatever limits the Trainer has, a run that was killed goes on as if it had not been."""
 
 import signal
-from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,13 +9,13 @@ import torch
 from forks import Send, forked
 from grouping import make_of
 from lightning.pytorch.callbacks import (
-    Callback,
     Checkpoint,
     EarlyStopping,
     GradientAccumulationScheduler,
     ModelCheckpoint,
     OnExceptionCheckpoint,
 )
+from places import HOOKS, Count, Everywhere, Seen
 
 from bdclean.attacks import BadNets, InputAware
 from bdclean.backbones import ModelInfo, build, save_model
@@ -105,58 +104,6 @@ def data_of(make_data):
             return ImageSet(small.images.repeat(1, 1, 2, 2), small.labels)
 
     return Data
-
-
-class Seen(Callback):
-    """What a run does, in order: which images, at which step, when it validates."""
-
-    def __init__(self):
-        self.events, self.before = [], 0
-
-    def state_dict(self):
-        return {"seen": self.before + len(self.events)}
-
-    def load_state_dict(self, state):
-        self.before = state["seen"]
-
-    def note(self, what, trainer):
-        loop = trainer.fit_loop.epoch_loop
-        logged_at = loop._batches_that_stepped
-        self.events.append((what, trainer.current_epoch, trainer.global_step, logged_at))
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        self.note((batch_idx, batch["index"].tolist()), trainer)
-
-    def on_validation_end(self, trainer, module):
-        if not trainer.sanity_checking:
-            self.note("validation", trainer)
-
-    def on_train_epoch_end(self, trainer, module):
-        self.note("epoch", trainer)
-
-
-class Everywhere(Checkpoint):
-    """Saves at every moment at which a checkpoint may be written."""
-
-    def __init__(self, folder):
-        self.folder, self.files = folder, []
-
-    def save(self, trainer):
-        if not trainer.sanity_checking:
-            self.files.append(self.folder / f"{len(self.files)}.ckpt")
-            trainer.save_checkpoint(self.files[-1])
-
-    def on_train_batch_start(self, trainer, *_):
-        self.save(trainer)
-
-    def on_train_batch_end(self, trainer, *_):
-        self.save(trainer)
-
-    def on_validation_end(self, trainer, *_):
-        self.save(trainer)
-
-    def on_train_epoch_end(self, trainer, *_):
-        self.save(trainer)
 
 
 VALIDATED = {"limit_val_batches": 1.0, "num_sanity_val_steps": 1}
@@ -258,18 +205,6 @@ def test_methods_go_on_from_many_places(method, limited, fit, tmp_path):
     whole = fit(method, limits, saves)
     for file in saves.files[:: max(1, len(saves.files) // 12)]:
         check_place(fit, method, limits, whole, file)
-
-
-HOOKS = ("on_train_batch_start", "on_before_backward", "on_after_backward", "on_train_batch_end")
-
-
-class Count(Callback):
-    """How often each hook is called."""
-
-    def __init__(self):
-        self.calls = Counter()
-        for hook in HOOKS:
-            setattr(self, hook, lambda *_, hook=hook, **__: self.calls.update([hook]))
 
 
 @pytest.fixture
