@@ -1,21 +1,21 @@
 """Whatever limits the Trainer has, a run that was killed goes on as if it had not been."""
 
 import signal
-from collections import Counter
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
 from forks import Send, forked
 from grouping import make_of
 from lightning.pytorch.callbacks import (
-    Callback,
     Checkpoint,
     EarlyStopping,
     GradientAccumulationScheduler,
     ModelCheckpoint,
     OnExceptionCheckpoint,
 )
+from places import HOOKS, Count, Everywhere, Seen
 
 from bdclean.attacks import BadNets, InputAware
 from bdclean.backbones import ModelInfo, build, save_model
@@ -104,58 +104,6 @@ def data_of(make_data):
             return ImageSet(small.images.repeat(1, 1, 2, 2), small.labels)
 
     return Data
-
-
-class Seen(Callback):
-    """What a run does, in order: which images, at which step, when it validates."""
-
-    def __init__(self):
-        self.events, self.before = [], 0
-
-    def state_dict(self):
-        return {"seen": self.before + len(self.events)}
-
-    def load_state_dict(self, state):
-        self.before = state["seen"]
-
-    def note(self, what, trainer):
-        loop = trainer.fit_loop.epoch_loop
-        logged_at = loop._batches_that_stepped
-        self.events.append((what, trainer.current_epoch, trainer.global_step, logged_at))
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        self.note((batch_idx, batch["index"].tolist()), trainer)
-
-    def on_validation_end(self, trainer, module):
-        if not trainer.sanity_checking:
-            self.note("validation", trainer)
-
-    def on_train_epoch_end(self, trainer, module):
-        self.note("epoch", trainer)
-
-
-class Everywhere(Checkpoint):
-    """Saves at every moment at which a checkpoint may be written."""
-
-    def __init__(self, folder):
-        self.folder, self.files = folder, []
-
-    def save(self, trainer):
-        if not trainer.sanity_checking:
-            self.files.append(self.folder / f"{len(self.files)}.ckpt")
-            trainer.save_checkpoint(self.files[-1])
-
-    def on_train_batch_start(self, trainer, *_):
-        self.save(trainer)
-
-    def on_train_batch_end(self, trainer, *_):
-        self.save(trainer)
-
-    def on_validation_end(self, trainer, *_):
-        self.save(trainer)
-
-    def on_train_epoch_end(self, trainer, *_):
-        self.save(trainer)
 
 
 VALIDATED = {"limit_val_batches": 1.0, "num_sanity_val_steps": 1}
@@ -259,18 +207,6 @@ def test_methods_go_on_from_many_places(method, limited, fit, tmp_path):
         check_place(fit, method, limits, whole, file)
 
 
-HOOKS = ("on_train_batch_start", "on_before_backward", "on_after_backward", "on_train_batch_end")
-
-
-class Count(Callback):
-    """How often each hook is called."""
-
-    def __init__(self):
-        self.calls = Counter()
-        for hook in HOOKS:
-            setattr(self, hook, lambda *_, hook=hook, **__: self.calls.update([hook]))
-
-
 @pytest.fixture
 def check_kill(fit, tmp_path):
     """Kills a run at the `number`-th of ten moments, goes on, and compares it with the whole one.
@@ -316,6 +252,49 @@ def test_a_killed_run_goes_on(number, check_kill):
 def test_killed_at_ten_moments(method, limited, number, check_kill):
     limits = {"supervised": LIMITS["all"], **OF_METHODS}[method] if limited else {}
     check_kill(method, limits, number)
+
+
+DEVICES = """
+import sys
+tests, folder = sys.argv[1:]
+sys.path.insert(0, tests)
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from tiny import FACTS, TinyData
+from torch import distributed
+from bdclean.callbacks import AtomicCheckpointIO, ExactResume
+from bdclean.training import Supervised
+from bdclean.types import ImageFacts
+
+class Save(Callback):
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == (1, 2):
+            trainer.save_checkpoint(folder + "/third.ckpt")
+
+def fit(path=None):
+    seed_everything(0)
+    module = Supervised(ImageFacts(**FACTS), width=4, batch_size=4)
+    trainer = Trainer(
+        accelerator="cpu", devices=2, strategy="ddp", max_epochs=2, accumulate_grad_batches=2,
+        logger=False, enable_progress_bar=False, enable_checkpointing=False, limit_val_batches=0,
+        plugins=[AtomicCheckpointIO()], callbacks=[ExactResume(), *([] if path else [Save()])])
+    trainer.fit(module, TinyData(), ckpt_path=path)
+    return module.state_dict()
+
+whole, resumed = fit(), fit(folder + "/third.ckpt")
+assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+state = torch.load(folder + "/third.ckpt", weights_only=True)["callbacks"]["ExactResume"]
+one, other = state["gradients"]["model.head.weight"]
+assert not torch.equal(one, other)
+print("equal") if distributed.get_rank() == 0 else None
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+def test_each_device_gets_its_own_gradients_back(tmp_path, run_script):
+    tests = Path(__file__).parents[1]
+    assert "equal" in run_script(DEVICES, tests, tmp_path)
 
 
 # ---------------------------------------------------------------------- stopping, and refusals
