@@ -558,10 +558,10 @@ def test_the_list_of_classes_is_cut_with_a_count(classes, more, many, tmp_path, 
 
 
 def test_where_most_is_flagged_the_order_is_that_of_the_shares(many, tmp_path, capsys):
-    some = [*range(90, 100), *range(80, 87), *range(6)]
+    some = [*range(10), *range(80, 88), *range(90, 96)]  # 7, 8 and 6 of them are named otherwise
     sift.run_sift([str(many), "--run", str(tmp_path / "out")], finished(some))
     lines = capsys.readouterr().out.splitlines()[1:4]
-    assert [line.split(":")[0] for line in lines] == ["  k9", "  k8", "  k0"]
+    assert [line.split(":")[0] for line in lines] == ["  k0", "  k8", "  k9"]
 
 
 def test_images_that_are_held_out_are_told(small, tmp_path, capsys):
