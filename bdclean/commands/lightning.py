@@ -342,10 +342,8 @@ class BdcleanCLI(LightningCLI):
             self._say(closing.TRIAL)
         if is_trial(self.trainer) or self.trainer.interrupted:
             return
-        wanted, tests = (
-            self._get(self.config_init, "test_after_fit"),
-            has_test_images(self.datamodule),
-        )
+        tests = has_test_images(self.datamodule)
+        wanted = self._get(self.config_init, "test_after_fit")
         untested = why_untested(self.model, self.datamodule, wanted=wanted)
         if untested is None:
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
