@@ -4,6 +4,7 @@ import inspect
 import math
 import re
 from dataclasses import is_dataclass
+from functools import cache
 from typing import get_args
 
 import pytest
@@ -31,6 +32,7 @@ def groups_in(hint):
     return [each for each in (hint, *get_args(hint)) if is_dataclass(each)]
 
 
+@cache
 def own(kind):
     """The annotations of the arguments of a class, its groups among them, by name."""
     found = {name: hint for name, hint in hints_of(kind).items() if hint and "." not in name}
