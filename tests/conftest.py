@@ -1,5 +1,6 @@
 """Shared fixtures."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -12,6 +13,26 @@ pytest_plugins = ["tiny", "processes"]
 # The nets here are tiny: several threads make them slower, and their sums differ.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+
+
+def pytest_configure(config):
+    """Lets xdist give out files in the order of the tests, not those with many tests first."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    """Gives workers the files with slow tests first, so that none begins one at the end."""
+    if hasattr(config, "workerinput"):
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish():
+    """Leaves what was imported and collected out of each later collection of garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

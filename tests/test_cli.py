@@ -25,8 +25,10 @@ def stack(*names):
 
 
 BASE = stack("trainer/cpu", "data/digits", "attack/badnets/cbd")
+# The stem brings the digits back to the 8x8 pixels that they have, which is quick.
+SMALL = ("--model.width", "4", "--model.stem", "imagenet")
 QUICK = {
-    "train/supervised/fast": ["--model.width", "4", "--trainer.max_epochs", "1"],
+    "train/supervised/fast": [*SMALL, "--trainer.max_epochs", "1"],
     "measure/linear_probe": ["--model.probe.solver", "lbfgs"],
     "purify/cbd": [
         *("--model.recipe.epochs", "1", "--model.pgd.steps", "2"),
@@ -34,21 +36,21 @@ QUICK = {
     ],
     "purify/bcu": ["--model.recipe.epochs", "1"],
     "sift/advrbd/fast": [
-        *("--model.width", "4", "--model.recipe.epochs", "1", "--model.rounds.count", "1"),
+        *(*SMALL, "--model.recipe.epochs", "1", "--model.rounds.count", "1"),
         *("--model.patch.pgd.steps", "1", "--model.patch.num_masks", "1"),
         *("--model.finetune.epochs", "1", "--model.rounds.ascent_steps", "8"),
         *("--model.enhance_steps", "4"),
     ],
     "sift/abl/fast": [
-        *("--model.width", "4", "--model.isolation.epochs", "1"),
+        *(*SMALL, "--model.isolation.epochs", "1"),
         *("--model.recipe.epochs", "1", "--model.unlearning.epochs", "1"),
     ],
     "sift/dbr/fast": [
-        *("--model.width", "4", "--model.warm.epochs", "1", "--model.separate.epochs", "1"),
+        *(*SMALL, "--model.warm.epochs", "1", "--model.separate.epochs", "1"),
         *("--model.recipe.epochs", "1", "--model.removal.epochs", "1"),
     ],
     "sift/scan": [
-        *("--model.width", "4", "--model.recipe.epochs", "1", "--model.components", "8"),
+        *(*SMALL, "--model.recipe.epochs", "1", "--model.components", "8"),
         *("--model.threshold", "0.5", "--model.unlearn.epochs", "1"),
     ],
 }

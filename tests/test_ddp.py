@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from bdclean.locks import NAME
+
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
@@ -23,6 +25,7 @@ def test_two_processes_equal_one(tmp_path, run_python, begin):
     run_python("-m", "bdclean", "fit", *stack("trainer/ddp_cpu"), *DATA, *small, "--run", str(run))
     two = json.loads((run / "result.json").read_text())
     assert two["cost"]["num_devices"] == 2
+    assert not (run / NAME).exists()  # one of them had it, and did not refuse the other
 
     config, checkpoint = str(run / "config.yaml"), str(run / "checkpoints" / "last.ckpt")
     single = ["--trainer.devices", "1", "--trainer.strategy", "auto"]

@@ -5,6 +5,7 @@ import math
 import re
 from collections import abc
 from dataclasses import is_dataclass
+from functools import cache
 from typing import get_args, get_origin
 
 import pytest
@@ -32,6 +33,7 @@ def groups_in(hint):
     return [each for each in (hint, *get_args(hint)) if is_dataclass(each)]
 
 
+@cache
 def own(kind):
     """The annotations of the arguments of a class, its groups among them, by name."""
     found = {name: hint for name, hint in hints_of(kind).items() if hint and "." not in name}

@@ -14,13 +14,15 @@ from bdclean.commands import demo
 pytestmark = pytest.mark.filterwarnings("ignore")
 CLEAN = ["-c", "trainer/cpu", "-c", "data/digits"]
 BASE = [*CLEAN, "-c", "attack/badnets/digits"]
-VICTIM = ["-c", "train/supervised/fast", "--model.width", "4", "--trainer.max_epochs", "1"]
+# Networks that bring the digits back to the 8x8 pixels that they have: they are quick.
+SMALL = ["--model.width", "4", "--model.stem", "imagenet"]
+VICTIM = ["-c", "train/supervised/fast", *SMALL, "--trainer.max_epochs", "1"]
 CBD = ["-c", "purify/cbd/digits", "--model.recipe.epochs", "1", "--model.pgd.steps", "1"]
 BCU = ["-c", "purify/bcu/digits", "--model.recipe.epochs", "1"]
-SIMCLR = ["-c", "train/simclr/fast", "--model.width", "4", "--trainer.max_epochs", "1"]
+SIMCLR = ["-c", "train/simclr/fast", *SMALL, "--trainer.max_epochs", "1"]
 PROBE = ["-c", "measure/linear_probe", "--model.probe.solver", "lbfgs"]
 ABL = [
-    *("-c", "sift/abl/fast", "--model.width", "4", "--model.isolation.epochs", "1"),
+    *("-c", "sift/abl/fast", *SMALL, "--model.isolation.epochs", "1"),
     *("--model.recipe.epochs", "1", "--model.unlearning.epochs", "1"),
 ]
 PHOTOS = ["-c", "trainer/cpu", "-c", "data/photos", "--data.defense_root", "photos"]
@@ -193,6 +195,7 @@ SIFT = [
     *("--model.patch.pgd.steps", "1", "--model.finetune.epochs", "1"),
     *("--model.rounds.partition_rate", "0.3", "--model.rounds.ascent_steps", "1"),
     *("--trainer.accelerator", "cpu", "--trainer.precision", "32-true"),
+    *("--model.enhance_steps", "8"),
 ]
 
 

@@ -24,6 +24,7 @@ QUICK = [
     *("--model.patch.pgd.steps", "1", "--model.finetune.epochs", "1"),
     *("--model.rounds.partition_rate", "0.3", "--model.rounds.ascent_steps", "1"),
     *("--trainer.accelerator", "cpu", "--trainer.precision", "32-true"),
+    *("--model.enhance_steps", "8"),
 ]
 
 
@@ -586,7 +587,7 @@ def test_a_fit_that_was_cut_short(small, tmp_path):
     assert not target.exists()
 
 
-@pytest.mark.parametrize(("steps", "judged"), [(2, None), (6, False), (73, True)])
+@pytest.mark.parametrize(("steps", "judged"), [(2, None), (6, False), (17, True)])
 def test_a_limit_in_a_file_is_told(steps, judged, folder, tmp_path, capsys):
     """A stop in the first training, at its end, or in that of the new network: no copy."""
     (tmp_path / "limit.yaml").write_text(f"trainer:\n  max_steps: {steps}\n")

@@ -38,6 +38,7 @@ def make(facts):
             "finetune": replace(SMALL, epochs=1),
             "rounds": {"count": 2, "of_all": 0, "partition_rate": 0.2, "ascent_steps": 1},
             "patch": {"pgd": {"steps": 2}},
+            "enhance_steps": 8,
         }
         return make_of(AdvrBD, facts, few, arguments)
 

@@ -72,7 +72,7 @@ def test_a_run_that_was_stopped_goes_on_within_its_epoch(kind, tmp_path):
     def run(*callbacks, path=None, **arguments):
         data = Digits(splits=Splits(defense=100, probe=100))
         torch.manual_seed(0)
-        module = kind(DIGITS, width=4)
+        module = kind(DIGITS, width=4, batch_size=64)
         trainer = Trainer(
             max_epochs=2, callbacks=[ExactResume(), *callbacks], **(QUIET | arguments)
         )
