@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import subprocess
 import sys
 
@@ -16,7 +17,12 @@ torch.set_num_threads(1)
 
 
 def pytest_configure(config):
-    """Lets xdist give out files in the order of the tests, not those with many tests first."""
+    """Lets xdist give out files in the order of the tests, not those with many tests first.
+
+    Tests send signals, which a shell makes its background jobs ignore.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
 
