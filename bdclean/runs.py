@@ -8,6 +8,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ if TYPE_CHECKING:  # reading a record takes neither torch nor Lightning
 
 LAST = "last"
 """As `--ckpt_path`: the newest checkpoint of the run."""
+_OF_REQUEUE = re.compile(r"hpc_ckpt_\d+\.ckpt")
 SCHEMA = 1
 """Version of `result.json`. Records without a `schema` are of version 0."""
 
@@ -121,13 +123,14 @@ class RunFolder:
 
     def newest_checkpoint(self) -> Path | None:
         """The newest of all checkpoints, those of requeued jobs (`hpc_ckpt_N.ckpt`) among them."""
-        kept = [*self.path.glob("*.ckpt"), *self.checkpoints.glob("*.ckpt")]
+        found = [*self.path.glob("*.ckpt"), *self.checkpoints.glob("*.ckpt")]
+        kept = [file for file in found if file.is_file()]
         return max(kept, key=lambda path: path.stat().st_mtime, default=None)
 
-    @property
-    def is_requeued(self) -> bool:
-        """Whether Lightning has kept a checkpoint from which it resumes a job of a cluster."""
-        return any(self.path.glob("hpc_ckpt_*.ckpt"))
+    def of_requeues(self) -> list[Path]:
+        """The checkpoints from which Lightning resumes a requeued job of a cluster."""
+        found = self.path.glob("hpc_ckpt_*.ckpt")
+        return [file for file in found if _OF_REQUEUE.fullmatch(file.name) and file.is_file()]
 
     def configs(self) -> list[Path]:
         """The config, and those under which the run was resumed; in order."""
@@ -216,7 +219,7 @@ class RunFolder:
 
     def belongs_to_another(self, config: str) -> bool:
         """Whether a run with another config than this text has begun here."""
-        return self.config.is_file() and self.config.read_text(encoding="utf-8") != config
+        return self.config.is_file() and self.config.read_bytes() != config.encode()
 
     def save_config(self, config: str) -> None:
         """Writes the text of a config; where another one lies, beside it under a number."""

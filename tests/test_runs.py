@@ -402,3 +402,20 @@ def test_reading_a_record_needs_neither_torch_nor_lightning(run_python):
     heavy = "{'torch', 'lightning', 'bdclean.data'}"
     script = f"import sys, bdclean.runs; print({heavy} & {{*sys.modules}})"
     assert run_python("-c", script).strip() == "set()"
+
+
+def test_only_files_are_checkpoints_and_only_numbers_are_of_requeues(tmp_path):
+    run = RunFolder(tmp_path)
+    run.checkpoints.mkdir()
+    (run.checkpoints / "gone.ckpt").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "hpc_ckpt_2.ckpt").mkdir()
+    assert run.newest_checkpoint() is None
+    (tmp_path / "hpc_ckpt_notes.ckpt").write_text("mine")
+    assert run.of_requeues() == []
+    (tmp_path / "hpc_ckpt_3.ckpt").touch()
+    assert run.of_requeues() == [tmp_path / "hpc_ckpt_3.ckpt"]
+
+
+def test_a_config_that_is_no_text_is_another_one(tmp_path):
+    (tmp_path / "config.yaml").write_bytes(b"run: \xff\xfe\n")
+    assert RunFolder(tmp_path).belongs_to_another("run: x\n")

@@ -13,6 +13,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from bdclean.modules.trainer import is_fitting, is_trial, requeue_signal
+from bdclean.runs import RunFolder
 
 NAME = "hpc_ckpt_1.ckpt"
 """Of the checkpoint; Lightning gives each requeue a number."""
@@ -75,7 +76,7 @@ class Requeue(Callback):
         self._trainer, self._asked = None, False
         if is_fitting(trainer) and not is_trial(trainer):
             if trainer.is_global_zero:
-                for file in self.folder.glob("hpc_ckpt_*.ckpt"):
+                for file in RunFolder(self.folder).of_requeues():
                     file.unlink()
             trainer.strategy.barrier("removed")  # no device may find it any more
 

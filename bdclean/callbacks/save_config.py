@@ -151,7 +151,7 @@ class SaveRunConfig(SaveConfigCallback):
                 f"{run.path} holds this run, and it has ended. Choose another folder with --run, "
                 "or delete that one."
             )
-        if run.newest_checkpoint() is not None and not run.is_requeued:
+        if run.newest_checkpoint() is not None and not run.of_requeues():
             return (
                 f"{run.path} holds this run, unfinished. Add --ckpt_path last to go on with it, "
                 "or choose another folder with --run."

@@ -28,6 +28,10 @@ _EXAMPLES = {
 _MORE = "docs/how_to/attacks.md"
 
 
+_MAKERS = [(make_attack, Attack, True)]
+"""For jsonargparse: an own attack is made with a look at what it lacks."""
+
+
 def run_attack(args: Sequence[str]) -> None:
     """The command.
 
@@ -45,7 +49,7 @@ def run_attack(args: Sequence[str]) -> None:
     config = parser.parse_args(words)
     with in_users_words(lambda: config[config.subcommand]):
         if config.subcommand == "export":
-            chosen = parser.instantiate(config).export
+            chosen = parser.instantiate(config, instantiators=_MAKERS).export
             export(chosen.data, chosen.out, test=chosen.test)
             print(f"Written to {chosen.out}; rows.csv and plan.* hold the ground truth")
         else:
@@ -79,7 +83,7 @@ def _modules(
         name = "no attack" if attack is None else attack.class_path.rpartition(".")[2]
         configs = [(name, config)]
     for name, each in configs:
-        yield name, parser.instantiate(each).preview.data
+        yield name, parser.instantiate(each, instantiators=_MAKERS).preview.data
 
 
 def _title(file: str) -> str:
@@ -141,7 +145,6 @@ def _data_parser(name: str, description: str) -> Parser:
         example=_EXAMPLES[name],
         more=_MORE,
     )
-    parser.add_instantiator(make_attack, Attack, subclasses=True)
     parser.add_argument(
         *("-c", "--config"),
         action="config",

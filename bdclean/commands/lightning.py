@@ -290,7 +290,7 @@ class BdcleanCLI(LightningCLI):
         """
         words: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
         run = self.run_folder
-        if subcommand == "fit" and self._writes and run.is_requeued:
+        if subcommand == "fit" and self._writes and run.of_requeues():
             words["ckpt_path"] = words.get("ckpt_path") or "last"
         if words.get("ckpt_path") == "last":
             words["ckpt_path"] = newest_checkpoint(subcommand, run)

@@ -84,7 +84,9 @@ class _Told(Loader):
         """
         try:
             self._loader.exec_module(module)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):  # of the user
+                raise
             file, trace = str(module.__file__), extract_tb(error.__traceback__)
             lines = [frame.lineno for frame in trace if frame.filename == file]
             where = f" in line {lines[-1]}" if lines else ""

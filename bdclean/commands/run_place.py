@@ -30,8 +30,11 @@ def check_run(words: Sequence[str]) -> None:
         return
     if given.keys() & {"-c", "--config", "--data", "--data.class_path"}:
         return
-    there = os.path.isdir(run)  # noqa: PTH112  (of any length)
-    lacks = "there is no config.yaml in it" if there else "there is no such folder"
+    if os.path.isfile(run):  # noqa: PTH113  (of any length)
+        lacks = "it is a file"
+    else:
+        there = os.path.isdir(run)  # noqa: PTH112
+        lacks = "there is no config.yaml in it" if there else "there is no such folder"
     raise ConfigError(
         f"--run {run or repr(run)}: {lacks}; give a folder that `bdclean fit` wrote, or data and a "
         "method with -c."

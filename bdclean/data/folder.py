@@ -124,6 +124,6 @@ class ImageFolder(ImageDataModule):
         if self.root is None:
             raise DataError(
                 f"root=null: without it there are no {part} images; give it, or turn off what "
-                "needs them (--test_after_fit false, --model.probe null)."
+                "needs them, in a fit (--test_after_fit false, --model.probe null)."
             )
         return read_class_folder(self._folder(part), self.input_size, cache=self.cache)

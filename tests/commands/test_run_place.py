@@ -104,7 +104,7 @@ def test_the_newest_checkpoint(capsys):
 NO_RUN = {
     "nosuch": "there is no such folder; give a folder that `bdclean fit` wrote, or data and a meth",
     "plain": "there is no config.yaml in it; give a folder that `bdclean fit` wrote, or data and a",
-    LONG: "there is no such folder",
+    "plain/x": "it is a file; give a folder that `bdclean fit` wrote",
 }
 
 
