@@ -126,4 +126,4 @@ def test_all_end_soon_with_one_line(case, begin):
 def test_a_refusal_is_said_once(begin):
     wrong = ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "-1"]
     assert begin(*VICTIM, *wrong).wait(timeout=120) == 2
-    assert lines() == ["model.optimizer: Invalid learning rate: -1.0."]
+    assert lines() == ["--model.optimizer: Invalid learning rate: -1.0."]
