@@ -134,7 +134,7 @@ def test_a_requeued_job_ends_as_if_it_had_not_been(moment, job, whole):
     assert {"acc", "asr", "pa", "n_clean", "n_triggered"} <= metrics.keys()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_at_every_moment(moment, job, whole):
     late = moment in ("when files are written", "within the test", "after the training")

@@ -197,7 +197,7 @@ def test_methods_go_on_under_limits(method, fit, tmp_path):
         check_place(fit, method, OF_METHODS[method], whole, file)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("limited", [False, True], ids=["without limits", "with limits"])
 @pytest.mark.parametrize("method", OF_METHODS)
 def test_methods_go_on_from_many_places(method, limited, fit, tmp_path):
@@ -245,7 +245,7 @@ def test_a_killed_run_goes_on(number, check_kill):
     check_kill("supervised", LIMITS["all"], number)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("number", range(10))
 @pytest.mark.parametrize("limited", [False, True], ids=["without limits", "with limits"])
 @pytest.mark.parametrize("method", ["supervised", *OF_METHODS])
