@@ -129,7 +129,7 @@ METHODS = [
 
 @pytest.mark.slow
 def test_getting_started_plants_a_backdoor_and_removes_it(run):
-    """Its commands on the digits as they stand, and about the numbers that it shows."""
+    """Its commands on the digits as they stand, and about the numbers of its records."""
     text = (ROOT / "docs/getting_started.md").read_text()
     chosen = [words for words in commands(text) if "data/digits" in words]
     assert [words[words.index("attack/badnets/digits") + 2] for words in chosen] == METHODS
@@ -141,9 +141,9 @@ def test_getting_started_plants_a_backdoor_and_removes_it(run):
     assert found.keys() == {"victim", "victim-probe", "cbd", "bcu", "victim-test"}
     assert {metrics["n_clean"] for metrics in found.values()} == {397}
     assert found["victim-test"] == found["victim"]
-    rows = re.findall(r"^\| `runs/(.*)` \| (\d+) \| (\d+) \| (\d+) \|$", text, re.MULTILINE)
-    assert {name for name, *_ in rows} == found.keys() - {"victim-test"}
-    for name, *shown in rows:
+    for name in found.keys() - {"victim-test"}:
+        file = ROOT / "docs/results/digits" / name.replace("-", "_") / "badnets-s0.json"
+        shown = json.loads(file.read_text())["metrics"]
         measured = [found[name][key] for key in ("acc", "asr", "pa")]
-        assert measured == pytest.approx([float(value) for value in shown], abs=5), name
+        assert measured == pytest.approx([shown[key] for key in ("acc", "asr", "pa")], abs=5), name
         assert measured[1] > 90 if "victim" in name else measured[1] < 10

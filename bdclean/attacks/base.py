@@ -48,8 +48,7 @@ class Attack(ABC):
     fixed rows: every batch is poisoned again).
 
     Args:
-        target: Target class, as its label or its name; not used by all_to_all. `name:2` is the
-            class of that name where names look like numbers.
+        target: Target class: its label, or its name. Not used by all_to_all.
         rate: Share of poisoned rows, in (0, 1], relative to `rate_base`.
         rate_base: "dataset" (all rows) or "target_class" (rows of the target class).
         label_rule: "all_to_one" (y becomes `target`), "all_to_all" (y becomes (y + 1) mod C) or
@@ -73,7 +72,7 @@ class Attack(ABC):
     """Names of the test sets that `further_tests` makes, in its order."""
 
     class_arguments: ClassVar[tuple[str, ...]] = ("target",)
-    """Arguments that hold a class, or several."""
+    """Arguments that hold a class, or several; `name:2` is the class of that name, 2 the label."""
 
     class_names: tuple[str, ...] = ()
     """Of the data set, in the order of its labels."""
