@@ -151,8 +151,12 @@ class RunLock:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        """Gives the lock back."""
+        self.give_back()
+
+    def give_back(self) -> None:
         """Gives the lock back, if it is still ours; another's folder is left alone."""
-        if os.getpid() != self._mine.pid:
+        if os.getpid() != self._mine.pid or self._over.is_set():
             return
         self._over.set()
         _HELD.remove(self)

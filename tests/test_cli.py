@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 import bdclean
 from bdclean.backbones import load_model
+from bdclean.callbacks.products import OF_FIT
 from bdclean.cli import main
 from bdclean.commands import COMMANDS, lightning
 
@@ -166,6 +167,8 @@ def test_every_method_fits_tests_reloads_and_predicts(tmp_path, victim, method):
     weights = ["--model.weights", str(victim / "model.safetensors")]
     record = fit(run, method, *([] if method in FROM_DATA else weights))
     assert set(record["metrics"]) == {"acc", "asr", "asr_floor", "pa", "n_clean", "n_triggered"}
+    # a fit that begins in somebody's folder refuses what it would write over
+    assert {path.name for path in run.iterdir()} <= {*OF_FIT, "config.yaml", "checkpoints"}
     # our own file describes itself
     model = load_model(run / "model.safetensors")
     assert model(torch.rand(2, 3, 32, 32)).shape == (2, 10)

@@ -133,8 +133,10 @@ class Attack(ABC):
             warn_of_numbers(self.single_target(), names)
         for key in self.class_arguments:
             value = getattr(self, key)
-            many = [labelled(key, each, names) for each in value] if isinstance(value, list) else []
-            setattr(self, key, many or (value and labelled(key, value, names)))
+            if isinstance(value, list):
+                setattr(self, key, [labelled(key, each, names) for each in value])
+            elif value is not None:
+                setattr(self, key, labelled(key, value, names))
         self.class_names = tuple(names)
 
     @abstractmethod

@@ -12,7 +12,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from bdclean.callbacks.products import clear, foreign, is_barren, overwritten, too_full
 from bdclean.errors import ConfigError
-from bdclean.locks import require_held
 from bdclean.modules.trainer import is_trial
 from bdclean.runs import RunFolder, canonical, leaves
 
@@ -78,21 +77,6 @@ class SaveRunConfig(SaveConfigCallback):
             if self._begins_anew(run):
                 clear(run)
             run.save_config(self._text())
-
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """Ends a fit whose lock was lost, which a renewal has found.
-
-        Raises:
-            ConfigError: If it was.
-        """
-        require_held()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves if there was nothing to train."""

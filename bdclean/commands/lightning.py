@@ -16,7 +16,7 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import distributed
@@ -52,10 +52,10 @@ from bdclean.commands.run_place import (
 )
 from bdclean.commands.trainer_help import asks_for_help, trainer_help
 from bdclean.commands.words import of_run, spelled
-from bdclean.errors import BdcleanError, ConfigError, behind
+from bdclean.errors import BdcleanError, ConfigError, behind, in_a_sentence
 from bdclean.files import sweep
 from bdclean.functional.precision import cpu_has_bfloat16
-from bdclean.locks import RunLock
+from bdclean.locks import RunLock, require_held
 from bdclean.modules import BackdoorModule
 from bdclean.modules.checkpoints import odd_state
 from bdclean.modules.trainer import is_trial, named_checkpoint
@@ -114,7 +114,7 @@ def run(
         refused = behind(error, MisconfigurationException)
         if refused is None or behind(error, BdcleanError) is not None:
             raise
-        raise ConfigError(" ".join(str(refused).split())) from error
+        raise ConfigError(in_a_sentence(refused)) from error
     if distributed.is_available() and distributed.is_initialized():
         # Gloo's threads should not outlive the interpreter; Lightning ends NCCL's group alone.
         distributed.destroy_process_group()
@@ -193,8 +193,8 @@ class BdcleanCLI(LightningCLI):
     def _add_instantiators(self) -> None:
         """Makes models without the argument `facts` too, which a user's own may be."""
         for make, kind in (
-            (making.ModelMaker(cli=self, key="model"), LightningModule),
-            (making.DataMaker(cli=self, key="data"), LightningDataModule),
+            (making.Maker(cli=self, key="model"), LightningModule),
+            (making.Maker(cli=self, key="data"), LightningDataModule),
             (making.make_attack, Attack),
         ):
             self.parser.add_instantiator(make, kind, subclasses=True)
@@ -260,7 +260,7 @@ class BdcleanCLI(LightningCLI):
         if self._writes and self.subcommand == "fit":
             saved = self.save(self._parser("fit"), self.config["fit"])
             saved.require_own(Path(run))  # before loggers and checkpoints touch it
-            callbacks.append(saved)
+            callbacks += [saved, LambdaCallback(on_train_batch_end=lambda *_: require_held())]
         read = weights_files(self.config[self.name].as_dict())
         callbacks += [ExactResume(read), Requeue(run), RunRecord(run), Suspects(run)]
         callbacks.append(PredictionFiles(run))
@@ -334,7 +334,7 @@ class BdcleanCLI(LightningCLI):
             sweep(run.path)
             sweep(run.checkpoints)
             require_writable(run)
-            yield lambda: lock.__exit__(None, None, None)
+            yield lock.give_back
 
     def after_fit(self) -> None:
         """Tests the final weights, which are in memory, unless told not to; says what was done."""

@@ -14,7 +14,7 @@ from bdclean.attacks import Attack
 from bdclean.commands.parsing import OneDialect
 from bdclean.commands.rooms import find_class
 from bdclean.data.datamodule import ImageDataModule
-from bdclean.errors import BdcleanError, ConfigError, behind
+from bdclean.errors import BdcleanError, ConfigError, behind, in_a_sentence
 from bdclean.modules import BackdoorModule, StagedModule, Training
 
 # What the __init__ of each class leaves behind.
@@ -34,8 +34,8 @@ class LightningParser(OneDialect, LightningArgumentParser):  # type: ignore[misc
     """The parser of the commands of Lightning."""
 
 
-class ModelMaker(_InstantiatorFn):
-    """Makes models as Lightning does, and also those that take no facts of the data."""
+class Maker(_InstantiatorFn):
+    """Makes models and data modules as Lightning does, and models that take no facts as well."""
 
     def __call__(
         self,
@@ -56,26 +56,6 @@ class ModelMaker(_InstantiatorFn):
             if "before Module.__init__() call" not in str(error):
                 raise
             raise _unfinished(class_type) from error
-        return finished(made)
-
-
-class DataMaker(_InstantiatorFn):
-    """Makes data modules as Lightning does."""
-
-    def __call__(
-        self,
-        class_type: type[Any],
-        *args: Any,
-        applied_instantiation_links: dict[str, Any],
-        **kwargs: Any,
-    ) -> Any:
-        """Makes one.
-
-        Raises:
-            ConfigError: If the class does not begin with the `__init__` of the one above.
-        """
-        links = applied_instantiation_links
-        made = super().__call__(class_type, *args, applied_instantiation_links=links, **kwargs)
         return finished(made)
 
 
@@ -111,11 +91,11 @@ def refusal(error: Exception, config: Mapping[str, Any]) -> ConfigError | None:
         return None
     missing = behind(error, ImportError)
     if missing is not None:
-        return ConfigError(f"A package is missing. {' '.join(str(missing).split())}")
-    unknown = _UNKNOWN.search(str(error))
-    for key, name, arguments in [] if unknown is None else _loose(config, ""):
-        if unknown is not None and unknown[1] in arguments:
-            return ConfigError(f"--{key}.{unknown[1]}: {name} takes no such argument.")
+        return ConfigError(f"A package is missing. {in_a_sentence(missing)}")
+    if unknown := _UNKNOWN.search(str(error)):
+        for key, name, arguments in _loose(config, ""):
+            if unknown[1] in arguments:
+                return ConfigError(f"--{key}.{unknown[1]}: {name} takes no such argument.")
     model = config.get("model") or {}
     kind = find_class(model.get("class_path", ""))
     facts = inspect.signature(kind).parameters.get("facts") if inspect.isclass(kind) else None

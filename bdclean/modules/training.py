@@ -12,7 +12,7 @@ from bdclean.checks import MOST_FLOAT
 from bdclean.errors import ConfigError, in_a_sentence, in_words
 from bdclean.modules.base import BackdoorModule
 from bdclean.modules.reading import data_of, share_buffers, steps_per_epoch
-from bdclean.modules.trainer import check_limits, named_checkpoint
+from bdclean.modules.trainer import is_fitting, named_checkpoint
 from bdclean.types import View, ViewableData
 
 
@@ -42,10 +42,20 @@ class Training(BackdoorModule):
         if stage != "fit":
             return
         self.trained, self._steps_before = True, None
-        check_limits(self.trainer)  # before the steps of an epoch are counted by them
         if isinstance(data_of(self.trainer), ViewableData):
             self.request(self.view)
-            steps_per_epoch(self.trainer, self.view)  # refuses an interval that is too long
+
+    def configure_model(self) -> None:
+        """As of any module, and counts the steps of an epoch, before Lightning does.
+
+        Raises:
+            ConfigError: As of any module, or the Trainer validates after more batches than an epoch
+                has.
+        """
+        super().configure_model()
+        fits = self._trainer is not None and is_fitting(self.trainer)
+        if fits and isinstance(data_of(self.trainer), ViewableData):
+            steps_per_epoch(self.trainer, self.view)
 
     def on_fit_start(self) -> None:
         """Compares the length with that of the run that is resumed.
