@@ -91,14 +91,15 @@ def pgd(
     if config.radius == 0:
         return images.clone()
     start = _random_start(images, config, generator) if config.random_start else images
-    adversarial = _project(start, images, config)
+    project = _projection(images, config)
+    adversarial = project(start)
     for _ in range(config.steps):
         # A new leaf in every step, so that no graph outlives it.
         adversarial = adversarial.detach().requires_grad_()
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(loss(adversarial), adversarial)
         direction = gradient.sign() if config.norm == "linf" else _unit_length(gradient)
-        adversarial = _project(adversarial.detach() + config.step * direction, images, config)
+        adversarial = project(adversarial.detach() + config.step * direction)
     return adversarial
 
 
@@ -114,14 +115,18 @@ def _random_start(images: Tensor, config: PGD, generator: torch.Generator | None
     return images + direction * (config.radius * uniform.pow(1 / images[0].numel()))
 
 
-def _project(adversarial: Tensor, images: Tensor, config: PGD) -> Tensor:
+def _projection(images: Tensor, config: PGD) -> Callable[[Tensor], Tensor]:
     """Clips to the ball, then to the box; as the images are in the box, it stays in the ball."""
     if config.norm == "linf":
-        lower = (images - config.radius).clamp_min(0)
-        return adversarial.clamp(lower, (images + config.radius).clamp_max(1))
-    delta = adversarial - images
-    length: Tensor = torch.linalg.vector_norm(delta, dim=(1, 2, 3), keepdim=True)
-    return (images + delta / (length / config.radius).clamp_min(1)).clamp(0, 1)
+        lower, upper = (images - config.radius).clamp_min(0), (images + config.radius).clamp_max(1)
+        return lambda moved: moved.clamp(lower, upper)
+
+    def project(moved: Tensor) -> Tensor:
+        delta = moved - images
+        length: Tensor = torch.linalg.vector_norm(delta, dim=(1, 2, 3), keepdim=True)
+        return (images + delta / (length / config.radius).clamp_min(1)).clamp(0, 1)
+
+    return project
 
 
 def _unit_length(x: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from bdclean.checks import check_between, check_fractions, check_not_negative, c
 from bdclean.errors import ConfigError
 from bdclean.functional.diversity import diversity
 from bdclean.modules import Needs, Recipe, Stage, StagedModule
+from bdclean.modules.base import Classifier, Split
 from bdclean.modules.reading import data_of
 from bdclean.types import Batch, BatchPlace, ImageFacts, View
 
@@ -141,6 +142,7 @@ class InputAwareTraining(StagedModule):
         self.pattern = TriggerGenerator(3, facts.mean, facts.std)  # G
         self.mask = TriggerGenerator(1, facts.mean, facts.std)  # M
         self._restored: dict[str, Tensor] = {}
+        self._ready: tuple[InputAwareTrigger, ...] = ()  # a tuple, as it is no part of the module
 
     def plan(self) -> tuple[Stage, ...]:
         """The mask network alone, then the pattern network together with the classifier."""
@@ -256,7 +258,8 @@ class InputAwareTraining(StagedModule):
         images = batch["image"]
         self.mask.train()
         others, normalize = _others(images), self.mask.normalize
-        mine, theirs = threshold(self.mask(images)), threshold(self.mask(others))
+        mine = threshold(self.mask(images))
+        theirs = _others(mine)  # M of the other images: they are of the same batch
         norm = (mine - self.mask_density).relu().mean()
         div = diversity(normalize(images), normalize(others), mine, theirs)
         loss = self.lambda_norm * norm + self.lambda_div * div
@@ -298,6 +301,7 @@ class InputAwareTraining(StagedModule):
 
     def _step(self, loss: Tensor) -> None:
         """Steps what has gradients, since a scaler fails on others; none outlive a batch."""
+        self._ready = ()
         self.manual_backward(self.reaching_all(loss))
         for optimizer in self._optimizers():
             if any(p.grad is not None for p in optimizer.param_groups[0]["params"]):
@@ -313,11 +317,22 @@ class InputAwareTraining(StagedModule):
 
     # ------------------------------------------------------------------ evaluation
 
+    def begin_evaluation(self, split: Split) -> dict[str, Classifier]:
+        """Takes the trigger once for all batches."""
+        self._ready = (self.learned_trigger(),)
+        return super().begin_evaluation(split)
+
+    def on_predict_start(self) -> None:
+        """Takes the trigger once for all batches."""
+        super().on_predict_start()
+        self._ready = (self.learned_trigger(),)
+
     def shown(self, batch: Batch, loader: str) -> Batch:
         """The batch as the learned trigger makes it, in 8 bits, for all loaders but `clean`."""
         if loader not in ("triggered", "cross_acc"):
             return batch
-        images, trigger = batch["image"], self.learned_trigger()
+        (trigger,) = self._ready or (self.learned_trigger(),)
+        images = batch["image"]
         donors = images if loader == "triggered" else _others(images)
         stored = trigger.as_stored(trigger.cross(images, donors))
         return {**batch, "image": stored.contiguous(memory_format=torch.channels_last)}

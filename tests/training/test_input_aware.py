@@ -404,6 +404,33 @@ def test_what_each_loader_shows(fit):
     assert torch.equal(module.shown(batch, "another")["image"], images)  # refused elsewhere
 
 
+def test_a_batch_passes_the_mask_network_once_and_an_evaluation_copies_it_once(fit, monkeypatch):
+    module = make()
+    passed, made = [], []
+    module.mask.register_forward_hook(lambda *_: passed.append(1))
+    learned = InputAwareTraining.learned_trigger
+    monkeypatch.setattr(
+        InputAwareTraining, "learned_trigger", lambda self: made.append(1) or learned(self)
+    )
+    data, trainer = fit(module)
+    # A step in the mask stage; two in the joint one, with own triggers and those of others.
+    assert len(passed) == trainer.global_step
+    made.clear()
+    trainer.test(module, data, verbose=False)
+    trainer.predict(module, data)
+    assert len(made) == 2
+
+
+def test_a_step_changes_what_is_shown(fit):
+    module = make()
+    data, trainer = fit(module)
+    trainer.test(module, data, verbose=False)
+    batch = data.on_after_batch_transfer(next(iter(data.test_dataloader()[1])), 1)
+    before = module.shown(batch, "triggered")["image"]
+    fit(module)
+    assert not torch.equal(module.shown(batch, "triggered")["image"], before)
+
+
 def test_predictions_are_of_the_shown_images(fit):
     module = make()
     data, trainer = fit(module)
