@@ -38,10 +38,11 @@ def kill_after_checkpoint(process, checkpoint, how):
 @pytest.mark.parametrize(
     ("method", "extra", "how"),
     [
-        (
+        pytest.param(
             "train/supervised/fast",
             ["--model.width", "4", "--trainer.max_epochs", "4"],
             signal.SIGKILL,
+            marks=pytest.mark.exhaustive,
         ),
         (
             "train/supervised/fast",
@@ -57,13 +58,14 @@ def kill_after_checkpoint(process, checkpoint, how):
             ],
             signal.SIGTERM,
         ),
-        (
+        pytest.param(
             "train/simclr/fast",
             [
                 *("--model.width", "4", "--trainer.max_epochs", "3", "--model.batch_size", "64"),
                 *("--checkpoint.every_n_train_steps", "7"),
             ],
             signal.SIGKILL,
+            marks=pytest.mark.exhaustive,
         ),
         (
             "train/supervised/fast",

@@ -116,7 +116,7 @@ def test_describe_names_what_defines_the_attack():
     assert described["image"] == "white_square"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore")
 def test_covers_keep_the_trigger_from_leaking_to_other_classes():
     """Seen with three seeds: 1, 80 and 55 % without covers, and 1, 0 and 0 % with them.

@@ -198,22 +198,25 @@ def stop_at(monkeypatch, name, signum, call=1):
 
 
 STOPS = {
-    "within a fit": ("on_train_batch_start", 1, "Nothing is saved yet"),
-    "before the first is saved": ("save_model", 1, "Nothing is saved yet"),
-    "after the first": ("measure", 1, "new keeps victim.safetensors"),
-    "before the last": ("make_bcu", 1, "new keeps victim.safetensors, cbd.safetensors"),
+    "within a fit": ("on_train_batch_start", 1, signal.SIGTERM, "Nothing is saved yet"),
+    "before the first is saved": ("save_model", 1, signal.SIGINT, "Nothing is saved yet"),
+    "after the first": ("measure", 1, signal.SIGTERM, "new keeps victim.safetensors"),
+    "before the last": (
+        *("make_bcu", 1, signal.SIGTERM),
+        "new keeps victim.safetensors, cbd.safetensors",
+    ),
     "in the report": (
         "feature_map",
         2,
+        signal.SIGINT,
         "new keeps victim.safetensors, cbd.safetensors, bcu.safetensors, results.json",
     ),
 }
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("case", STOPS)
-def test_a_stopped_demo_says_what_stays_and_begins_anew(case, signum, tiny, monkeypatch, capsys):
-    name, call, stays = STOPS[case]
+def test_a_stopped_demo_says_what_stays_and_begins_anew(case, tiny, monkeypatch, capsys):
+    name, call, signum, stays = STOPS[case]
     with monkeypatch.context() as patch:
         if name == "on_train_batch_start":  # Lightning makes an exit of status 1 of it
             hook = lambda *_: os.kill(os.getpid(), signum)  # noqa: E731
@@ -228,7 +231,7 @@ def test_a_stopped_demo_says_what_stays_and_begins_anew(case, signum, tiny, monk
     kept = sorted(stays.split(" keeps ")[1].split(", ")) if " keeps " in stays else []
     assert sorted(path.name for path in Path().rglob("*") if path.is_file()) == kept
     assert Path("new").exists() == bool(kept)  # a folder that it made goes again
-    if case == "in the report" and signum == signal.SIGINT:  # the other one would end alike
+    if case == "in the report":  # the others would end alike
         main(["demo", "--run", "new"])
         assert {path.name for path in Path("new").iterdir()} == OWN
 
@@ -292,7 +295,7 @@ def test_the_configs_for_the_digits_have_the_values_of_the_demo():
     )
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_real_demo(tmp_path, capsys):
     main(["demo", "--run", str(tmp_path), "--seed", "0"])
     said = capsys.readouterr()

@@ -102,7 +102,14 @@ def lines():
     return re.findall(r"^bdclean: (.*)$", Path("told").read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("case", CASES)
+EACH_DAY = ("all, in the training", "the second is killed")
+MARKED = [
+    pytest.param(case, id=case, marks=() if case in EACH_DAY else pytest.mark.exhaustive)
+    for case in CASES
+]
+
+
+@pytest.mark.parametrize("case", MARKED)
 def test_all_end_soon_with_one_line(case, begin):
     when, name, to, status, line, unlocked = CASES[case]
     first = begin(*VICTIM)

@@ -5,8 +5,6 @@ import io
 import json
 import re
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -184,14 +182,14 @@ def test_a_page_without_its_markers_is_refused(folder, text, capsys):
     assert "<!-- results --> must be there once." in capsys.readouterr().err
 
 
-def test_wrong_use_is_one_message_and_exit_status_2(folder):
+def test_wrong_use_is_one_message_and_exit_status_2(folder, begin):
     folder.choose(pages={"front.md": folder.CHOICE | {"rows": ["cbd", "bcu"]}})
-    words = [sys.executable, "-m", "bdclean.reporting.tables", str(folder.path)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
+    process = begin("-m", "bdclean.reporting.tables", folder.path)
+    said, told = process.communicate()
+    assert process.returncode == 2
     file = folder.path / "results.yaml"
-    assert done.stderr == f"{file}: unknown row 'bcu'; known: victim, cbd.\n"
-    assert done.stdout == ""
+    assert told == f"{file}: unknown row 'bcu'; known: victim, cbd.\n"
+    assert said == ""
 
 
 def test_the_pages_of_this_repository_are_what_their_records_give():
