@@ -54,5 +54,5 @@ def test_the_page_shows_its_record():
         assert max(each["asr"] for each in own) - min(each["asr"] for each in own) < 1
         if line["data"] == "folder":
             for key in "neighbours", "acc":
-                assert max(own, key=lambda each: each[key]) is made["running"]  # noqa: B023
+                assert max(own, key=lambda each: each[key]) is made["running"]
             assert made["running"]["acc"] - made["running, suspect's"]["acc"] > 10
