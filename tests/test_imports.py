@@ -8,7 +8,7 @@ import pytest
 import bdclean
 
 PACKAGE = Path(bdclean.__file__).parent
-GROUND = {"types", "errors", "checks", "files", "printable", "progress"}
+GROUND = {"types", "errors", "checks", "files", "pictures", "printable", "progress"}
 LOWER = GROUND | {"functional", "weights"}
 MODELS = LOWER | {"metrics", "backbones"}
 METHODS = MODELS | {"modules"}
@@ -22,6 +22,7 @@ ALLOWED = {
     "errors": set(),
     "checks": {"errors"},
     "files": {"errors", "locks"},
+    "pictures": {"errors"},
     "printable": set(),
     "progress": set(),
     "locks": {"errors"},

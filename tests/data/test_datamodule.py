@@ -317,18 +317,24 @@ def test_pictures_that_are_not_read_are_told_of(folder):
     with pytest.warns(UserWarning, match=r"2 pictures .*train are left out, 1\.HEIC for one"):
         _ = ImageFolder(root=str(folder), **words).stored
     with pytest.warns(UserWarning, match=r"2 pictures"):
-        _ = ImageFolder(defense_root=str(folder), **words).defense_set
+        _ = ImageFolder(defense_root=str(folder / "train"), **words).defense_set
 
 
-def test_an_empty_class_folder_keeps_its_number(folder):
+def test_an_empty_class_folder_keeps_its_number_where_that_is_meant(folder):
     """A poisoned set that was exported may have lost all images of a class."""
     for part in ("train", "test"):
         (folder / part / "bat" / "deep.png").mkdir(parents=True)
-    assert ImageFolder(root=str(folder), input_size=16).num_classes == 3
+    words = {"root": str(folder), "input_size": 16, "cache": False}
+    with pytest.raises(DataError, match=r"train/bat holds no images; .*--data\.num_classes 3\.$"):
+        ImageFolder(**words)
+    assert ImageFolder(num_classes=3, **words).num_classes == 3
+    write_image(folder / "test" / "bat" / "0.png", 1)
+    assert ImageFolder(**words).num_classes == 3
     # A test folder need not have all classes: that of triggered images lacks the target's.
-    write_image(folder / "train" / "bat" / "0.png", 1)
-    data = ImageFolder(root=str(folder), input_size=16, cache=False)
-    assert sorted(set(data.test_set.labels.tolist())) == [1, 2]
+    (folder / "test" / "bat" / "0.png").rename(folder / "train" / "bat" / "0.png")
+    data = ImageFolder(**words)
+    with pytest.warns(UserWarning, match=r"test/bat holds no images, so its class is not measured"):
+        assert sorted(set(data.test_set.labels.tolist())) == [1, 2]
 
 
 def test_class_folders_must_agree(folder):
