@@ -4,11 +4,8 @@ Such text may hold anything: newlines that forge a line of ours, escape sequence
 terminal, formulas that a spreadsheet runs. All of it goes through here before it is shown.
 """
 
-import csv
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
-from io import StringIO
 
 _RUN_BY_SPREADSHEETS = ("=", "+", "-", "@", "\t", "\r")
 _MARK = "'"
@@ -38,26 +35,6 @@ def cell(text: str) -> str:
 def text_of_cell(text: str) -> str:
     """The text that `cell` was given."""
     return _ESCAPE.sub(lambda found: _unescaped(found[0]), text.removeprefix(_MARK))
-
-
-def csv_text(lines: Iterable[Sequence[object]]) -> str:
-    """The text of a CSV file; `bdclean.runs.read_csv` reads it.
-
-    Texts are written by `cell`. A number that is written as text is no formula and stays as it is.
-    """
-    text = StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    for line in lines:
-        writer.writerow([cell(v) if isinstance(v, str) and not _is_number(v) else v for v in line])
-    return text.getvalue()
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return text.isascii() and text.strip() == text
 
 
 def _is_escaped_in_cells(character: str) -> bool:

@@ -4,7 +4,6 @@ A run folder can be moved: nothing in it says where it lies, and what belongs to
 from the folder's path alone.
 """
 
-import csv
 import hashlib
 import json
 import os
@@ -26,7 +25,6 @@ from bdclean.files import (
     write_text,
 )
 from bdclean.locks import NAME as LOCK
-from bdclean.printable import text_of_cell
 
 if TYPE_CHECKING:  # reading a record takes neither torch nor Lightning
     from bdclean.data import ImageDataModule
@@ -256,23 +254,6 @@ def read_record(path: Path) -> dict[str, Any]:
             f"schema {SCHEMA}; update bdclean."
         )
     return record
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """The lines of a CSV file of ours by the names of their columns.
-
-    Names of files and folders are those that `bdclean.printable.csv_text` was given.
-
-    Raises:
-        DataError: If there is no such file.
-    """
-    if not path.is_file():
-        raise DataError(f"{path} is missing.")
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
-        return [
-            {key: text_of_cell(value or "") for key, value in line.items() if key is not None}
-            for line in csv.DictReader(lines)
-        ]
 
 
 # ---------------------------------------------------------------------- which experiment

@@ -14,8 +14,8 @@ from bdclean.files import write_text
 from bdclean.metrics.identification import false_positive_rate, true_positive_rate
 from bdclean.modules import BackdoorModule
 from bdclean.modules.reading import data_of
-from bdclean.printable import csv_text
-from bdclean.runs import RunFolder, read_csv
+from bdclean.runs import RunFolder
+from bdclean.tabular import Number, csv_text, read_csv
 from bdclean.types import Findings, KnowsTruth, TrainingSet
 
 COLUMNS = ("index", "file", "label", "score", "flagged", "proposed")
@@ -90,7 +90,7 @@ def table(findings: Findings, data: TrainingSet) -> str:
         other = proposed[row] if proposed[row] >= 0 else ""
         # Nine digits tell any two numbers of 32 bits apart.
         judged = "" if flagged is None else int(flagged[row])
-        cells = [row, file, labels[row], f"{score[row]:.9g}", judged, other]
+        cells = [row, file, labels[row], Number(f"{score[row]:.9g}"), judged, other]
         if data.classes:
             named = data.classes[proposed[row]] if proposed[row] >= 0 else ""
             cells += [data.classes[labels[row]], named]

@@ -27,8 +27,8 @@ from bdclean.data.images import labels_of
 from bdclean.errors import ConfigError, FileError
 from bdclean.files import write_text
 from bdclean.functional.seeds import derive_seed
-from bdclean.printable import csv_text
 from bdclean.progress import follow
+from bdclean.tabular import csv_text
 
 COLUMNS = ("file", "row", "base_row", "source", "label_true", "label_seen", "poison", "cover")
 _CHUNK = 256  # images per task of a thread

@@ -170,8 +170,8 @@ def warn_of_pictures_beside(root: Path) -> None:
     found = [n for n in names if not n.startswith(".") and Path(n).suffix.lower() in SUFFIXES]
     if found:
         rank_zero_warn(
-            f"{len(found):,} pictures in {root} lie beside the class folders and are left out, "
-            f"{found[0]} for one. Move them into a class folder to have them used."
+            f"{root} holds pictures beside the class folders, which are left out: {found[0]} "
+            f"({len(found):,} in all). Move them into a class folder to have them used."
         )
 
 

@@ -18,9 +18,8 @@ from pathlib import Path
 
 from bdclean.errors import BdcleanError, DataError
 from bdclean.files import write_text
-from bdclean.printable import csv_text
 from bdclean.reporting.results import OWN_COLUMNS, Cell, Results, Row, Selection, Table
-from bdclean.runs import read_csv
+from bdclean.tabular import csv_text, read_csv
 
 START, END = "<!-- results -->\n", "<!-- end results -->"
 _COMMAND = "python -m bdclean.reporting.tables docs/results"

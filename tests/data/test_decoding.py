@@ -4,6 +4,7 @@ import io
 import os
 import shutil
 import sys
+import time
 import zlib
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from bdclean import progress
+from bdclean import pictures, progress
 from bdclean.data import decoding
 from bdclean.errors import DataError
 
@@ -165,3 +166,107 @@ def test_plain_pictures_of_equal_size_and_date_are_told_apart(
         os.utime(picture, (0, 0))
         found += levels(load([picture], [picture.name], 8))
     assert found == [10, 200]
+
+
+# ---------------------------------------------------------------------- broken files
+
+SKIP = decoding.Reading(on_error="skip")
+HELD = decoding.Reading(cache=False, on_error="skip")
+
+
+@pytest.fixture
+def broken(files):
+    """The second and the fourth of five files are broken."""
+    for row, text in ((1, b"<html>404"), (3, b"")):
+        files[0][row].write_bytes(text)
+    return files
+
+
+@pytest.mark.parametrize("reading", [decoding.Reading(), NO_CACHE])
+def test_the_first_broken_file_and_the_switch_are_named(broken, reading, tmp_path):
+    with pytest.raises(DataError) as refusal:
+        load(*broken, 8, reading=reading)
+    assert str(refusal.value) == (
+        f"{tmp_path}/set/1.png is not a readable image (it holds a web page); convert it to BMP, "
+        "GIF, JPEG, PNG, PPM, TIFF or WebP, or remove it, or leave out such files with "
+        "--data.on_error skip."
+    )
+    assert cached(tmp_path) == []
+
+
+@pytest.mark.parametrize("reading", [SKIP, HELD])
+def test_broken_files_are_skipped(broken, reading, levels, tmp_path, monkeypatch):
+    found = decoding.load_images(*broken, 8, reading=reading)
+    assert levels(found.images) == [0, 80, 160]
+    reasons = {1: "it holds a web page", 3: "it is empty"}
+    assert {row: error.reason for row, error in found.broken.items()} == reasons
+    if reading.cache:
+        assert [name[-4:] for name in cached(tmp_path)] == ["json", ".npy"]
+        monkeypatch.setattr(decoding, "_decode", None)
+        again = decoding.load_images(*broken, 8, reading=reading)
+        assert torch.equal(again.images, found.images)
+        assert {row: error.reason for row, error in again.broken.items()} == reasons
+        with pytest.raises(DataError, match=r"1\.png is not .*--data\.on_error skip\.$"):
+            load(*broken, 8)
+
+
+def test_what_is_skipped_does_not_depend_on_the_order_of_threads(broken, monkeypatch):
+    def late(file, **how):
+        time.sleep(0.05 * (file.name < "3"))
+        return pictures.decoded(file, **how)
+
+    monkeypatch.setattr(decoding, "decoded", late)
+    assert list(decoding.load_images(*broken, 8, reading=HELD).broken) == [1, 3]
+
+
+def test_a_cache_without_broken_files_serves_both(files, tmp_path):
+    load(*files, 8)
+    load(*files, 8, reading=SKIP)
+    assert len(cached(tmp_path)) == 1
+
+
+def test_a_folder_of_broken_files_is_refused(files):
+    for file in files[0]:
+        file.write_bytes(b"")
+    with pytest.raises(
+        DataError, match=r"^None of 5 image files can be read; the first .*0\.png is"
+    ):
+        load(*files, 8, reading=SKIP)
+
+
+@pytest.mark.parametrize("reading", [SKIP, HELD])
+def test_files_that_the_disk_withholds_are_not_skipped(files, reading, monkeypatch):
+    def fail(file, **how):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(pictures.Image, "open", fail)
+    with pytest.raises(DataError, match=r"0\.png is not .* \(Permission denied\); see that it is"):
+        load(*files, 8, reading=reading)
+
+
+# ---------------------------------------------------------------------- orientation
+
+
+def test_turned_and_stored_photos_have_keys_of_their_own(tmp_path, monkeypatch, write):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write(tmp_path / "x.png", 100)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    with Image.open(tmp_path / "x.png") as picture:
+        picture.save(tmp_path / "x.jpg", exif=exif, quality=100)
+    files = [[tmp_path / "x.jpg"], ["x.jpg"], 12]
+    off = decoding.Reading(exif_orientation=False)
+    for _ in range(2):
+        turned, stored = load(*files), load(*files, reading=off)
+        assert (turned[0, 0, 5, :5] > 90).all()
+        assert (stored[0, 0, 5, -5:] > 90).all()
+        assert torch.equal(turned, stored.flip(2, 3))
+    assert len(cached(tmp_path)) == 2
+
+
+def test_a_very_long_picture_is_refused_where_it_would_be_enlarged(tmp_path):
+    Image.new("L", (20_000, 1)).save(tmp_path / "x.png")
+    for way in ("fill", "stretch"):
+        load([tmp_path / "x.png"], ["x.png"], 224, resizing=way, reading=NO_CACHE)
+    with pytest.raises(DataError, match="it is far longer than wide"):
+        load([tmp_path / "x.png"], ["x.png"], 224, resizing="imagenet", reading=NO_CACHE)

@@ -25,7 +25,8 @@ from bdclean.data.sources import read_class_folder
 from bdclean.errors import DataError
 from bdclean.files import write_text
 from bdclean.metrics.identification import identification
-from bdclean.runs import RunFolder, read_csv
+from bdclean.runs import RunFolder
+from bdclean.tabular import read_csv
 from bdclean.types import Findings, TrainingSet
 
 
