@@ -17,6 +17,8 @@ NAMES = (
     *("caf\udce9.png", "図.png", "-5", "1e5", "nan", " =1", "\x9b"),
 )
 
+NO_ROUNDS = (torch.zeros(0, 2, dtype=torch.bool), torch.zeros(0, dtype=torch.long))
+
 
 def written(tmp_path, lines):
     path = tmp_path / "x.csv"
@@ -43,7 +45,7 @@ def test_names_of_suspects_are_those_of_the_files(tmp_path):
     files = ("=cmd|' /C calc'!A0/0.png", "cat/-1.png")
     truth = TrainingSet(torch.tensor([0, 1]), files, None, None, ("=cmd|' /C calc'!A0", "cat"))
     score, flagged = torch.tensor([-1.0, -2.0]), torch.tensor([True, False])
-    text = table(Findings(score, flagged, torch.tensor([1, -1])), truth)
+    text = table(Findings(score, flagged, torch.tensor([1, -1]), {}, *NO_ROUNDS), truth)
     assert "\n0,'=cmd|" in text
     (tmp_path / "suspects.csv").write_text(text)
     first, second = read_csv(tmp_path / "suspects.csv")
