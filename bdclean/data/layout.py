@@ -14,7 +14,12 @@ SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 )
 # Pictures too, which nobody should miss in silence.
-NOT_READ = frozenset({".heic", ".heif", ".avif", ".gif", ".jxl", ".jp2", ".tga", ".dng"})
+NOT_READ = frozenset(
+    {
+        *(".heic", ".heif", ".avif", ".gif", ".jxl", ".jp2", ".tga", ".dng", ".apng", ".pbm"),
+        *(".pnm", ".ico", ".psd", ".cr2", ".nef", ".arw"),
+    }
+)
 
 # What systems leave beside files: thumbnails, rubbish, resource forks.
 _OF_SYSTEMS = frozenset(
@@ -143,9 +148,11 @@ def require_images(root: Path, classes: Iterable[str], more: str = "") -> None:
         DataError: Naming the first one without.
     """
     for name in empty_classes(root, classes):
+        other = next(walk(root / name, NOT_READ), None)
+        none = "no images" if other is None else f"pictures that are not read ({other.name})"
+        put = "put images in" if other is None else f"convert them ({', '.join(sorted(SUFFIXES))})"
         raise DataError(
-            f"{root / name} holds no images; put images in, or remove the folder if it is no "
-            f"class{more}."
+            f"{root / name} holds {none}; {put}, or remove the folder if it is no class{more}."
         )
 
 
@@ -166,8 +173,7 @@ def require_one_part(root: Path) -> None:
 
 def warn_of_pictures_beside(root: Path) -> None:
     """Tells of pictures that lie beside the class folders, and are in no class."""
-    names = sorted(entry.name for entry in os.scandir(root) if entry.is_file())
-    found = [n for n in names if not n.startswith(".") and Path(n).suffix.lower() in SUFFIXES]
+    found = _own_pictures(root)
     if found:
         rank_zero_warn(
             f"{root} holds pictures beside the class folders, which are left out: {found[0]} "
@@ -180,7 +186,7 @@ def warn_of_pictures_beside(root: Path) -> None:
 
 def folders_in(root: Path) -> list[str]:
     """Names of the folders below `root`, sorted, without those of nobody's images."""
-    return sorted(e.name for e in os.scandir(root) if e.is_dir() and _is_of_people(e.name))
+    return sorted(e.name for e in _entries(root) if e.is_dir() and _is_of_people(e.name))
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -197,14 +203,36 @@ def has_images(folder: Path) -> bool:
 
 
 def walk(folder: Path, suffixes: frozenset[str] = SUFFIXES) -> Iterator[Path]:
-    """The files with these endings below `folder`, in any order."""
-    for top, inner, names in os.walk(folder, followlinks=True):
+    """The files with these endings below `folder`, in any order.
+
+    Raises:
+        DataError: If a folder cannot be read.
+    """
+    for top, inner, names in os.walk(folder, followlinks=True, onerror=_refuse):
         here = Path(top)
         inner[:] = [n for n in inner if _is_of_people(n) and not _turns_back(here / n)]
         for name in names:
             path = here / name
             if path.suffix.lower() in suffixes and not name.startswith(".") and path.is_file():
                 yield path
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise _unreadable(error) from error
+
+
+def _refuse(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):  # a class that the test images lack
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: OSError) -> DataError:
+    why = error.strerror or str(error)
+    return DataError(f"{error.filename} cannot be read ({why}); see that its folders may be read.")
 
 
 def _is_of_people(name: str) -> bool:
@@ -217,18 +245,16 @@ def _is_above(folder: Path) -> bool:
     A single folder in a class folder (`WNID/images`) makes no level of its own, unless it has the
     name of a part.
     """
-    if next(_own_images(folder), None) is not None:
+    if _own_pictures(folder):
         return False
     inner = [name for name in folders_in(folder) if has_images(folder / name)]
     return len(inner) > 1 or any(part_of(name) for name in inner)
 
 
-def _own_images(folder: Path) -> Iterator[Path]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            hidden = entry.name.startswith(".")
-            if not hidden and Path(entry.name).suffix.lower() in SUFFIXES and entry.is_file():
-                yield folder / entry.name
+def _own_pictures(folder: Path) -> list[str]:
+    """Names of the image files in `folder` itself, sorted."""
+    files = [e.name for e in _entries(folder) if not e.name.startswith(".") and e.is_file()]
+    return sorted(name for name in files if Path(name).suffix.lower() in SUFFIXES)
 
 
 def _turns_back(folder: Path) -> bool:

@@ -1,5 +1,6 @@
 """Folders that people hand over: which hold classes, and which question is asked about the rest."""
 
+import os
 from io import BytesIO
 
 import pytest
@@ -117,7 +118,15 @@ ASKED = {
     "no folder": ([], "No folder {root}/train. Expected {root}/train/CLASS/IMAGE.jpg, one folder"),
     "an empty class": (both("", "bat/"), EMPTY),
     "a class of rubbish": (both("", "bat/Thumbs.db", "bat/._0.png"), EMPTY),
+    "a class of photos that are not read": (
+        both("", "bat/IMG_1.HEIC"),
+        "{root}/bat holds pictures that are not read (IMG_1.HEIC); convert them (.bmp, .jfif,",
+    ),
     "a class of notes": (both("", "bat/readme.txt"), EMPTY),
+    "an empty class that the test images lack": (
+        [*both("train", "train/bat/"), *both("test")],
+        EMPTY.replace("{root}", "{root}/train"),
+    ),
     "an empty class below train": (
         [*both("train", "train/bat/"), *both("test", "test/bat/")],
         EMPTY.replace("{root}", "{root}/train"),
@@ -262,3 +271,17 @@ def test_photos_are_no_data_set_with_test_images(plant, parts):
 )
 def test_spellings_of_parts(name, part):
     assert part_of(name) == part
+
+
+@pytest.mark.parametrize("name", ["scandir", "walk"])
+def test_a_folder_that_may_not_be_read_is_told(plant, name, monkeypatch):
+    root, whole = plant(both()), os.scandir
+
+    def scandir(path):
+        if str(path) == str(root if name == "scandir" else root / "cat"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return whole(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(BdcleanError, match=r"cannot be read \(Permission denied\); see that its"):
+        _ = ImageFolder(root=str(root), **WORDS).stored
