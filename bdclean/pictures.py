@@ -19,7 +19,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from bdclean.errors import BdcleanError, DataError, in_words
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-MEMORY = 1_000_000_000
+MEMORY = 800_000_000
 """Bytes for pictures that are being decoded, of all threads together."""
 MOST_OF_A_JPEG = 250_000_000
 """Pixels of a JPEG file for which its decoder may halve the sides on the way, to save memory."""
@@ -59,6 +59,11 @@ _OTHERS = (
     (0, b"PK\3\4", "a zip archive"),
 )
 """Contents under the name of a picture: offset, first bytes in lower or upper case, and a word."""
+
+
+# Blocks above 32 MB go back to the system when they are freed. Of the usual 16 MB, those of another
+# thread stay with the process, and the bound on memory would not hold.
+Image.core.set_block_size(64 << 20)  # type: ignore[attr-defined]
 
 
 class UnreadableError(DataError):

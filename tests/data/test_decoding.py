@@ -94,7 +94,7 @@ def _deep(mode):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (_bomb, "is not a readable image .*more than 125 million pixels"),
+        (_bomb, "is not a readable image .*more than 100 million pixels"),
         (_long_text, "is not a readable image .*too large"),
         (lambda path: path.write_bytes(b"P6 a b 255"), "is not a readable image"),
         (
