@@ -4,10 +4,12 @@ Such text may hold anything: newlines that forge a line of ours, escape sequence
 terminal, formulas that a spreadsheet runs. All of it goes through here before it is shown.
 """
 
+import re
 import unicodedata
 
 _RUN_BY_SPREADSHEETS = ("=", "+", "-", "@", "\t", "\r")
 _MARK = "'"
+_ESCAPE = re.compile(r"\\(?:\\|t|r|x[0-9a-f]{2})")
 
 
 def printable(text: object) -> str:
@@ -20,21 +22,27 @@ def printable(text: object) -> str:
 
 
 def cell(text: str) -> str:
-    """Text for a CSV file that a spreadsheet may open.
+    """Text for a CSV file that a spreadsheet may open; `text_of_cell` gives it back.
 
-    What would be a formula there begins with an apostrophe; `text_of_cell` takes it off. Control
-    characters are escaped but for newlines, which CSV has quotes for.
+    What would be a formula there begins with an apostrophe. Control characters are escaped, but for
+    newlines, which CSV has quotes for, and so is the backslash.
     """
     begins = (*_RUN_BY_SPREADSHEETS, _MARK)
-    kept = "".join(
-        _escaped(c) if unicodedata.category(c) == "Cc" and c != "\n" else c for c in text
-    )
+    kept = "".join(_escaped(c) if _is_escaped_in_cells(c) else c for c in text)
     return f"{_MARK}{kept}" if text.startswith(begins) else kept
 
 
 def text_of_cell(text: str) -> str:
-    """The text that `cell` was given, control characters aside."""
-    return text.removeprefix(_MARK)
+    """The text that `cell` was given."""
+    return _ESCAPE.sub(lambda found: _unescaped(found[0]), text.removeprefix(_MARK))
+
+
+def _is_escaped_in_cells(character: str) -> bool:
+    return character == "\\" or (unicodedata.category(character) == "Cc" and character != "\n")
+
+
+def _unescaped(escape: str) -> str:
+    return escape.encode("ascii").decode("unicode_escape")
 
 
 def _is_shown(character: str) -> bool:

@@ -4,7 +4,6 @@ A run folder can be moved: nothing in it says where it lies, and what belongs to
 from the folder's path alone.
 """
 
-import csv
 import hashlib
 import json
 import os
@@ -255,18 +254,6 @@ def read_record(path: Path) -> dict[str, Any]:
             f"schema {SCHEMA}; update bdclean."
         )
     return record
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """The lines of a CSV file by the names of their columns.
-
-    Raises:
-        DataError: If there is no such file.
-    """
-    if not path.is_file():
-        raise DataError(f"{path} is missing.")
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
-        return list(csv.DictReader(lines))
 
 
 # ---------------------------------------------------------------------- which experiment

@@ -8,7 +8,7 @@ import pytest
 import bdclean
 
 PACKAGE = Path(bdclean.__file__).parent
-GROUND = {"types", "errors", "checks", "files", "printable", "progress"}
+GROUND = {"types", "errors", "checks", "files", "pictures", "printable", "progress", "tabular"}
 LOWER = GROUND | {"functional", "weights"}
 MODELS = LOWER | {"metrics", "backbones"}
 METHODS = MODELS | {"modules"}
@@ -22,8 +22,10 @@ ALLOWED = {
     "errors": set(),
     "checks": {"errors"},
     "files": {"errors", "locks"},
+    "pictures": {"errors"},
     "printable": set(),
     "progress": set(),
+    "tabular": {"errors", "printable"},
     "locks": {"errors"},
     "plugins": {"printable"},
     "stopping": set(),

@@ -12,7 +12,8 @@ from bdclean.attacks import BadNets
 from bdclean.data import Digits
 from bdclean.errors import ConfigError, DataError
 from bdclean.files import FORMAT_KEY
-from bdclean.runs import SCHEMA, RunFolder, canonical, cell_hash, read_csv, read_record
+from bdclean.runs import SCHEMA, RunFolder, canonical, cell_hash, read_record
+from bdclean.tabular import read_csv
 from bdclean.weights import write as write_weights
 
 CONFIG = {

@@ -134,6 +134,7 @@ def test_a_number_that_cannot_be_is_refused_by_name(key, owner, name, length, va
     if owner.__name__ == "ImageFolder":
         for label in "ab":
             (tmp_path / "train" / label).mkdir(parents=True)
+            (tmp_path / "train" / label / "0.png").touch()
         given["root"] = str(tmp_path)
     if "width" in parameters and name != "width":
         given["width"] = 4

@@ -1,5 +1,6 @@
 """A wrong path is told before anything is trained or written."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +152,50 @@ def test_a_product_without_a_head_needs_no_test_images(capsys):
     assert "--model.probe null" in told
     main([*words, "--model.probe", "null"])
     assert "Not measured: the data has no labelled test images." in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------- broken files
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n"
+BROKEN = (
+    "Train/cat/3.png is not a readable image (it holds PostScript); convert it to BMP, GIF, JPEG, "
+    "PNG, PPM, TIFF or WebP, or remove it, or leave out such files with --data.on_error skip."
+)
+
+
+@pytest.fixture
+def broken():
+    for part in ("Train", "Test"):
+        write(part, "cat", "dog")
+    Path("set/Train/cat/3.png").write_bytes(EPS)
+
+
+def test_a_broken_file_is_told_by_every_command(broken, training, capsys):
+    assert refused(FIT, capsys) == f"bdclean: set/{BROKEN}"
+    export = ["attack", "export", *FOLDER, *ATTACK, "--out", "out"]
+    assert refused(export, capsys) == f"bdclean: set/{BROKEN}"
+    photos = [*FIT, "--data.defense_root", "set/Train/cat", "--data.root", "set/Test"]
+    assert BROKEN in refused(photos, capsys)
+    assert BROKEN in refused(["sift", "set", "--run", "run"], capsys)
+    assert not training
+
+
+def test_a_run_records_what_it_skipped(broken, training, capsys):
+    skip = ["--data.on_error", "skip"]
+    with pytest.warns(UserWarning, match="1 of 24 image files below set/Train cannot be") as told:
+        main([*FIT, *skip])
+    assert len([each for each in told if "left out" in str(each.message)]) == 1
+    assert training
+    data = json.loads(Path("run/result.json").read_text())["data"]
+    assert data["skipped"] == {"training images": {"number": 1, "first": ["cat/3.png"]}}
+    assert data["sizes"]["train"] == 23
+    main([*FIT, *skip, "--ckpt_path", "last"])
+    write("Train", "cat")
+    told = refused([*FIT, *skip, "--ckpt_path", "last"], capsys)
+    assert "training images" in told
+    main(["attack", "export", *FOLDER, *ATTACK, *skip, "--out", "out"])
+    assert len(list(Path("out/train").rglob("*.png"))) == 24
 
 
 # ---------------------------------------------------------------------- other files

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bdclean.attacks.checks import require
 from bdclean.errors import AttackError
+from bdclean.pictures import UnreadableError, decoded
 
 Color = tuple[float, float, float]
 
@@ -90,12 +91,12 @@ def from_file(path: str, size: tuple[int, int], key: str = "image") -> tuple[Ten
     """
     height, width = size
     try:
-        with Image.open(Path(path).expanduser()) as image:
-            resized = image.convert("RGBA").resize((width, height), Image.Resampling.BILINEAR)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        with decoded(Path(path).expanduser(), "RGBA") as image:
+            resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    except UnreadableError as error:
         raise AttackError(
-            f"{key}={FILE}{path}: it cannot be read as a picture ({error}); give the path of a "
-            "PNG or JPEG file."
+            f"{key}={FILE}{path}: it cannot be read as a picture ({error.reason}); give the path "
+            "of a PNG or JPEG file."
         ) from error
     pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255
     return pixels[:3].contiguous(), pixels[3:].contiguous()

@@ -1,7 +1,6 @@
 """What a defence found in a training set, as files for a person to look at."""
 
-import csv
-from io import StringIO
+from collections.abc import Sequence
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -15,8 +14,8 @@ from bdclean.files import write_text
 from bdclean.metrics.identification import false_positive_rate, true_positive_rate
 from bdclean.modules import BackdoorModule
 from bdclean.modules.reading import data_of
-from bdclean.printable import cell
-from bdclean.runs import RunFolder, read_csv
+from bdclean.runs import RunFolder
+from bdclean.tabular import Number, csv_text, read_csv
 from bdclean.types import Findings, KnowsTruth, TrainingSet
 
 COLUMNS = ("index", "file", "label", "score", "flagged", "proposed")
@@ -81,24 +80,22 @@ def table(findings: Findings, data: TrainingSet) -> str:
     """`suspects.csv`: a line per sample, in the order of `ranking`.
 
     The columns are `COLUMNS` and, where the classes have names, `NAMES`. Names of files and classes
-    are written by `bdclean.printable.cell`.
+    are written as `bdclean.printable.cell` says.
     """
-    text = StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS + NAMES if data.classes else COLUMNS)
+    lines: list[Sequence[object]] = [COLUMNS + NAMES if data.classes else COLUMNS]
     labels, proposed = data.labels.tolist(), findings.proposed.tolist()
     score, flagged = findings.score.tolist(), findings.flagged
     for row in ranking(findings.score).tolist():
-        file = cell(data.files[row]) if data.files else ""
+        file = data.files[row] if data.files else ""
         other = proposed[row] if proposed[row] >= 0 else ""
         # Nine digits tell any two numbers of 32 bits apart.
         judged = "" if flagged is None else int(flagged[row])
-        cells = [row, file, labels[row], f"{score[row]:.9g}", judged, other]
+        cells = [row, file, labels[row], Number(f"{score[row]:.9g}"), judged, other]
         if data.classes:
-            named = cell(data.classes[proposed[row]]) if proposed[row] >= 0 else ""
-            cells += [cell(data.classes[labels[row]]), named]
-        writer.writerow(cells)
-    return text.getvalue()
+            named = data.classes[proposed[row]] if proposed[row] >= 0 else ""
+            cells += [data.classes[labels[row]], named]
+        lines.append(cells)
+    return csv_text(lines)
 
 
 def evaluations(run: RunFolder) -> _Courses:

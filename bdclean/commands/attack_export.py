@@ -7,7 +7,6 @@ OUT/test_triggered/CLASS/NUMBER.png  those of them that count for the ASR, with 
 OUT/rows.csv, plan.json, plan.safetensors, trigger.safetensors      the ground truth
 """
 
-import csv
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,9 +24,11 @@ from torch import Tensor
 from bdclean.attacks import PoisonPlan
 from bdclean.data import ImageDataModule, RoleImages
 from bdclean.data.images import labels_of
-from bdclean.errors import ConfigError
+from bdclean.errors import ConfigError, FileError
+from bdclean.files import write_text
 from bdclean.functional.seeds import derive_seed
 from bdclean.progress import follow
+from bdclean.tabular import csv_text
 
 COLUMNS = ("file", "row", "base_row", "source", "label_true", "label_seen", "poison", "cover")
 _CHUNK = 256  # images per task of a thread
@@ -77,10 +78,10 @@ def export(data: ImageDataModule, out: str | Path, *, test: bool = True) -> None
             folder.mkdir()
             for part in parts:
                 _write_images(folder, part, classes)
-            _write_rows(folder / "rows.csv", rows)
+            write_text(folder / "rows.csv", csv_text([COLUMNS, *rows]))
             data.save_artifacts(folder)
             folder.replace(target)
-    except OSError as error:
+    except (OSError, FileError) as error:
         raise ConfigError(f"--out={out}: the folder cannot be written ({error}).") from error
 
 
@@ -201,11 +202,3 @@ def _write_images(out: Path, part: Part, classes: Sequence[str]) -> None:
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         follow(pool.map(write, chunks), len(order), part.folder)
-
-
-def _write_rows(path: Path, rows: Sequence[tuple[str | int, ...]]) -> None:
-    # File names need not be UTF-8; they are written as they are.
-    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(rows)

@@ -3,37 +3,29 @@
 import statistics
 from pathlib import Path
 
-from PIL import Image
-
-from bdclean.data.decoding import UNREADABLE
-from bdclean.data.sources import class_folders, image_files, require_images
+from bdclean.data.layout import (
+    class_folders,
+    find_layout,
+    folders_in,
+    image_files,
+    require_images,
+)
 from bdclean.errors import DataError
+from bdclean.pictures import UnreadableError, size_of
 
 _SIZES = (32, 64, 128, 224)
 _LOOK_AT = 50  # files whose size is looked at
-_PARTS = ("train", "test", "val")  # of no class folder; and test_*, from `attack export`
 
 
 def training_folder(folder: Path) -> Path:
-    """The folder above the class folders: `folder`, or `train` in it.
+    """The folder above the class folders: `folder`, or that of the training images in it.
 
     Raises:
         DataError: If there is none, or it is not clear which one it is.
     """
     if not folder.is_dir():
         raise DataError(f"FOLDER {folder} is no folder; give one that holds CLASS/IMAGE.jpg.")
-    inner = folder / "train"
-    if not inner.is_dir():
-        return folder
-    beside = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    beside = [n for n in beside if n not in _PARTS and not n.startswith((".", "test_"))]
-    others = [n for n in beside if image_files(folder / n)]
-    if others:
-        raise DataError(
-            f"{folder} holds train/ beside other folders with images ({', '.join(others[:3])}). "
-            f"If the classes are in it, give {inner}; if it is a class itself, rename it."
-        )
-    return inner
+    return find_layout(folder, strict=True).train
 
 
 def classes_of(source: Path) -> list[str]:
@@ -42,7 +34,7 @@ def classes_of(source: Path) -> list[str]:
     Raises:
         DataError: If there are fewer, or one is empty.
     """
-    if not any(entry.is_dir() and not entry.name.startswith(".") for entry in source.iterdir()):
+    if not folders_in(source):
         raise DataError(
             f"{source} holds no class folders; sort the images into {source}/CLASS/IMAGE.jpg, one "
             "folder for each class."
@@ -77,12 +69,13 @@ def image_size(folder: Path) -> int:
     files = [file for name in class_folders(folder) for file in image_files(folder / name)]
     if not files:
         raise DataError(f"{folder} holds no images; expected {folder}/CLASS/IMAGE.jpg.")
-    sides = []
+    sides, broken = [], None
     for file in files[:: max(1, len(files) // _LOOK_AT)]:
         try:
-            with Image.open(file) as image:
-                sides.append(min(image.size))
-        except UNREADABLE as error:
-            raise DataError(f"{file} cannot be read as an image; remove or replace it.") from error
+            sides.append(min(size_of(file)))
+        except UnreadableError as error:  # told, or left out, where the images are decoded
+            broken = error
+    if broken is not None and not sides:
+        raise broken
     middle = statistics.median(sides)
     return min(_SIZES, key=lambda size: abs(size - middle))

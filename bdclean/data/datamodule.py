@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader
 
 from bdclean.attacks import Attack, PoisonPlan, Trigger
 from bdclean.checks import check_least, check_seed
+from bdclean.data.decoding import OnError, Reading
 from bdclean.data.identity import identities
-from bdclean.data.images import ChosenRows, ImageSet, RoleImages, Rows, labels_of
+from bdclean.data.images import ChosenRows, ImageSet, RoleImages, Rows, labels_of, skipped_files
 from bdclean.data.loading import TrainLoader, evaluation_loader, reading_loader, to_float
 from bdclean.data.poisoned_set import PoisonedSet
 from bdclean.data.poisoning import (
@@ -32,12 +33,11 @@ from bdclean.data.poisoning import (
 )
 from bdclean.data.sources import read_flat_folder
 from bdclean.data.splits import RoleRows, Splits, draw_from_folder
-from bdclean.data.views import ViewMaker
+from bdclean.data.views import Labels, ViewMaker, require_shown
 from bdclean.errors import ConfigError, DataError
 from bdclean.functional.seeds import global_seed
 from bdclean.types import Batch, BatchPlace, ImageFacts, Role, TrainingSet, View
 
-Labels = Literal["hidden", "visible"]
 Loader = DataLoader[dict[str, Any]]
 
 
@@ -58,6 +58,8 @@ class ImageDataModule(LightningDataModule, ABC):
         validate_in_fit: Evaluate on the `val` role after each epoch of a fit as well.
         eval_batch_size: Images per step and device in evaluation.
         shuffle_seed: Seed of order and augmentation; None takes the global seed.
+        exif_orientation: Turn photos as viewers do, by the orientation that cameras note in them.
+        on_error: What to do with a broken image file: `raise` an error, or `skip` it.
 
     Attributes:
         name: Of the data set.
@@ -88,6 +90,8 @@ class ImageDataModule(LightningDataModule, ABC):
         validate_in_fit: bool = False,
         eval_batch_size: int = 500,
         shuffle_seed: int | None = None,
+        exif_orientation: bool = True,
+        on_error: OnError = "raise",
     ) -> None:
         super().__init__()
         self.attack, self.splits, self.view = attack, splits, view
@@ -95,6 +99,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.defense_labels, self.validate_in_fit = defense_labels, validate_in_fit
         self.eval_batch_size = check_least("eval_batch_size", eval_batch_size, 1)
         self.shuffle_seed = shuffle_seed and check_seed("shuffle_seed", shuffle_seed)
+        self.exif_orientation, self.on_error = exif_orientation, on_error
 
     @abstractmethod
     def read_train(self) -> ImageSet:
@@ -121,6 +126,11 @@ class ImageDataModule(LightningDataModule, ABC):
 
     # ------------------------------------------------------------------ sets, read once
 
+    @property
+    def reading(self) -> Reading:
+        """How image files are read."""
+        return Reading(self.cache, self.exif_orientation, self.on_error)
+
     @cached_property
     def stored(self) -> ImageSet:
         """All training images, clean."""
@@ -136,7 +146,7 @@ class ImageDataModule(LightningDataModule, ABC):
         """The images behind the defence role."""
         if self.defense_root is None:
             return self.stored
-        return read_flat_folder(Path(self.defense_root), self.input_size, cache=self.cache)
+        return read_flat_folder(Path(self.defense_root), self.input_size, reading=self.reading)
 
     @cached_property
     def _folder_rows(self) -> Tensor:
@@ -185,23 +195,10 @@ class ImageDataModule(LightningDataModule, ABC):
             ConfigError: If the role is empty, or may not show its labels.
         """
         if labels and role == "defense":
-            self._require_defense_labels()
+            require_shown(self.defense_root, self.defense_labels)
         if role == "defense" and self.defense_root is not None:
             return RoleImages(self.defense_set.images, self._folder_rows)
         return self.poisoned_set.role(role, labels=labels)
-
-    def _require_defense_labels(self) -> None:
-        if self.defense_root is not None:
-            raise ConfigError(
-                f"defense_root={self.defense_root}: images of a folder have no labels, and this "
-                "method asks for those of the defence images; use a label-free method, or leave "
-                "defense_root out and set defense_labels to visible."
-            )
-        if self.defense_labels == "hidden":
-            raise ConfigError(
-                "defense_labels=hidden: this method asks for labels of the defence images; use a "
-                "label-free method, or set defense_labels to visible."
-            )
 
     def _viewed(self, view: View) -> Rows:
         """What `view` reads. The data's labels stay where they are if the method brings its own."""
@@ -379,7 +376,7 @@ class ImageDataModule(LightningDataModule, ABC):
         if self.defense_root is not None:
             facts["defense_source"] = "folder"
             facts["sizes"]["defense"] = len(self._folder_rows)
-        return facts
+        return facts | skipped_files(self.__dict__)
 
     def identity(self) -> dict[str, str]:
         """What tells the images of a fit from others, and what an attack does to them."""

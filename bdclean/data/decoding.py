@@ -1,11 +1,13 @@
 """Image files to uint8 arrays, decoded once into a memory-mapped file of the user's cache."""
 
 import hashlib
+import json
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +18,8 @@ from torch import Tensor
 from torchvision.transforms import functional as tv
 
 from bdclean.errors import DataError, FileError
-from bdclean.files import replacing
+from bdclean.files import replacing, write_text
+from bdclean.pictures import MEMORY, UnreadableError, decoded
 from bdclean.progress import follow
 
 Resizing = Literal["fill", "stretch", "imagenet"]
@@ -27,8 +30,36 @@ Resizing = Literal["fill", "stretch", "imagenet"]
 the usual test pipeline.
 """
 
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
-"""What Pillow raises on files that are damaged or made to do harm."""
+OnError = Literal["raise", "skip"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How image files are read.
+
+    Attributes:
+        cache: Keep the decoded images in the user's cache folder.
+        exif_orientation: Turn photos as viewers do.
+        on_error: What to do with a broken file: `raise` an error, or `skip` the file.
+    """
+
+    cache: bool = True
+    exif_orientation: bool = True
+    on_error: OnError = "raise"
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What image files hold.
+
+    Attributes:
+        images: (M, 3, S, S), uint8, of the files that can be read, in their order.
+        broken: Why the others cannot, by their positions, ascending.
+    """
+
+    images: Tensor
+    broken: Mapping[int, UnreadableError]
+
 
 # Formats in which two pictures of one size have files of one size: unpacked with equal dates, a
 # clean and a poisoned copy of a data set would have one key.
@@ -45,40 +76,43 @@ def load_images(
     input_size: int,
     *,
     resizing: Resizing = "fill",
-    cache: bool = True,
-) -> Tensor:
+    reading: Reading = Reading(),
+) -> Decoded:
     """Decodes image files, or maps what an earlier call has decoded.
 
-    With `cache`, the images are decoded straight into a file and mapped from there: pages come
-    into memory when they are read and leave it when it is short, so a set may be larger than the
-    memory. Writing to the result never reaches the file.
+    With `reading.cache`, the images are decoded straight into a file and mapped from there: pages
+    come into memory when they are read and leave it when it is short, so a set may be larger than
+    the memory. Writing to the result never reaches the file.
 
     Args:
         files: At least one.
         names: Names that identify the files wherever their folder lies.
         input_size: S.
         resizing: See `Resizing`.
-        cache: Keep the decoded images, under a key that changes whenever an image file does.
-
-    Returns:
-        (N, 3, S, S), uint8, in the order of `files`.
+        reading: See `Reading`. Decoded images are kept under a key that changes whenever an image
+            file does.
 
     Raises:
-        DataError: Naming the first file that is not a readable image; or if the cache cannot be
-            written, because the disk is too full or the folder is protected.
+        DataError: Naming the first file that is not a readable image, or saying that none is; or if
+            the cache cannot be written, because the disk is too full or the folder is protected.
     """
     shape = (len(files), 3, input_size, input_size)
-    if not cache:
-        images = np.empty(shape, dtype=np.uint8)
-        _decode(images, files, resizing)
-        return torch.from_numpy(images)
-    store = _cache_file(files, names, input_size, resizing)
-    if not store.is_file():
-        try:
-            _write(store, shape, files, resizing)
-        except FileError as error:
-            raise DataError(f"{error} Make room, {_WAY_OUT}") from error
-    return torch.from_numpy(np.load(store, mmap_mode="c"))
+    try:
+        if reading.cache:
+            images, broken = _cached(shape, files, names, resizing, reading)
+        else:
+            images = np.empty(shape, dtype=np.uint8)
+            broken = _decode(images, files, resizing, reading)
+    except UnreadableError as error:
+        if not error.broken:
+            raise
+        way = "or leave out such files with --data.on_error skip"
+        raise UnreadableError(error.file, error.reason, f"{error.cure}, {way}") from error
+    if len(broken) == len(files):
+        raise DataError(
+            f"None of {len(files):,} image files can be read; the first one: {broken[0]}"
+        )
+    return Decoded(torch.from_numpy(images[: len(files) - len(broken)]), broken)
 
 
 def cache_home() -> Path:
@@ -92,10 +126,35 @@ def is_plain(file: Path) -> bool:
     return file.suffix.lower() in _PLAIN
 
 
-def _cache_file(
-    files: Sequence[Path], names: Sequence[str], input_size: int, resizing: Resizing
-) -> Path:
-    digest = hashlib.sha256(f"v2 {input_size} {resizing}\n".encode())
+def _cached(
+    shape: tuple[int, ...],
+    files: Sequence[Path],
+    names: Sequence[str],
+    resizing: Resizing,
+    reading: Reading,
+) -> tuple[np.ndarray, dict[int, UnreadableError]]:
+    """Maps the file of the cache, which is written first where there is none.
+
+    Beside it lies a list of the broken files, where there are any. Rows at the end are empty then.
+    """
+    how = f"{resizing} exif" if reading.exif_orientation else resizing
+    store = _cache_file(files, names, shape[-1], how)
+    if not store.is_file():
+        try:
+            _write(store, shape, files, resizing, reading)
+        except FileError as error:
+            raise DataError(f"{error} Make room, {_WAY_OUT}") from error
+    beside, broken = store.with_suffix(".json"), {}
+    if beside.is_file():
+        for row, reason, cure in json.loads(beside.read_text()):
+            broken[row] = UnreadableError(files[row], reason, cure)
+    if broken and reading.on_error == "raise":
+        raise next(iter(broken.values()))
+    return np.load(store, mmap_mode="c"), broken
+
+
+def _cache_file(files: Sequence[Path], names: Sequence[str], input_size: int, how: str) -> Path:
+    digest = hashlib.sha256(f"v2 {input_size} {how}\n".encode())
     for file, name in zip(files, names, strict=True):
         try:
             stat = file.stat()
@@ -109,7 +168,9 @@ def _cache_file(
     return cache_home() / "images" / f"{digest.hexdigest()[:32]}.npy"
 
 
-def _write(store: Path, shape: tuple[int, ...], files: Sequence[Path], resizing: Resizing) -> None:
+def _write(
+    store: Path, shape: tuple[int, ...], files: Sequence[Path], resizing: Resizing, reading: Reading
+) -> None:
     """Decodes into `store`, which exists only when it is complete."""
     with replacing(store) as temporary:
         needed, free = math.prod(shape), shutil.disk_usage(store.parent).free
@@ -119,38 +180,49 @@ def _write(store: Path, shape: tuple[int, ...], files: Sequence[Path], resizing:
                 f"{free / 1e9:.1f} GB free; make room, {_WAY_OUT}"
             )
         images = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-        _decode(images, files, resizing)
+        broken, beside = _decode(images, files, resizing, reading), store.with_suffix(".json")
         images.flush()
+        beside.unlink(missing_ok=True)
+        if broken:
+            told = [(row, error.reason, error.cure) for row, error in broken.items()]
+            write_text(beside, json.dumps(told))
 
 
-def _decode(images: np.ndarray, files: Sequence[Path], resizing: Resizing) -> None:
+def _decode(
+    images: np.ndarray, files: Sequence[Path], resizing: Resizing, reading: Reading
+) -> dict[int, UnreadableError]:
+    """Fills the first rows of `images`; which files cannot be read, by their positions."""
+    found: dict[int, UnreadableError] = {}
+
     def fill(row: int) -> None:
-        picture = _decode_one(files[row], images.shape[-1], resizing)
-        images[row] = np.asarray(picture).transpose(2, 0, 1)
+        try:
+            with decoded(files[row], exif_orientation=reading.exif_orientation) as picture:
+                ready = _resized(files[row], picture, images.shape[-1], resizing)
+                images[row] = np.asarray(ready).transpose(2, 0, 1)
+        except UnreadableError as error:
+            if reading.on_error == "raise" or not error.broken:
+                raise
+            found[row] = error
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         done = pool.map(fill, range(len(files)))
         follow((1 for _ in done), len(files), "decoding images", brief=True)
+    broken = dict(sorted(found.items()))  # threads end in any order
+    if broken:
+        kept = (row for row in range(len(files)) if row not in broken)
+        for target, row in enumerate(kept):
+            images[target] = images[row]
+    return broken
 
 
-def _decode_one(file: Path, size: int, resizing: Resizing) -> Image.Image:
-    try:
-        with Image.open(file) as picture:
-            if picture.mode[0] in "IF":  # conversion clips at 255
-                raise DataError(
-                    f"{file} has more than 8 bits a pixel (mode {picture.mode}); convert it to 8 "
-                    "bits."
-                )
-            rgb = picture.convert("RGB")
-    except UNREADABLE as error:
-        raise DataError(
-            f"{file} is not a readable image ({error}); repair or remove it."
-        ) from error
+def _resized(file: Path, rgb: Image.Image, size: int, resizing: Resizing) -> Image.Image:
     if resizing == "imagenet":
-        rgb = tv.center_crop(tv.resize(rgb, round(size * 256 / 224)), [size, size])
-    elif rgb.size != (size, size):
-        if resizing == "stretch":
-            rgb = tv.resize(rgb, [size, size])
-        else:
-            rgb = ImageOps.fit(rgb, (size, size), Image.Resampling.BICUBIC)
-    return rgb
+        shorter = round(size * 256 / 224)
+        if shorter**2 * max(rgb.size) > min(rgb.size) * MEMORY // 8:
+            raise UnreadableError(file, "it is far longer than wide", "crop or remove it")
+        rgb = tv.center_crop(tv.resize(rgb, shorter), [size, size])
+    elif resizing == "stretch" and rgb.size != (size, size):
+        rgb = tv.resize(rgb, [size, size])
+    if rgb.size == (size, size):
+        return rgb
+    return ImageOps.fit(rgb, (size, size), Image.Resampling.BICUBIC)

@@ -1,20 +1,32 @@
 """Any folder of images."""
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_warn
 
 from bdclean.checks import check_channels, check_least
 from bdclean.data.datamodule import ImageDataModule
 from bdclean.data.images import ImageSet
-from bdclean.data.sources import class_folders, read_class_folder
+from bdclean.data.layout import (
+    Layout,
+    class_folders,
+    empty_classes,
+    find_layout,
+    has_images,
+    require_images,
+)
+from bdclean.data.sources import read_class_folder
 from bdclean.errors import ConfigError, DataError
 
 
 class ImageFolder(ImageDataModule):
     """Images as `root/train/CLASS/*.jpg` and `root/test/CLASS/*.jpg`, read into memory.
 
-    Without a folder `train`, the class folders of training images are those of `root` itself,
-    and there are no test images.
+    The two folders may be called `Train`, `training`, `train_images` and the like. Without a folder
+    of training images, their class folders are those of `root` itself, and there are no test
+    images.
 
     Images of another size are cropped to their centre square and resized. Decoded images
     are kept in the user's cache folder, under a key that changes when a file does.
@@ -22,7 +34,8 @@ class ImageFolder(ImageDataModule):
     Args:
         root: The folder above `train` and `test`, or above the classes. None when there are
             only a defender's images (`defense_root`), which then need `num_classes`.
-        num_classes: K, when there is no `root` to count the class folders of.
+        num_classes: K, when there is no `root` to count the class folders of, or when an empty one
+            is to keep its number.
         input_size: Side of the images in pixels.
         mean: Per channel, of pixels in [0, 1]; the default is ImageNet's.
         std: Per channel, of pixels in [0, 1]; the default is ImageNet's.
@@ -63,13 +76,22 @@ class ImageFolder(ImageDataModule):
                     "a folder of photos without labels."
                 )
             return 1 if given is None else given
-        found = len(class_folders(self._folder("train")))
-        if given is not None and given != found:
+        train, test = self._layout.train, self._layout.test
+        names = class_folders(train)
+        if given is None:
+            empty = empty_classes(train, names)  # an attack may have taken all images of a class
+            gone = [n for n in empty if test is None or not has_images(test / n)]
+            require_images(train, gone, f", or keep it with --data.num_classes {len(names)}")
+        elif given != len(names):
             raise ConfigError(
-                f"num_classes={given}: {self._folder('train')} has {found} class folders; leave "
-                "num_classes out, or correct root."
+                f"num_classes={given}: {train} has {len(names)} class folders; leave num_classes "
+                "out, or correct root."
             )
-        return found
+        return len(names)
+
+    @cached_property
+    def _layout(self) -> Layout:
+        return find_layout(Path(str(self.root)))
 
     @property
     def has_training_images(self) -> bool:
@@ -78,8 +100,8 @@ class ImageFolder(ImageDataModule):
 
     @property
     def has_test_images(self) -> bool:
-        """Whether there is a folder `test` below `root`."""
-        return self.root is not None and (Path(self.root) / "test").is_dir()
+        """Whether there is a folder of test images below `root`."""
+        return self.root is not None and self._layout.test is not None
 
     def prepare_data(self) -> None:
         """Decodes the training images once; on one process of a node."""
@@ -89,41 +111,48 @@ class ImageFolder(ImageDataModule):
 
     def read_train(self) -> ImageSet:
         """The images below `root/train`."""
-        return self._read("train")
+        self._require_root("train")
+        return self._read(self._layout.train)
 
     def read_test(self) -> ImageSet:
         """The images below `root/test`, with the classes of `root/train`."""
-        if self.root is not None:
-            train, test = (class_folders(self._folder(part)) for part in ("train", "test"))
-            if train != test:
-                odd = sorted(set(train) ^ set(test))
-                raise DataError(
-                    f"{self.root}/train and {self.root}/test differ in the class folders "
-                    f"{odd[:5]}; both need the same ones."
-                )
-        return self._read("test")
-
-    def _folder(self, part: str) -> Path:
-        root = Path(str(self.root))
-        if part == "test" and (root / "train").is_dir() and not (root / part).is_dir():
+        self._require_root("test")
+        train, test = self._layout.train, self._test_folder()
+        classes, found = class_folders(train), class_folders(test)
+        if classes != found:
+            odd = sorted(set(classes) ^ set(found))
             raise DataError(
-                f"No folder {root}/test. Expected {root}/test/CLASS/IMAGE.jpg, one folder a class; "
-                "without test images, turn off what needs them (--test_after_fit false)."
+                f"{train} and {test} differ in the class folders {odd[:5]}; both need the same "
+                "ones."
             )
-        if (root / "train").is_dir() or not root.is_dir():
-            return root / part
-        if part == "train":
-            return root
-        raise DataError(
-            f"There are no test images, because {root} has no folder train and is taken to hold "
-            "the training images; put them into train/ and test/, or turn off what needs a test "
-            "set (--test_after_fit false)."
-        )
+        empty = empty_classes(test, found)
+        if 0 < len(empty) < len(found):
+            rank_zero_warn(f"{test / empty[0]} holds no images, so its class is not measured.")
+        return self._read(test)
 
-    def _read(self, part: str) -> ImageSet:
+    def _require_root(self, part: str) -> None:
         if self.root is None:
             raise DataError(
                 f"root=null: without it there are no {part} images; give it, or turn off what "
                 "needs them, in a fit (--test_after_fit false, --model.probe null)."
             )
-        return read_class_folder(self._folder(part), self.input_size, cache=self.cache)
+
+    def _test_folder(self) -> Path:
+        layout, root = self._layout, self.root
+        if layout.test is not None:
+            return layout.test
+        if layout.flat:
+            raise DataError(
+                f"There are no test images, because {root} has no folder train and is taken to "
+                "hold the training images; put them into train/ and test/, or turn off what needs "
+                "a test set (--test_after_fit false)."
+            )
+        named = f"; name {layout.val} so, if it holds them" if layout.val is not None else ""
+        raise DataError(
+            f"No folder {root}/test. Expected {root}/test/CLASS/IMAGE.jpg, one folder a "
+            f"class{named}; without test images, turn off what needs them "
+            "(--test_after_fit false)."
+        )
+
+    def _read(self, folder: Path) -> ImageSet:
+        return read_class_folder(folder, self.input_size, reading=self.reading)

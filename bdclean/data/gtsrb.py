@@ -83,7 +83,7 @@ class GTSRB(ImageDataModule):
         folder = self._train_folder
         self._require(*(folder / name for name in _CLASSES))
         return read_class_folder(
-            folder, self.input_size, classes=_CLASSES, resizing="stretch", cache=self.cache
+            folder, self.input_size, classes=_CLASSES, resizing="stretch", reading=self.reading
         )
 
     def read_test(self) -> ImageSet:
@@ -101,7 +101,7 @@ class GTSRB(ImageDataModule):
                 "the table of GTSRB_Final_Test_GT.zip."
             ) from error
         return read_files(
-            folder, files, labels, self.input_size, resizing="stretch", cache=self.cache
+            folder, files, labels, self.input_size, resizing="stretch", reading=self.reading
         )
 
     def _require(self, *paths: Path) -> None:

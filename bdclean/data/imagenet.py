@@ -52,6 +52,7 @@ class Imagenette(ImageDataModule):
         download: Fetch the archive (1.5 GB, 340 MB or 100 MB) when it is not there.
         cache: Keep the decoded images in the user's cache folder.
         eval_batch_size: Images per step and device in evaluation.
+        exif_orientation: Turn photos as viewers do; the papers do not.
         **kwargs: Those of `ImageDataModule`.
     """
 
@@ -68,9 +69,12 @@ class Imagenette(ImageDataModule):
         download: bool = False,
         cache: bool = True,
         eval_batch_size: int = 100,
+        exif_orientation: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(eval_batch_size=eval_batch_size, **kwargs)
+        super().__init__(
+            eval_batch_size=eval_batch_size, exif_orientation=exif_orientation, **kwargs
+        )
         self.root, self.size = str(Path(root).expanduser()), size
         self.input_size = check_least("input_size", input_size, 1)
         self.download, self.cache = download, cache
@@ -102,7 +106,7 @@ class Imagenette(ImageDataModule):
         paths = [folder / name for name in classes]
         require_layout(paths, name="Imagenette", root=self.root, tree=self._tree)
         return read_class_folder(
-            folder, self.input_size, classes=classes, resizing="stretch", cache=self.cache
+            folder, self.input_size, classes=classes, resizing="stretch", reading=self.reading
         )
 
 
@@ -127,6 +131,7 @@ class ImageNet100(ImageDataModule):
         cache: Keep the decoded images in the user's cache folder; false needs the memory.
         view: What training reads when the module asks for nothing else.
         eval_batch_size: Images per step and device in evaluation.
+        exif_orientation: Turn photos as viewers do; the papers do not.
         **kwargs: Those of `ImageDataModule`.
     """
 
@@ -142,9 +147,15 @@ class ImageNet100(ImageDataModule):
         cache: bool = True,
         view: View = View("train", augmentation="imagenet", labels=True),  # noqa: B008  (frozen)
         eval_batch_size: int = 100,
+        exif_orientation: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(view=view, eval_batch_size=eval_batch_size, **kwargs)
+        super().__init__(
+            view=view,
+            eval_batch_size=eval_batch_size,
+            exif_orientation=exif_orientation,
+            **kwargs,
+        )
         self.root, self.cache = str(Path(root).expanduser()), cache
         self.input_size = check_least("input_size", input_size, 1)
         self.classes = _read_list(class_list)
@@ -174,7 +185,7 @@ class ImageNet100(ImageDataModule):
             downloads=False,
         )
         return read_class_folder(
-            folder, self.input_size, classes=self.classes, resizing="imagenet", cache=self.cache
+            folder, self.input_size, classes=self.classes, resizing="imagenet", reading=self.reading
         )
 
 

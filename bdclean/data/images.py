@@ -1,8 +1,9 @@
 """Images in memory, and the rows of them that a role reads."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,13 @@ from torch.utils.data import Dataset
 
 from bdclean.errors import ConfigError
 from bdclean.types import Subset, TensorDict
+
+_SETS = {
+    "stored": "training images",
+    "defense_set": "defence images",
+    "test_set": "test images",
+}
+_NAMED = 20  # skipped files in a record
 
 
 @dataclass(frozen=True)
@@ -22,6 +30,7 @@ class ImageSet:
         files: Where each image came from, for reports; empty when it came from an archive.
         root: The folder of these files.
         classes: Names of the classes in the order of the labels; empty where they have none.
+        skipped: Files that could not be read and are left out.
     """
 
     images: Tensor
@@ -29,6 +38,7 @@ class ImageSet:
     files: tuple[str, ...] = field(default=(), repr=False)
     classes: tuple[str, ...] = field(default=(), repr=False)
     root: Path | None = None
+    skipped: tuple[str, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -44,6 +54,21 @@ def labels_of(images: ImageSet) -> Tensor:
     if images.labels is None:
         raise ConfigError("This data set has no labels; it can only serve the defence role.")
     return images.labels
+
+
+def skipped_files(sets: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record says of files that could not be read; empty where there are none.
+
+    Args:
+        sets: The sets of a data module that have been read, by the names of its attributes.
+    """
+    found = {}
+    for name, words in _SETS.items():
+        images = sets.get(name)
+        if isinstance(images, ImageSet) and images.skipped:
+            files = images.skipped
+            found[words] = {"number": len(files), "first": list(files[:_NAMED])}
+    return {"skipped": found} if found else {}
 
 
 @dataclass(frozen=True)

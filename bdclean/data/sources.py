@@ -1,6 +1,5 @@
 """From the layout of a data set on disk to images with their labels."""
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,48 +9,17 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from bdclean.data.decoding import Resizing, load_images
-from bdclean.data.images import ImageSet
-from bdclean.errors import DataError
-
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
+from bdclean.data.decoding import Decoded, Reading, Resizing, load_images
+from bdclean.data.images import ImageSet, labels_of
+from bdclean.data.layout import (
+    NOT_READ,
+    SUFFIXES,
+    class_folders,
+    require_one_part,
+    walk,
+    warn_of_pictures_beside,
 )
-# Pictures too, which nobody should miss in silence.
-_NOT_READ = frozenset({".heic", ".heif", ".avif", ".gif", ".jxl", ".jp2", ".tga", ".dng"})
-
-
-def class_folders(root: Path) -> list[str]:
-    """Names of the class folders below `root`, sorted as torchvision's ImageFolder does.
-
-    Hidden folders (`.ipynb_checkpoints`) are no classes.
-
-    Raises:
-        DataError: If the folder is missing or holds no class folder.
-    """
-    if not root.is_dir():
-        raise DataError(f"No folder {root}. Expected {root}/CLASS/IMAGE.jpg, one folder a class.")
-    names = sorted(e.name for e in root.iterdir() if e.is_dir() and not e.name.startswith("."))
-    if not names:
-        raise DataError(
-            f"{root} holds no class folders. Expected {root}/CLASS/IMAGE.jpg; images without "
-            "classes can only serve as defense_root."
-        )
-    return names
-
-
-def require_images(root: Path, classes: Iterable[str]) -> None:
-    """Checks that every class folder below `root` has an image.
-
-    Raises:
-        DataError: Naming the first one without.
-    """
-    for name in classes:
-        if next(_images(root / name), None) is None:
-            raise DataError(
-                f"{root / name} holds no images; put images in, or remove the folder if it is no "
-                "class."
-            )
+from bdclean.errors import DataError
 
 
 def read_class_folder(
@@ -60,7 +28,7 @@ def read_class_folder(
     *,
     classes: Sequence[str] | None = None,
     resizing: Resizing = "fill",
-    cache: bool = True,
+    reading: Reading = Reading(),  # noqa: B008  (frozen)
 ) -> ImageSet:
     """Reads `root/CLASS/IMAGE`, at any depth below CLASS.
 
@@ -69,30 +37,47 @@ def read_class_folder(
         input_size: Side of the images in pixels.
         classes: Their folders in the order of the labels; None takes all there are, sorted.
         resizing: See `bdclean.data.decoding.Resizing`.
-        cache: Keep the decoded images.
+        reading: See `bdclean.data.decoding.Reading`.
 
     Raises:
-        DataError: If the folder, or one of `classes`, has no images, or one cannot be decoded.
+        DataError: If the folder, or one of `classes`, has no images, or one cannot be decoded; or
+            if no image of a class can.
     """
     chosen = class_folders(root) if classes is None else classes
     files = _listed(root, chosen)
+    if classes is None:
+        warn_of_pictures_beside(root)
     if classes is not None and [] in files:
         raise DataError(f"{root / classes[files.index([])]} holds no images; copy it again.")
     labels = torch.cat([torch.full((len(f),), k) for k, f in enumerate(files)])
     everything = [file for of_class in files for file in of_class]
-    found = read_files(root, everything, labels, input_size, resizing=resizing, cache=cache)
+    found = read_files(root, everything, labels, input_size, resizing=resizing, reading=reading)
+    left = set(labels_of(found).tolist())
+    for k, of_class in enumerate(files):
+        if of_class and k not in left:
+            raise DataError(
+                f"None of the {len(of_class):,} images in {root / chosen[k]} can be read; repair "
+                "them, or remove the folder."
+            )
     return replace(found, classes=tuple(chosen))
 
 
-def read_flat_folder(root: Path, input_size: int, *, cache: bool = True) -> ImageSet:
+def read_flat_folder(
+    root: Path,
+    input_size: int,
+    *,
+    reading: Reading = Reading(),  # noqa: B008  (frozen)
+) -> ImageSet:
     """Reads every image below `root`, at any depth, without labels.
 
     Raises:
-        DataError: If the folder is missing, has no images, or one cannot be decoded.
+        DataError: If the folder is missing, has no images, or one cannot be decoded; or if it is a
+            whole data set, with test images.
     """
     if not root.is_dir():
         raise DataError(f"No folder {root}. Give a folder of images.")
-    return read_files(root, _listed(root, ["."])[0], None, input_size, cache=cache)
+    require_one_part(root)
+    return read_files(root, _listed(root, ["."])[0], None, input_size, reading=reading)
 
 
 def read_files(
@@ -102,9 +87,11 @@ def read_files(
     input_size: int,
     *,
     resizing: Resizing = "fill",
-    cache: bool = True,
+    reading: Reading = Reading(),  # noqa: B008  (frozen)
 ) -> ImageSet:
     """Reads the given files below `root`, in their order; `labels` is (N,) or None.
+
+    A warning counts the broken ones that `reading` lets be skipped.
 
     Raises:
         DataError: If there are none, or one is missing or cannot be decoded.
@@ -112,40 +99,33 @@ def read_files(
     if not files:
         raise DataError(f"No images below {root}. Known endings: {', '.join(sorted(SUFFIXES))}.")
     names = tuple(file.relative_to(root).as_posix() for file in files)
-    images = load_images(files, names, input_size, resizing=resizing, cache=cache)
-    return ImageSet(images, labels, names, root=root)
+    found = load_images(files, names, input_size, resizing=resizing, reading=reading)
+    if not found.broken:
+        return ImageSet(found.images, labels, names, root=root)
+    _warn_of_broken(root, names, found)
+    kept = [row for row in range(len(files)) if row not in found.broken]
+    return ImageSet(
+        found.images,
+        None if labels is None else labels[kept],
+        tuple(names[row] for row in kept),
+        root=root,
+        skipped=tuple(names[row] for row in found.broken),
+    )
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The image files below `folder`, at any depth, sorted; hidden ones are skipped.
-
-    Linked folders are entered, as torchvision's ImageFolder does.
-    """
-    return sorted(_images(folder))
-
-
-def _images(folder: Path, suffixes: frozenset[str] = SUFFIXES) -> Iterator[Path]:
-    for top, inner, names in os.walk(folder, followlinks=True):
-        here = Path(top)
-        inner[:] = [n for n in inner if not n.startswith(".") and not _turns_back(here / n)]
-        for name in names:
-            path = here / name
-            if path.suffix.lower() in suffixes and not name.startswith(".") and path.is_file():
-                yield path
-
-
-def _turns_back(folder: Path) -> bool:
-    """Whether it is a link to a folder on the way to it."""
-    if not folder.is_symlink():
-        return False
-    target, above = folder.resolve(), folder.absolute().parents
-    return any(place.resolve().is_relative_to(target) for place in above)
+def _warn_of_broken(root: Path, names: Sequence[str], found: Decoded) -> None:
+    row, error = next(iter(found.broken.items()))
+    count, total = len(found.broken), len(names)
+    rank_zero_warn(
+        f"{count:,} of {total:,} image files below {root} cannot be read and are left out, "
+        f"{names[row]} for one ({error.reason}). result.json names the first ones."
+    )
 
 
 def _listed(root: Path, folders: Iterable[str]) -> list[list[Path]]:
     """The `image_files` of each folder; a warning counts the pictures that are not read."""
-    found = [sorted(_images(root / name, SUFFIXES | _NOT_READ)) for name in folders]
-    others = [path for files in found for path in files if path.suffix.lower() in _NOT_READ]
+    found = [sorted(walk(root / name, SUFFIXES | NOT_READ)) for name in folders]
+    others = [path for files in found for path in files if path.suffix.lower() in NOT_READ]
     if others:
         rank_zero_warn(
             f"{len(others):,} pictures below {root} are left out, {others[0].name} for one: their "

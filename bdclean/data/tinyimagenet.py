@@ -9,13 +9,8 @@ from torchvision.datasets.utils import download_and_extract_archive
 
 from bdclean.data.datamodule import ImageDataModule
 from bdclean.data.images import ImageSet
-from bdclean.data.sources import (
-    class_folders,
-    downloading,
-    read_class_folder,
-    read_files,
-    require_layout,
-)
+from bdclean.data.layout import class_folders
+from bdclean.data.sources import downloading, read_class_folder, read_files, require_layout
 from bdclean.errors import DataError
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -91,7 +86,7 @@ class TinyImageNet(ImageDataModule):
                 f"{table} does not say FILE, tab, WNID of a training class on each line; unpack "
                 "the archive again."
             ) from error
-        return read_files(folder, files, labels, self.input_size, cache=self.cache)
+        return read_files(folder, files, labels, self.input_size, reading=self.reading)
 
     def _classes(self) -> list[str]:
         self._require(self._folder / "train")
@@ -105,7 +100,7 @@ class TinyImageNet(ImageDataModule):
         return classes
 
     def _read_classes(self, folder: Path, classes: Sequence[str]) -> ImageSet:
-        return read_class_folder(folder, self.input_size, classes=classes, cache=self.cache)
+        return read_class_folder(folder, self.input_size, classes=classes, reading=self.reading)
 
     def _require(self, *paths: Path) -> None:
         require_layout(paths, name="Tiny-ImageNet", root=self.root, tree=_TREE)

@@ -1,11 +1,36 @@
 """What a view asks for, within what the images allow."""
 
+from typing import Literal
+
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from bdclean.data.augment import augment, named
+from bdclean.errors import ConfigError
 from bdclean.types import View
+
+Labels = Literal["hidden", "visible"]
+"""Whether the labels of the defence role may be seen."""
+
+
+def require_shown(defense_root: str | None, labels: Labels) -> None:
+    """Checks that the images of the defence role may show their labels.
+
+    Raises:
+        ConfigError: If they are hidden, or those of a folder, which have none.
+    """
+    if defense_root is not None:
+        raise ConfigError(
+            f"defense_root={defense_root}: images of a folder have no labels, and this method asks "
+            "for those of the defence images; use a label-free method, or leave defense_root out "
+            "and set defense_labels to visible."
+        )
+    if labels == "hidden":
+        raise ConfigError(
+            "defense_labels=hidden: this method asks for labels of the defence images; use a "
+            "label-free method, or set defense_labels to visible."
+        )
 
 
 class ViewMaker:

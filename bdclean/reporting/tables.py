@@ -10,8 +10,6 @@ nothing is written: the exit status is 1 if a page is not what the records give.
 """
 
 import argparse
-import csv
-import io
 import json
 import statistics
 import sys
@@ -21,7 +19,7 @@ from pathlib import Path
 from bdclean.errors import BdcleanError, DataError
 from bdclean.files import write_text
 from bdclean.reporting.results import OWN_COLUMNS, Cell, Results, Row, Selection, Table
-from bdclean.runs import read_csv
+from bdclean.tabular import csv_text, read_csv
 
 START, END = "<!-- results -->\n", "<!-- end results -->"
 _COMMAND = "python -m bdclean.reporting.tables docs/results"
@@ -63,10 +61,8 @@ def comma_separated(table: Table) -> str:
     """
     metrics = [column for column in table.columns if _is_metric(table, column)]
     heads = [f"{metric}_{part}" for metric in metrics for part in ("mean", "std")]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     own = ["attack", "row", "method", "labels", "seeds"]
-    writer.writerow([*own, *heads, "train_seconds", *table.facts])
+    lines: list[list[object]] = [[*own, *heads, "train_seconds", *table.facts]]
     for attack, row in _places(table):
         cell = row.cells[attack]
         numbers: list[str] = []
@@ -76,8 +72,8 @@ def comma_separated(table: Table) -> str:
             numbers.append(f"{statistics.stdev(values):.4f}" if len(values) > 1 else "")
         facts = [table.fact(column, attack, row) for column in table.facts]
         start = [attack, row.id, row.name, cell.labels, len(cell.records)]
-        writer.writerow([*start, *numbers, f"{cell.seconds:.2f}", *facts])
-    return text.getvalue()
+        lines.append([*start, *numbers, f"{cell.seconds:.2f}", *facts])
+    return csv_text(lines)
 
 
 def page(table: Table) -> str:

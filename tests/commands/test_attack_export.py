@@ -15,6 +15,7 @@ from bdclean.attacks import BadNets, PhysicalBA, PoisonPlan, TaCT, Trigger, WaNe
 from bdclean.cli import main
 from bdclean.commands.attack_export import class_names, export
 from bdclean.data import Digits, ImageFolder, ImageSet, Splits
+from bdclean.data.decoding import Reading
 from bdclean.data.sources import read_class_folder
 from bdclean.errors import AttackError, ConfigError
 from bdclean.types import View
@@ -78,7 +79,7 @@ def test_test_sets_read_again_are_those_of_the_loaders(whole):
     for folder, expected in (("test", images), ("test_triggered", None)):
         if expected is None:
             expected = whole.data.trigger.poison(images)
-        again = read_class_folder(whole.out / folder, 32, cache=False)
+        again = read_class_folder(whole.out / folder, 32, reading=Reading(cache=False))
         rows = torch.tensor([number(file) for file in again.files])
         assert torch.equal(again.images, expected[rows])
         assert torch.equal(again.labels, labels[rows])

@@ -18,7 +18,7 @@ from bdclean.data import Digits
 from bdclean.locks import NAME, Holder, started
 from bdclean.modules import Needs, Recipe, Stage, Training
 from bdclean.purification import Purifier
-from bdclean.runs import read_csv
+from bdclean.tabular import read_csv
 from bdclean.types import ImageFacts
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -8,7 +8,15 @@ import torch
 from PIL import Image
 
 from bdclean.attacks import BadNets, WaNet
-from bdclean.data import CIFAR10, Digits, ImageFolder, RoleImages, Splits
+from bdclean.data import (
+    CIFAR10,
+    Digits,
+    ImageFolder,
+    ImageNet100,
+    Imagenette,
+    RoleImages,
+    Splits,
+)
 from bdclean.data.loading import TrainLoader, evaluation_loader
 from bdclean.errors import AttackError, ConfigError, DataError
 from bdclean.types import View, ViewableData
@@ -300,6 +308,48 @@ def test_a_broken_image_is_named(folder):
         _ = ImageFolder(root=str(folder), input_size=16).stored
 
 
+def test_skipped_files_are_counted_and_recorded(folder, tmp_path):
+    for name in ("train/dog/0", "train/cat/1", "test/cat/2"):
+        (folder / f"{name}.png").write_bytes(b"not an image")
+    words = {"input_size": 16, "cache": False, "on_error": "skip"}
+    data = ImageFolder(root=str(folder), defense_root=str(folder / "test"), **words)
+    told = r"2 of 6 image files below .*/train cannot be read and are left out, cat/1\.png for one"
+    with pytest.warns(UserWarning, match=told):
+        assert data.stored.labels.tolist() == [0, 0, 1, 1]
+    assert data.stored.files == ("cat/0.png", "cat/2.png", "dog/1.png", "dog/2.png")
+    assert data.stored.images[:, 0, 0, 0].tolist() == [0, 2, 101, 102]
+    with pytest.warns(UserWarning, match="1 of 6"):
+        assert len(data.defense_set) == 5
+    assert data.describe()["skipped"] == {
+        "training images": {"number": 2, "first": ["cat/1.png", "dog/0.png"]},
+        "defence images": {"number": 1, "first": ["cat/2.png"]},
+    }
+    with pytest.warns(UserWarning, match="1 of 6"):
+        assert len(data.test_set) == 5
+    assert data.describe()["skipped"]["test images"] == {"number": 1, "first": ["cat/2.png"]}
+    whole = ImageFolder(root=str(folder), defense_root=str(folder / "test"), **words)
+    with pytest.warns(UserWarning, match="left out"):
+        assert data.identity() == whole.identity()
+    for file in (folder / "train" / "cat").iterdir():
+        file.write_bytes(b"")
+    none = pytest.raises(DataError, match=r"None of the 3 images in .*train/cat can be read")
+    with none, pytest.warns(UserWarning, match="4 of 6"):
+        _ = ImageFolder(root=str(folder), **words).stored
+
+
+def test_a_record_without_skipped_files_says_nothing_of_them(folder):
+    data = ImageFolder(root=str(folder), input_size=16, cache=False, on_error="skip")
+    assert len(data.stored) == 6
+    assert "skipped" not in data.describe()
+
+
+@pytest.mark.parametrize("module", [Imagenette, ImageNet100])
+def test_photos_of_the_papers_are_not_turned(module):
+    assert ImageFolder(num_classes=2, defense_root="x").reading.exif_orientation
+    assert not module().reading.exif_orientation
+    assert module(exif_orientation=True).reading.exif_orientation
+
+
 def test_hidden_folders_are_no_classes(folder):
     for part in ("train", "test"):
         write_image(folder / part / ".ipynb_checkpoints" / "0.png", 1)
@@ -317,18 +367,24 @@ def test_pictures_that_are_not_read_are_told_of(folder):
     with pytest.warns(UserWarning, match=r"2 pictures .*train are left out, 1\.HEIC for one"):
         _ = ImageFolder(root=str(folder), **words).stored
     with pytest.warns(UserWarning, match=r"2 pictures"):
-        _ = ImageFolder(defense_root=str(folder), **words).defense_set
+        _ = ImageFolder(defense_root=str(folder / "train"), **words).defense_set
 
 
-def test_an_empty_class_folder_keeps_its_number(folder):
+def test_an_empty_class_folder_keeps_its_number_where_that_is_meant(folder):
     """A poisoned set that was exported may have lost all images of a class."""
     for part in ("train", "test"):
         (folder / part / "bat" / "deep.png").mkdir(parents=True)
-    assert ImageFolder(root=str(folder), input_size=16).num_classes == 3
+    words = {"root": str(folder), "input_size": 16, "cache": False}
+    with pytest.raises(DataError, match=r"train/bat holds no images; .*--data\.num_classes 3\.$"):
+        ImageFolder(**words)
+    assert ImageFolder(num_classes=3, **words).num_classes == 3
+    write_image(folder / "test" / "bat" / "0.png", 1)
+    assert ImageFolder(**words).num_classes == 3
     # A test folder need not have all classes: that of triggered images lacks the target's.
-    write_image(folder / "train" / "bat" / "0.png", 1)
-    data = ImageFolder(root=str(folder), input_size=16, cache=False)
-    assert sorted(set(data.test_set.labels.tolist())) == [1, 2]
+    (folder / "test" / "bat" / "0.png").rename(folder / "train" / "bat" / "0.png")
+    data = ImageFolder(**words)
+    with pytest.warns(UserWarning, match=r"test/bat holds no images, so its class is not measured"):
+        assert sorted(set(data.test_set.labels.tolist())) == [1, 2]
 
 
 def test_class_folders_must_agree(folder):

@@ -9,6 +9,7 @@ from PIL import Image
 
 from bdclean.attacks import BadNets
 from bdclean.data import Digits, ImageFolder, Splits
+from bdclean.data.decoding import Reading
 from bdclean.data.identity import identity
 from bdclean.data.images import ImageSet
 from bdclean.data.sources import read_class_folder
@@ -26,7 +27,7 @@ def folder(tmp_path, request):
 
 
 def of(folder):
-    return identity(read_class_folder(folder, 8, cache=False))
+    return identity(read_class_folder(folder, 8, reading=Reading(cache=False)))
 
 
 def test_files_are_their_names_sizes_and_classes(folder, tmp_path):

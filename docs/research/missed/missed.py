@@ -21,7 +21,8 @@ from bdclean.data import ImageDataModule
 from bdclean.errors import DataError
 from bdclean.files import write_text
 from bdclean.metrics.identification import true_positive_rate
-from bdclean.runs import RunFolder, read_csv
+from bdclean.runs import RunFolder
+from bdclean.tabular import read_csv
 
 BOUNDS = (32.0, 64.0)  # an eighth and a quarter of the scale
 _KEY = ("attack", "row", "seed")

@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 from bdclean.backbones import SplitModel, load_model
-from bdclean.data.sources import class_folders, read_class_folder
+from bdclean.data.layout import class_folders
+from bdclean.data.sources import read_class_folder
 from bdclean.errors import DataError
 from bdclean.files import write_text
 from bdclean.metrics.identification import identification
-from bdclean.printable import text_of_cell
-from bdclean.runs import RunFolder, read_csv
+from bdclean.runs import RunFolder
+from bdclean.tabular import read_csv
 from bdclean.types import Findings, TrainingSet
 
 
@@ -44,7 +45,7 @@ def compare(exported: Path, run: Path) -> dict[str, Any]:
     """
     truth = {row["file"]: row for row in read_csv(exported / "rows.csv")}
     found = read_csv(RunFolder(run).suspects)
-    files = [f"train/{text_of_cell(row['file']).removeprefix('train/')}" for row in found]
+    files = [f"train/{row['file'].removeprefix('train/')}" for row in found]
     if set(files) != truth.keys() or len(files) != len(truth):
         raise DataError(f"{run} is not a sift of {exported}: suspects.csv names other files.")
     if "" in {row["flagged"] for row in found}:
