@@ -106,9 +106,16 @@ def _run(words: list[str]) -> None:
             command = COMMANDS[name].load()
         command(rest)
     else:
-        near = get_close_matches(name, COMMANDS, n=1)
-        meant = f" Did you mean {near[0]}?" if near else ""
         raise ConfigError(
-            f"{name} is no command.{meant} The commands are {', '.join(COMMANDS)}; "
-            "`bdclean --help` tells what each does."
+            f"{name or repr(name)} is no command.{_meant(name)} The commands are "
+            f"{', '.join(COMMANDS)}; `bdclean --help` tells what each does."
         )
+
+
+def _meant(name: str) -> str:
+    """The sentence on what a word may mean that is no command; empty where nobody knows."""
+    if name.startswith("-"):
+        also = " (--version is an option of bdclean itself)" if name in ("-v", "-V") else ""
+        return f" Give one before the options{also}."
+    near = get_close_matches(name.lower(), [*COMMANDS, "--version"], n=1, cutoff=0.6)
+    return f" Did you mean {near[0]}?" if near else ""

@@ -81,7 +81,9 @@ def export(data: ImageDataModule, out: str | Path, *, test: bool = True) -> None
             data.save_artifacts(folder)
             folder.replace(target)
     except OSError as error:
-        raise ConfigError(f"--out={out}: the folder cannot be written ({error}).") from error
+        raise ConfigError(
+            f"--out={out}: the folder cannot be written ({error.strerror or error})."
+        ) from error
 
 
 def class_names(data: ImageDataModule) -> list[str]:

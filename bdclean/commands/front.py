@@ -154,6 +154,8 @@ def check_run(run: Path, places: Iterable[Path]) -> None:
         ConfigError: If it is no folder, lies in one of theirs, holds files of theirs, or another
             command works in it.
     """
+    if not run.name:
+        raise ConfigError(f"--run={str(run)!r}: name a folder, new or of a run.")
     above = next(path for path in (run, *run.absolute().parents) if path.exists())
     if not above.is_dir():
         raise ConfigError(f"--run {run}: {above} is a file; name a folder.")
@@ -217,7 +219,8 @@ def beside(key: str, target: Path) -> Iterator[Path]:
         temporary = TemporaryDirectory(dir=whole.parent, prefix=f".{whole.name}.")
     except OSError as error:
         raise ConfigError(
-            f"{key} {target}: the folder cannot be written ({error}); give another one."
+            f"{key} {target}: the folder cannot be written ({error.strerror or error}); give "
+            "another one."
         ) from error
     try:
         with temporary as name:

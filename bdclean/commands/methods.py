@@ -57,7 +57,12 @@ def run_methods(words: Sequence[str]) -> None:
         print(page("bdclean methods", _DOES, (), "bdclean methods", "docs/index.md"))
         return
     if words:
-        raise ConfigError(f"methods: {words[0]!r} is not expected; the command takes no arguments.")
+        named = {method.__name__.lower(): method.__name__ for _, method in methods()}
+        known = named.get(words[0].lower())
+        hint = f" `bdclean fit --model.help {known}` shows the options of {known}." if known else ""
+        raise ConfigError(
+            f"methods: {words[0]!r} is not expected; the command takes no arguments.{hint}"
+        )
     table = Table("kind", "--model", "labels", "images", "head", "batch norm")
     for kind, method in methods():
         needs = method.needs

@@ -30,6 +30,15 @@ _ELSEWHERE = (
 )
 """Modules of others whose classes have short names too, as `--model.optimizer SGD`."""
 
+_OF_KEYS = {
+    "optimizer": "torch.optim",
+    "callbacks": "lightning.pytorch.callbacks",
+    "logger": "lightning.pytorch.loggers",
+    "profiler": "lightning.pytorch.profilers",
+    "strategy": "lightning.pytorch.strategies",
+}
+"""Which of these modules has the classes of an option, by the last part of its name."""
+
 KEYS = ROOMS | {"bdclean.modules": "model"}
 """What an error is about, by the room that it comes from."""
 
@@ -48,6 +57,13 @@ def classes_of(base: type) -> dict[str, type]:
     offered += [load_plugins(group) for group in (ATTACKS, METHODS)]
     found = {name: each for room in offered for name, each in room.items() if _is_one(each, base)}
     return dict(sorted(found.items()))
+
+
+def others_of(key: str) -> list[str]:
+    """Names of the classes of torch or Lightning that an option takes; empty for another one."""
+    module = _OF_KEYS.get(key.rpartition(".")[2])
+    found = {} if module is None else vars(import_module(module))
+    return sorted(name for name, each in found.items() if inspect.isclass(each))
 
 
 def base_of(key: str) -> type:
