@@ -114,8 +114,8 @@ def _run(words: list[str]) -> None:
 
 def _meant(name: str) -> str:
     """The sentence on what a word may mean that is no command; empty where nobody knows."""
-    if name.startswith("-"):
-        also = " (--version is an option of bdclean itself)" if name in ("-v", "-V") else ""
-        return f" Give one before the options{also}."
-    near = get_close_matches(name.lower(), [*COMMANDS, "--version"], n=1, cutoff=0.6)
-    return f" Did you mean {near[0]}?" if near else ""
+    name = {"-v": "--version", "-?": "--help"}.get(name.lower(), name.lower())
+    near = get_close_matches(name, [*COMMANDS, "--version", "--help"], n=1)
+    if near and near[0].startswith("--") == name.startswith("--"):
+        return f" Did you mean {near[0]}?"
+    return " Give one before the options." if name.startswith("-") else ""

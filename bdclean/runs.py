@@ -376,7 +376,8 @@ def _is_placement(section: str, key: str) -> bool:
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
-    config = deepcopy(parse(read(file, str(file)), str(file)))
+    source = f"{file} is not a readable config"
+    config = deepcopy(parse(read(file, source), source))
     if not isinstance(config, dict):
         raise ConfigError(f"{file} is not the config of a run.")
     return config

@@ -220,7 +220,7 @@ def _restricted(key: str, inner: str, message: str, options: list[str]) -> str |
     if found is None or found[1] not in WORDS:
         return None
     value = re.search(r"base 10: '(.*)'|float: '(.*)'|^(\S+) does not conform", found[2])
-    shown = next((part for part in value.groups() if part), "?") if value else "?"
+    shown = next((part for part in value.groups() if part), "?") if value else _value(inner)
     return f"--{key}={shown}: it must be {WORDS[found[1]]}."
 
 
@@ -231,7 +231,8 @@ def _wrong_type(key: str, inner: str, message: str, options: list[str]) -> str |
     may_be_class = bool(_NO_CLASS.search(inner))
     if not allowed or (may_be_class and (_is_dotted(value) or hints.near_class(value, key))):
         return None
-    allowed = ["a class", *allowed] if may_be_class and "import path" in inner else allowed
+    if may_be_class and WORDS["float"] not in allowed:  # a tensor is no class to name
+        allowed = ["a class", *allowed]
     if WORDS["float"] in allowed and str(value).lower().strip("+-.") in ("inf", "nan"):
         allowed[allowed.index(WORDS["float"])] = "a finite number"
     return f"--{key}{_equals(value)}: it must be {either(allowed)}."

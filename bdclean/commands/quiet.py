@@ -26,6 +26,7 @@ _INFOS = (
     "💡 Tip",  # advertisements
     "Loading `train_dataloader` to estimate number of stepping batches",
     "`Trainer.fit` stopped: `max_epochs=",  # its regular end
+    "`Trainer(limit_",  # the user has set it
     "Restoring states from the checkpoint path",  # the command says where a run goes on
     "Restored all states from the checkpoint",
     "Loaded model weights from the checkpoint",

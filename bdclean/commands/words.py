@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 import yaml
@@ -60,7 +61,7 @@ def expanded(words: Sequence[str]) -> list[str]:
         key = "" if option in _CONFIG else option.lstrip("-")
         file = Path(value) if _is_file(value) else Path("words")
         settings = _settings(content_of(option, value), key, (file.absolute(),))
-        for name, setting in ((key, value), *settings):
+        for name, setting in settings:
             _check_place(name, setting)
     allow([found, read_configs(found)])
     for key in ("data", "model"):
@@ -161,6 +162,10 @@ def _check_place(key: str, value: Any) -> None:
         _check_name(str(value))
     if key in ("checkpoint.dirpath", "trainer.default_root_dir"):
         raise ConfigError(f"--{key}={value}: a run writes into one folder; name it with --run.")
+    if key == "checkpoint.filename" and not _is_name(str(value)):
+        raise ConfigError(
+            f"--{key}={str(value)[:20]}: it must be a short name, in which braces hold metrics."
+        )
     plain = re.sub(r"\{.*?\}", "", str(value))  # `{val/acc:.2f}` is the value of a metric
     if key == "checkpoint.filename" and ("/" in plain or ".." in str(value)):
         raise ConfigError(
@@ -168,12 +173,22 @@ def _check_place(key: str, value: Any) -> None:
         )
 
 
+def _is_name(file: str) -> bool:
+    """Whether Lightning can make a name of a checkpoint of it, and a file system have that."""
+    try:
+        braces = [field for _, field, _, _ in Formatter().parse(file) if field is not None]
+    except ValueError:
+        return False
+    return all(braces) and len(os.fsencode(file)) < _LONGEST - 50  # metrics, and what is unfinished
+
+
 def _check_name(run: str) -> None:
     """Refuses a run folder that no file system has, or whose name nobody can type or read."""
-    shown = f"{printable(run)[:20]}..." if len(run) > _LONGEST else printable(run)
+    shown = f"{printable(run)[:20]}..."
     if printable(run) != run:
         raise ConfigError(
-            f"--run={shown}: it holds a character that cannot be shown; name another folder."
+            f"--run={printable(run)[:_LONGEST]}: it holds a character that cannot be shown; name "
+            "another folder."
         )
     if any(len(os.fsencode(part)) > _LONGEST for part in Path(run).parts):
         raise ConfigError(

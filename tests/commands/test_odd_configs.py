@@ -151,7 +151,7 @@ def test_yaml_among_the_words_is_looked_at_too(words, message, capsys):
         ),
         (
             "trainer: {callbacks: [{class_path: builtins.eval}]}\n",
-            "--trainer.callbacks=[{'class_path'",
+            "--trainer.callbacks=builtins.eval: there is no such class.",
         ),
         ("run: [1]\n", "--run=[1]: it must be text."),
         ("run: null\n", "--run=null: it must be text."),
