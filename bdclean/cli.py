@@ -14,6 +14,7 @@ from difflib import get_close_matches
 import bdclean
 from bdclean import stopping
 from bdclean.commands import COMMANDS, overview
+from bdclean.commands.quick_import import told_if_slow
 from bdclean.commands.quiet import in_one_line
 from bdclean.commands.words import expanded, with_pipes_read
 from bdclean.errors import BdcleanError, ConfigError, behind
@@ -102,7 +103,7 @@ def _run(words: list[str]) -> None:
         if sys.argv[1:] == words:
             sys.argv[2:] = rest  # other processes of the run are started with these words
         expanded(rest)  # a config that is missing is told before seconds of imports
-        with stopping.importing():
+        with stopping.importing(), told_if_slow():
             command = COMMANDS[name].load()
         command(rest)
     else:

@@ -237,9 +237,16 @@ def copy_files(key: str, source: Path, files: Iterable[str], copy: Path, target:
     """Copies files into a folder of `beside`, which then gets its name.
 
     Raises:
-        ConfigError: If the copy fails.
+        ConfigError: If there is no room for the copy, or it fails.
     """
+    files = list(files)
     try:
+        needed = sum((source / name).stat().st_size for name in files)
+        free = shutil.disk_usage(copy).free
+        if needed > free:
+            raise OSError(
+                f"{free / 2**20:,.1f} MiB are free there, and it takes {needed / 2**20:,.1f} MiB"
+            )
         for name in files:
             place = copy / name
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -247,6 +254,6 @@ def copy_files(key: str, source: Path, files: Iterable[str], copy: Path, target:
         copy.replace(target.resolve())
     except OSError as error:
         raise ConfigError(
-            f"{key} {target}: the copy failed ({error}); make room and start the same command "
-            "again, which does not train again."
+            f"{key} {target}: the copy failed ({error.strerror or error}); make room and start "
+            "the same command again, which does not train again."
         ) from error

@@ -7,7 +7,14 @@ from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
 from typing import Any
 
-from bdclean.commands.rooms import BASES, base_of, classes_of, find_class, others_of
+from bdclean.commands.rooms import (
+    BASES,
+    base_of,
+    classes_of,
+    find_class,
+    others_of,
+    why_not_imported,
+)
 from bdclean.errors import ConfigError
 from bdclean.files import SAFETENSORS
 from bdclean.runs import RunFolder
@@ -160,11 +167,18 @@ def no_class(name: Any, bases: Sequence[type], key: str = "") -> str:
         bases: What the class must be made from.
         key: Dotted, of the option, to look among the classes of others as well.
     """
+    if failed := why_not_imported(str(name)):
+        return failed
     names = [each for base in bases for each in classes_of(base)]
     known = f" Known are {', '.join(names)}." if names else ""
     given = find_class(str(name)) or _abstract(str(name).rpartition(".")[2], bases)
     if inspect.isclass(given) and (inspect.isabstract(given) or given in bases):
-        return _base_class(_below(given, bases))
+        below = _below(given, bases)
+        lacking = sorted(getattr(given, "__abstractmethods__", ()))
+        if lacking and not below:
+            are = "s are" if lacking[1:] else " is"
+            return f"nothing can be made of it, because its method{are} missing: {_all(lacking)}."
+        return _base_class(below)
     if inspect.isclass(given) and bases and not issubclass(given, tuple(bases)):
         return f"it is no {' or '.join(base.__name__ for base in bases)}.{known}"
     near = get_close_matches(str(name).rpartition(".")[2], names, n=1, cutoff=_NEAR)
@@ -221,6 +235,10 @@ def _last(name: str) -> str:
 
 def _like(one: str, other: str) -> float:
     return SequenceMatcher(None, one, other).ratio()
+
+
+def _all(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
 
 
 def _either(words: Sequence[str]) -> str:

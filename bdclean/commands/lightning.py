@@ -53,7 +53,7 @@ from bdclean.commands.run_place import (
     run_folder,
 )
 from bdclean.commands.trainer_help import asks_for_help, trainer_help
-from bdclean.commands.words import of_run, spelled
+from bdclean.commands.words import as_typed, of_run, spelled
 from bdclean.errors import BdcleanError, ConfigError, behind
 from bdclean.files import sweep
 from bdclean.functional.precision import cpu_has_bfloat16
@@ -378,7 +378,7 @@ class BdcleanCLI(LightningCLI):
         if is_trial(self.trainer):
             self._say(closing.TRIAL)
         elif has_test_images(self.datamodule):
-            self._say(f"Next: {closing.command('test', self.words)}")
+            self._say(f"Next: {closing.command('test', as_typed(self.words))}")
 
     @rank_zero_only
     def _say(self, *lines: str) -> None:

@@ -15,6 +15,7 @@ WARNINGS = (
     r"The number of training batches \(\d+\) is smaller than the logging interval",
     "`max_epochs` was not set",  # methods know their own length
     r"Checkpoint directory .* exists and is not empty",  # a run that goes on
+    "The dirpath has changed from",  # a run folder that was moved or copied goes on
     r"Found \d+ module\(s\) in eval mode",  # a teacher and a probed backbone are on purpose
 )
 _INFOS = (

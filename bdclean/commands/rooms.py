@@ -6,6 +6,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from bdclean.errors import in_a_sentence
 from bdclean.plugins import ATTACKS, METHODS, load_plugins
 
 ROOMS = {
@@ -81,6 +82,28 @@ def find_class(name: str) -> Any:
         return getattr(import_module(module), last, None)
     except Exception:  # whatever another module raises
         return None
+
+
+def why_not_imported(name: str) -> str | None:
+    """What the import of the module of a class raised, as a sentence; None if nothing of its own.
+
+    Args:
+        name: Import path of the class.
+    """
+    module = name.rpartition(".")[0]
+    if not module or not all(part.isidentifier() for part in name.split(".")):
+        return None
+    try:
+        import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or f"{module}.".startswith(f"{error.name}."):
+            return None
+        return f"its module {module} cannot be imported. {in_a_sentence(error)}"
+    except Exception as error:  # whatever another module raises
+        return f"its module {module} cannot be imported. {type(error).__name__}: " + (
+            in_a_sentence(error)
+        )
+    return None
 
 
 def named_class(name: str, base: type | None) -> type | None:

@@ -84,6 +84,17 @@ def of_run(words: Sequence[str]) -> list[str]:
     return ["-c", str(config), *words, *weights]
 
 
+def as_typed(words: Sequence[str]) -> list[str]:
+    """The words of an evaluation without those that `of_run` adds."""
+    found = list(words)
+    run = next((value for name, value in values_in(found) if name == "--run"), "")
+    if run and found[:2] == ["-c", str(Path(run) / "config.yaml")]:
+        found = found[2:]
+        if found[-2:] == ["--ckpt_path", "last"]:
+            found = found[:-2]
+    return found
+
+
 def read_configs(words: Sequence[str]) -> list[dict[str, Any]]:
     """What each `-c` of expanded words gives, whether a file or YAML text, in their order.
 

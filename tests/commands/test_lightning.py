@@ -148,7 +148,7 @@ def test_what_is_not_measured_has_its_reason(capsys):
     main([*clean, "--run", "b"])
     said = capsys.readouterr().out
     assert "Not measured: ASR and PA, because the data has no attack." in said
-    assert "Next: bdclean predict -c b/config.yaml" in said
+    assert "Next: bdclean predict --run b\n" in said
 
 
 def test_the_first_start_of_a_job_that_is_requeued_begins(capsys):
