@@ -101,8 +101,12 @@ def copy(name: str, dest: Path) -> Path:
     target = dest
     try:
         target = dest / source.name if dest.is_dir() else dest
-        with target.open("xb") as file:
-            file.write(source.read_bytes())
+        target.open("xb").close()
+        try:
+            target.write_bytes(source.read_bytes())
+        except OSError:
+            target.unlink()
+            raise
     except FileExistsError as error:
         raise ConfigError(f"DEST {target}: the file exists; name a new one.") from error
     except OSError as error:

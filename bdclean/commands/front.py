@@ -233,6 +233,15 @@ def beside(key: str, target: Path) -> Iterator[Path]:
                 folder.rmdir()
 
 
+def _require_room(folder: Path, needed: int) -> None:
+    """Raises the error of a full disk before it is full."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f"{free / 2**20:,.1f} MiB are free there, and it takes {needed / 2**20:,.1f} MiB"
+        )
+
+
 def copy_files(key: str, source: Path, files: Iterable[str], copy: Path, target: Path) -> None:
     """Copies files into a folder of `beside`, which then gets its name.
 
@@ -241,12 +250,7 @@ def copy_files(key: str, source: Path, files: Iterable[str], copy: Path, target:
     """
     files = list(files)
     try:
-        needed = sum((source / name).stat().st_size for name in files)
-        free = shutil.disk_usage(copy).free
-        if needed > free:
-            raise OSError(
-                f"{free / 2**20:,.1f} MiB are free there, and it takes {needed / 2**20:,.1f} MiB"
-            )
+        _require_room(copy, sum((source / name).stat().st_size for name in files))
         for name in files:
             place = copy / name
             place.parent.mkdir(parents=True, exist_ok=True)

@@ -61,7 +61,8 @@ def expanded(words: Sequence[str]) -> list[str]:
         key = "" if option in _CONFIG else option.lstrip("-")
         file = Path(value) if _is_file(value) else Path("words")
         settings = _settings(content_of(option, value), key, (file.absolute(),))
-        for name, setting in settings:
+        whole = [] if key == "checkpoint" else [(key, value)]  # text may begin like YAML
+        for name, setting in (*whole, *settings):
             _check_place(name, setting)
     allow([found, read_configs(found)])
     for key in ("data", "model"):
