@@ -43,6 +43,7 @@ def test_a_metric_that_is_there_is_waited_for(fit, tmp_path):
     assert kept.best_model_path
 
 
+@pytest.mark.filterwarnings("ignore:.*was called without a model")
 @pytest.mark.parametrize(
     ("callback", "said"),
     [
@@ -55,5 +56,8 @@ def test_a_metric_that_is_there_is_waited_for(fit, tmp_path):
 def test_what_does_not_fit_is_refused_before_it_does_anything(callback, said, fit, tmp_path):
     folder = tmp_path / "left"
     with pytest.raises(ConfigError, match=said):
-        fit(OnExceptionCheckpoint(folder) if callback == "a file" else callback)
+        fit(
+            OnExceptionCheckpoint(folder) if callback == "a file" else callback,
+            enable_checkpointing=True,
+        )
     assert not folder.exists()

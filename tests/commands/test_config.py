@@ -32,8 +32,8 @@ def test_all_of_them_are_listed(capsys):
 def test_a_word_that_is_no_folder_is_looked_for(capsys):
     run_config(["ls", "SIG"])
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert listed[0] == "attack/sig/bcu"
-    assert all("sig" in name for name in listed)
+    assert len(listed) > 1
+    assert all(name.startswith("attack/sig") for name in listed)
 
 
 def test_a_copy_that_fails_leaves_no_file(tmp_path, monkeypatch):
