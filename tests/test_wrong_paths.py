@@ -543,7 +543,7 @@ WORDS |= {
     ),
     "a picture below a file": (
         ["figure", "tsne", "run", "--out", f"{__file__}/x.png"],
-        f"--out={__file__}/x.png: nothing can be written into {__file__}; name another place.",
+        f"--out={__file__}/x.png: {__file__} cannot be written into; name another place.",
     ),
 }
 

@@ -30,7 +30,7 @@ def png_path(out: str | Path, *, overwrite: bool = True) -> Path:
         raise ConfigError(f"--out={out}: it is a folder; name a file.")
     above = next(folder for folder in out.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise ConfigError(f"--out={out}: nothing can be written into {above}; name another place.")
+        raise ConfigError(f"--out={out}: {above} cannot be written into; name another place.")
     return out
 
 
