@@ -14,6 +14,7 @@ from difflib import get_close_matches
 import bdclean
 from bdclean import stopping
 from bdclean.commands import COMMANDS, overview
+from bdclean.commands.quick_import import told_if_slow
 from bdclean.commands.quiet import in_one_line
 from bdclean.commands.words import expanded, with_pipes_read
 from bdclean.errors import BdcleanError, ConfigError, behind
@@ -102,13 +103,20 @@ def _run(words: list[str]) -> None:
         if sys.argv[1:] == words:
             sys.argv[2:] = rest  # other processes of the run are started with these words
         expanded(rest)  # a config that is missing is told before seconds of imports
-        with stopping.importing():
+        with stopping.importing(), told_if_slow():
             command = COMMANDS[name].load()
         command(rest)
     else:
-        near = get_close_matches(name, COMMANDS, n=1)
-        meant = f" Did you mean {near[0]}?" if near else ""
         raise ConfigError(
-            f"{name} is no command.{meant} The commands are {', '.join(COMMANDS)}; "
-            "`bdclean --help` tells what each does."
+            f"{name or repr(name)} is no command.{_meant(name)} The commands are "
+            f"{', '.join(COMMANDS)}; `bdclean --help` tells what each does."
         )
+
+
+def _meant(name: str) -> str:
+    """The sentence on what a word may mean that is no command; empty where nobody knows."""
+    name = {"-v": "--version", "-?": "--help"}.get(name.lower(), name.lower())
+    near = get_close_matches(name, [*COMMANDS, "--version", "--help"], n=1)
+    if near and near[0].startswith("--") == name.startswith("--"):
+        return f" Did you mean {near[0]}?"
+    return " Give one before the options." if name.startswith("-") else ""

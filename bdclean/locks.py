@@ -137,7 +137,9 @@ class RunLock:
                 time.sleep(0.01)
         except OSError as error:
             self._leave_folders()
-            raise FileError(f"{self.file} cannot be written: {error.strerror or error}.") from error
+            raise FileError(
+                f"--run {self.folder}: {self.file} cannot be written: {error.strerror or error}."
+            ) from error
         except BdcleanError:
             self._leave_folders()
             raise

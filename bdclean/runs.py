@@ -9,11 +9,10 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import yaml
 
 from bdclean.errors import ConfigError, DataError
 from bdclean.files import (
@@ -25,6 +24,7 @@ from bdclean.files import (
     write_text,
 )
 from bdclean.locks import NAME as LOCK
+from bdclean.yaml_text import parse, read
 
 if TYPE_CHECKING:  # reading a record takes neither torch nor Lightning
     from bdclean.data import ImageDataModule
@@ -363,10 +363,8 @@ def _is_placement(section: str, key: str) -> bool:
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not a readable config ({error}).") from error
+    source = f"{file} is not a readable config"
+    config = deepcopy(parse(read(file, source), source))
     if not isinstance(config, dict):
         raise ConfigError(f"{file} is not the config of a run.")
     return config

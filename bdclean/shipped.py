@@ -11,6 +11,11 @@ from pathlib import Path
 from bdclean.errors import ConfigError
 
 _OPTIONS = ("-c", "--config")
+_OTHER_FILES = {
+    **dict.fromkeys((".safetensors", ".pt", ".pth", ".bin"), "--model.weights"),
+    ".ckpt": "--ckpt_path, or as weights with --model.weights",
+}
+"""Options for files that are no configs, by the ends of their names."""
 _NAME_OR_PATH = re.compile(r"(?!-)[\w./-]+")  # YAML on the command line has other characters too
 
 
@@ -77,6 +82,10 @@ def path_of(value: str, key: str) -> str:
         ConfigError: If there is neither a file nor a config of that name.
     """
     path = Path(value)
+    if instead := _OTHER_FILES.get(path.suffix):
+        raise ConfigError(f"{key} {value}: it is no config; give it with {instead}.")
+    if re.match(r"\w+://", value):
+        raise ConfigError(f"{key} {value}: nothing is downloaded; give a file of this machine.")
     with suppress(OSError, ValueError):  # no file has a name that long, or with a null byte
         if path.is_file() or path.is_fifo():
             if value in names():

@@ -16,6 +16,7 @@ ROOMS_OF_METHODS = ("purification", "sifting")
 RUNS = METHODS | {"attacks", "data", "training", *ROOMS_OF_METHODS}
 OUTSIDE = {
     *("callbacks", "figures", "locks", "plugins", "reporting", "runs", "shipped", "stopping"),
+    "yaml_text",
 }
 ALLOWED = {
     "types": {"checks"},
@@ -41,7 +42,8 @@ ALLOWED = {
     "modules": MODELS,
     "training": METHODS,
     **dict.fromkeys(ROOMS_OF_METHODS, METHODS),
-    "runs": GROUND | {"data", "locks"},
+    "yaml_text": {"errors", "printable"},
+    "runs": GROUND | {"data", "locks", "yaml_text"},
     "callbacks": METHODS | {"figures", "locks", "runs"},
     "reporting": GROUND | {"figures", "metrics", "runs"},
     "commands": RUNS | OUTSIDE,

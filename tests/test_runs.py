@@ -340,10 +340,15 @@ def test_a_config_that_is_missing_or_none(tmp_path):
     run = RunFolder(tmp_path)
     with pytest.raises(ConfigError, match=r"there is no config\.yaml; give folders"):
         run.read_config()
-    for text in (b"- 1\n", b"a: b: c\n", b"\xff"):
+    deep, large = b"a: " + b"[" * 10_000, b"a: 1\n# " + b"x" * 200_000
+    odd = (b"a: \0\n", b"a: [\n", b"a: !!python/object:os.system {}\n", b"? [a]\n: 1\n", b"")
+    for text in (b"- 1\n", b"a: b: c\n", b"\xff", deep, large, *odd):
         run.config.write_bytes(text)
         with pytest.raises(ConfigError, match=r"config\.yaml is not"):
             run.read_config()
+        with pytest.raises(ConfigError) as raised:
+            run.read_config()
+        assert "\n" not in str(raised.value)
     run.config.write_text("run: here\n")
     assert run.read_config() == {"run": "here"}
     with pytest.raises(ConfigError, match="no data module"):

@@ -420,6 +420,179 @@ WORDS = {
 }
 
 
+CALLBACK = [*BASE, "--trainer.callbacks+", "EarlyStopping", "--trainer.callbacks.monitor", "x"]
+HIDDEN = "it holds a character that cannot be shown; name another folder."
+PLACE = "name a folder, new or of a run."
+COMMANDS = (
+    "The commands are fit, validate, test, predict, demo, sift, attack, figure, methods, config; "
+    "`bdclean --help` tells what each does."
+)
+WORDS |= {
+    "a run below a device": ([*BASE, "--run", "/dev/null/x"], f"--run='/dev/null/x': {PLACE}"),
+    "a run that is a device": ([*BASE, "--run", "/dev/null"], f"--run='/dev/null': {PLACE}"),
+    "a run with a new line": ([*BASE, "--run", "a\nb"], f"--run=a\\nb: {HIDDEN}"),
+    "a run with a null byte": ([*BASE, "-c", 'run: "a\\0"'], f"--run=a\\x00: {HIDDEN}"),
+    "a run that is not UTF-8": ([*BASE, "--run", "a\udcff"], f"--run=a\\udcff: {HIDDEN}"),
+    "a run of too many folders": (
+        [*BASE, "--run", "/".join(["y" * 200] * 25)],
+        f"--run={'y' * 20}...: the whole path has more than 3586 bytes; shorten it.",
+    ),
+    "a sift without a run": (
+        ["sift", "set", "--run", ""],
+        "FOLDER set is no folder; give one that holds CLASS/IMAGE.jpg.",
+    ),
+    "a sift of nothing": (["sift", ""], "FOLDER='': name a folder that holds CLASS/IMAGE.jpg."),
+    "a sift of no pixels": (
+        ["sift", "set", "--size", "0"],
+        "--size=0: it must be a whole number above 0.",
+    ),
+    "two letters of a class": (
+        [*BASE, "--model.optimizer", "SDG"],
+        "--model.optimizer=SDG: there is no such class. Did you mean SGD?",
+    ),
+    "a class of torch": (
+        [*BASE, "--model.optimizer", "torch.optim.Adamm"],
+        "--model.optimizer=torch.optim.Adamm: there is no such class. Did you mean Adam?",
+    ),
+    "a class of Lightning": (
+        [*BASE, "--trainer.callbacks", "[{class_path: EarlyStoping, init_args: {monitor: x}}]"],
+        "--trainer.callbacks=EarlyStoping: there is no such class. Did you mean EarlyStopping?",
+    ),
+    "a class where other values may stand": (
+        [*BASE, "--trainer.logger", "CSVLoger"],
+        "--trainer.logger=CSVLoger: there is no such class. Did you mean CSVLogger?",
+    ),
+    "a word there": (
+        [*BASE, "--trainer.logger", "nope"],
+        "--trainer.logger=nope: it must be a class, a list, true, false or null.",
+    ),
+    "a number among classes": (
+        [*BASE, "--trainer.callbacks", "[EarlyStopping, 3]"],
+        "--trainer.callbacks=3: there is no such class.",
+    ),
+    "an argument of a callback": (
+        [*CALLBACK, "--trainer.callbacks.patience", "few"],
+        "--trainer.callbacks.patience=few: it must be a whole number.",
+    ),
+    "a value that a callback refuses": (
+        [*CALLBACK, "--trainer.callbacks.mode", "mxa"],
+        "--trainer.callbacks.mode=mxa: `mode` can be min, max, got mxa.",
+    ),
+    "no duration": (
+        [*BASE, "--trainer.callbacks+", "Timer", "--trainer.callbacks.duration", "xx"],
+        "--trainer.callbacks.duration=xx: `Timer(duration='xx')` is not a valid duration. Expected "
+        "a string in the format DD:HH:MM:SS.",
+    ),
+    "a mode of the checkpoint": (
+        [*BASE, "--checkpoint.mode", "x"],
+        "--checkpoint.mode=x: `mode` can be min, max but got x.",
+    ),
+    "a strategy of Lightning": (
+        [*BASE, "--trainer.strategy", "DDPStrateg"],
+        "--trainer.strategy=DDPStrateg: You selected an invalid strategy name: "
+        "`strategy='ddpstrateg'`. Did you mean DDPStrategy?",
+    ),
+    "a precision": (
+        [*BASE, "--trainer.precision", "17"],
+        "--trainer.precision=17: it must be 64, 32, 16, transformer-engine, "
+        "transformer-engine-float16, 16-true, 16-mixed, bf16-true, bf16-mixed, 32-true, 64-true, "
+        "bf16 or null.",
+    ),
+    "more than a class": (
+        [*BASE, "--data.attack", "{class_path: BadNets, foo: 1}"],
+        "--data.attack: beside its class_path there may be init_args and no more.",
+    ),
+    "a misspelt class_path": (
+        [*BASE, "--data.attack", "{class_pth: BadNets}"],
+        "--data.attack.class_pth: BadNets has no such option. Did you mean "
+        "--data.attack.class_path?",
+    ),
+    "an attack without data": (
+        ["attack", "export", "-c", "attack/badnets/cbd", "--out", "x"],
+        "--data: name the class first, with --data CLASS or a config of it.",
+    ),
+    "a checkpoint that is a number": (
+        [*BASE, "-c", "checkpoint: 3"],
+        "--checkpoint=3: set its options one by one, as --checkpoint.NAME VALUE.",
+    ),
+    "a checkpoint that is null": (
+        [*BASE, "-c", "checkpoint: null"],
+        "--checkpoint=null: set its options one by one, as --checkpoint.NAME VALUE.",
+    ),
+    "a long name of a checkpoint": (
+        [*BASE, "--checkpoint.filename", "x" * 250],
+        f"--checkpoint.filename={'x' * 20}: it must be a short name, in which braces hold metrics.",
+    ),
+    "an open brace in it": (
+        [*BASE, "--checkpoint.filename", "last-{"],
+        "--checkpoint.filename=last-{: it must be a short name, in which braces hold metrics.",
+    ),
+    "weights as a checkpoint": (
+        [*BASE, "--ckpt_path", "a.safetensors"],
+        "--ckpt_path a.safetensors: it holds weights alone; give it with --model.weights.",
+    ),
+    "weights as a config": (
+        [*BASE, "-c", "a.safetensors"],
+        "-c a.safetensors: it is no config; give it with --model.weights.",
+    ),
+    "a checkpoint as a config": (
+        [*BASE, "-c", "last.ckpt"],
+        "-c last.ckpt: it is no config; give it with --ckpt_path, or as weights with "
+        "--model.weights.",
+    ),
+    "a config of the network": (
+        [*BASE, "-c", "https://x.org/a.yaml"],
+        "-c https://x.org/a.yaml: nothing is downloaded; give a file of this machine.",
+    ),
+    "a config without its option": (
+        [*BASE, "a.yaml"],
+        "a.yaml: it is one word too many. Did you mean -c a.yaml?",
+    ),
+    "weights without their option": (
+        [*BASE, "a.pth"],
+        "a.pth: it is one word too many. Did you mean --model.weights a.pth?",
+    ),
+    "one dash": ([*BASE, "-run"], "-run: it is one word too many. Did you mean --run?"),
+    "a way to print": (
+        [*BASE, "--print_config=x"],
+        "--print_config=x: it must be comments, skip_default or skip_null.",
+    ),
+    "a test of nothing": (
+        ["test"],
+        "test: name a run, as --run RUN, or give data and a method with -c.",
+    ),
+    "a loud command": (["FIT"], f"FIT is no command. Did you mean fit? {COMMANDS}"),
+    "an option of bdclean": (["-v"], f"-v is no command. Did you mean --version? {COMMANDS}"),
+    "an option first": (
+        ["-c", "data/digits", "fit"],
+        f"-c is no command. Give one before the options. {COMMANDS}",
+    ),
+    "an empty command": ([""], f"'' is no command. {COMMANDS}"),
+    "another command for it": (
+        ["config", "show"],
+        "show: it must be ls, cat or cp. Did you mean cat?",
+    ),
+    "a method to list": (
+        ["methods", "cbd"],
+        "methods: 'cbd' is not expected; the command takes no arguments. `bdclean fit --model.help "
+        "CBD` shows the options of CBD.",
+    ),
+    "a kind of config": (
+        ["config", "ls", "xyz"],
+        "KIND xyz: there are no such configs. Kinds are arch, attack, bound, data, measure, "
+        "purify, sift, train, trainer.",
+    ),
+    "a run without a config": (
+        ["figure", "tsne", "."],
+        ".: there is no config.yaml; give folders that bdclean fit wrote.",
+    ),
+    "a picture below a file": (
+        ["figure", "tsne", "run", "--out", f"{__file__}/x.png"],
+        f"--out={__file__}/x.png: {__file__} cannot be written into; name another place.",
+    ),
+}
+
+
 @pytest.mark.parametrize("case", WORDS, ids=list(WORDS))
 def test_a_wrong_word_is_told_in_one_sentence(case, capsys):
     words, message = WORDS[case]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bdclean.attacks.checks import LabelRule, RateBase
-from bdclean.errors import AttackError
+from bdclean.errors import AttackError, in_words
 from bdclean.files import write_text
 from bdclean.weights import format as weights_format
 
@@ -139,8 +139,10 @@ class PoisonPlan:
             fields: dict[str, Any] = {name: facts[name] for name in _SETTINGS}
             fields |= {name: tensors[name] for name in _TENSORS}
             plan = cls(**fields)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise AttackError(f"{path}: not a saved poison plan: {error!r}.") from error
+        except Exception as error:  # damaged settings can end anywhere above
+            raise AttackError(
+                f"{path}: not a saved poison plan: {type(error).__name__}, {in_words(error)}."
+            ) from error
         if plan.hash != facts.get("hash"):
             raise AttackError(f"{folder}: plan.json and plan.safetensors do not match.")
         return plan

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bdclean.attacks.checks import Quantize, require, require_choice, require_size
-from bdclean.errors import AttackError
+from bdclean.errors import AttackError, in_words
 from bdclean.weights import format as weights_format
 
 _CHUNK_VALUES = 2**18  # 1 MB of float32 at a time, whatever the number and size of the images
@@ -191,8 +191,8 @@ class Trigger(nn.Module, ABC):
             )
         try:
             trigger = known[name].rebuild(tensors, json.loads(metadata["arguments"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise AttackError(f"{path}: not a saved {name}: {error}.") from error
+        except Exception as error:  # damaged settings can end anywhere in a class
+            raise AttackError(f"{path}: not a saved {name}: {in_words(error)}.") from error
         if trigger.fingerprint != metadata.get("fingerprint"):
             raise AttackError(f"{path}: content and fingerprint differ; the file was changed.")
         return trigger

@@ -1,6 +1,7 @@
 """Callbacks: saved config, run record, suspects, exact resume, progress and prediction files."""
 
 from bdclean.callbacks.metrics_log import MetricsLog
+from bdclean.callbacks.monitors import Monitors
 from bdclean.callbacks.predictions import PredictionFiles
 from bdclean.callbacks.progress import ProgressLines, StageBar
 from bdclean.callbacks.read_test_set import ReadTestSet
@@ -14,6 +15,7 @@ __all__ = [
     "AtomicCheckpointIO",
     "ExactResume",
     "MetricsLog",
+    "Monitors",
     "PredictionFiles",
     "ProgressLines",
     "ReadTestSet",

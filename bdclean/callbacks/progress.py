@@ -30,9 +30,10 @@ class FitClock:
 
     def start(self) -> None:
         """Begins a fit."""
-        self._begin = self._since = time.perf_counter()
+        self._begin = self._since = self._last = time.perf_counter()
         self._first: float | None = None  # where the stage began; epochs, as the next one
         self._done = 0.0
+        self._idle = 0.0
         self._images = 0
         self._plan: list[tuple[str, int]] = []  # names and epochs; empty where there is none
         self._spent: dict[str, tuple[float, float]] = {}  # epochs and seconds, by stage
@@ -45,6 +46,8 @@ class FitClock:
             return False
         self.stage = stage
         self._since = time.perf_counter()
+        # What a method does between two stages belongs to the second one.
+        self._idle = self._since - self._last if follows else 0.0
         self._first = self._done = _epochs(trainer, batch_idx)
         self._images = 0
         self._before = self._spent.get(stage, (0.0, 0.0))
@@ -55,14 +58,14 @@ class FitClock:
     def after_batch(self, trainer: Trainer, batch: Any, batch_idx: int) -> None:
         """Counts the images of a batch, and what the stage has cost."""
         self._done = _epochs(trainer, batch_idx + 1)
+        self._last = time.perf_counter()
         if isinstance(batch, dict):
             self._images += len(batch["index"]) * trainer.world_size
         if self._first is not None and self._done > self._first:
             epochs, seconds = self._before
-            now = time.perf_counter()
             self._spent[self.stage] = (
                 epochs + self._done - self._first,
-                seconds + now - self._since,
+                seconds + self._idle + self._last - self._since,
             )
 
     def speed(self) -> str:

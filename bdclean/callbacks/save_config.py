@@ -17,6 +17,8 @@ from bdclean.runs import RunFolder, canonical, leaves
 
 FIXED = ("model", "data", "seed_everything")
 """Sections of a config that a run goes on with as it began."""
+_PLACE = ("run", "checkpoint")
+"""Those that say where a run lies."""
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -76,7 +78,8 @@ class SaveRunConfig(SaveConfigCallback):
             self._warn_of_changes(run)
             if self._begins_anew(run):
                 clear(run)
-            run.save_config(self._text())
+            if not self._was_moved(run):
+                run.save_config(self._text())
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves if there was nothing to train."""
@@ -150,6 +153,16 @@ class SaveRunConfig(SaveConfigCallback):
 
     def _of_another(self, run: RunFolder) -> str:
         return f"{run.config} belongs to a run with another config. {self.way_out}"
+
+    def _was_moved(self, run: RunFolder) -> bool:
+        """Whether the config that lies there differs in nothing but the folder of the run."""
+        if not run.config.is_file():
+            return False
+        before, now = (
+            {key: value for key, value in config.items() if key not in _PLACE}
+            for config in (run.read_config(), yaml.safe_load(self._text()))
+        )
+        return before == now
 
     def _is_same(self, run: RunFolder) -> bool:
         """Whether the configs differ in nothing but where and on what they run."""

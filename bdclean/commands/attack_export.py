@@ -81,8 +81,12 @@ def export(data: ImageDataModule, out: str | Path, *, test: bool = True) -> None
             write_text(folder / "rows.csv", csv_text([COLUMNS, *rows]))
             data.save_artifacts(folder)
             folder.replace(target)
-    except (OSError, FileError) as error:
+    except FileError as error:
         raise ConfigError(f"--out={out}: the folder cannot be written ({error}).") from error
+    except OSError as error:
+        raise ConfigError(
+            f"--out={out}: the folder cannot be written ({error.strerror or error})."
+        ) from error
 
 
 def class_names(data: ImageDataModule) -> list[str]:

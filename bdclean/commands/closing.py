@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bdclean.commands.words import as_typed
 from bdclean.runs import RunFolder
 from bdclean.shipped import names
 
@@ -109,7 +110,7 @@ def after_test(record: Mapping[str, Any], folder: Path, words: Sequence[str]) ->
         folder: Of the run.
         words: Of the test.
     """
-    after = f"Next: {command('predict', words)}"
+    after = f"Next: {command('predict', as_typed(words))}"
     return [written(folder, ["test.json"]), _measured_in(record), after]
 
 
@@ -154,7 +155,7 @@ def next_command(
             return _stacked(run, method, method.split("/")[1])
         return command("figure", ["tsne", str(folder), "--out", str(folder / "tsne.png")])
     if tests and run.last_checkpoint.is_file():
-        return command("predict", ["-c", str(run.config), "--ckpt_path", str(run.last_checkpoint)])
+        return command("predict", ["--run", str(folder)])
     # Data without test images, such as photos without labels: what is left is to use the model.
     return load(run.weights) if run.weights.is_file() else None
 

@@ -43,7 +43,7 @@ def make_parser() -> Parser:
     commands = parser.add_subcommands()
     ls = _add(commands, "ls [KIND]", "Lists the names, and what each config is.", "attack")
     ls.add_argument(
-        "kind", metavar="KIND", nargs="?", type=str, default="", help="Only these: attack ..."
+        "kind", metavar="KIND", nargs="?", type=str, default="", help="Only these: attack, cbd ..."
     )
     cat = _add(commands, "cat NAME", "Prints a config.", "purify/cbd")
     cp = _add(commands, "cp NAME DEST", "Copies a config, to change it.", "purify/cbd mine.yaml")
@@ -72,12 +72,14 @@ def listing(kind: str = "") -> str:
     """A line per config: its name, and the first line of its file.
 
     Args:
-        kind: Only the configs in this folder; "" lists all.
+        kind: Only the configs in this folder, or else those with this in their names; "" lists
+            all.
 
     Raises:
-        ConfigError: If there is no such folder.
+        ConfigError: If there is none.
     """
     found = shipped.names(kind.rstrip("/"))
+    found = found or [name for name in shipped.names() if kind.lower() in name]
     if not found:
         kinds = sorted({name.split("/")[0] for name in shipped.names()})
         raise ConfigError(f"KIND {kind}: there are no such configs. Kinds are {', '.join(kinds)}.")
@@ -99,8 +101,12 @@ def copy(name: str, dest: Path) -> Path:
     target = dest
     try:
         target = dest / source.name if dest.is_dir() else dest
-        with target.open("xb") as file:
-            file.write(source.read_bytes())
+        target.open("xb").close()
+        try:
+            target.write_bytes(source.read_bytes())
+        except OSError:
+            target.unlink()
+            raise
     except FileExistsError as error:
         raise ConfigError(f"DEST {target}: the file exists; name a new one.") from error
     except OSError as error:

@@ -105,7 +105,7 @@ class Demo:
                 file.unlink()
         except OSError as error:
             raise ConfigError(
-                f"--run={self.out}: the folder cannot be written ({error})."
+                f"--run={self.out}: the folder cannot be written ({error.strerror or error})."
             ) from error
         self.rows = []
         with quiet(), one_thread():

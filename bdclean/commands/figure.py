@@ -47,8 +47,9 @@ def run_figure(args: Sequence[str]) -> None:
     chosen = make_parser().parse_args(list(args)).tsne
     out = png_path(chosen.out, overwrite=chosen.overwrite)
     maps = []
-    for run in (RunFolder(Path(folder)) for folder in dict.fromkeys(chosen.runs)):
-        allow(run.read_config())
+    runs = [RunFolder(Path(folder)) for folder in dict.fromkeys(chosen.runs)]
+    allow([run.read_config() for run in runs])  # a folder without a run is told at once
+    for run in runs:
         data = make_data(run)
         images = choose(data, chosen)
         target = None if data.attack is None else data.attack.single_target()

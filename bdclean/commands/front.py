@@ -154,6 +154,8 @@ def check_run(run: Path, places: Iterable[Path]) -> None:
         ConfigError: If it is no folder, lies in one of theirs, holds files of theirs, or another
             command works in it.
     """
+    if not run.name:
+        raise ConfigError(f"--run={str(run)!r}: name a folder, new or of a run.")
     above = next(path for path in (run, *run.absolute().parents) if path.exists())
     if not above.is_dir():
         raise ConfigError(f"--run {run}: {above} is a file; name a folder.")
@@ -217,7 +219,8 @@ def beside(key: str, target: Path) -> Iterator[Path]:
         temporary = TemporaryDirectory(dir=whole.parent, prefix=f".{whole.name}.")
     except OSError as error:
         raise ConfigError(
-            f"{key} {target}: the folder cannot be written ({error}); give another one."
+            f"{key} {target}: the folder cannot be written ({error.strerror or error}); give "
+            "another one."
         ) from error
     try:
         with temporary as name:
@@ -230,13 +233,24 @@ def beside(key: str, target: Path) -> Iterator[Path]:
                 folder.rmdir()
 
 
+def _require_room(folder: Path, needed: int) -> None:
+    """Raises the error of a full disk before it is full."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f"{free / 2**20:,.1f} MiB are free there, and it takes {needed / 2**20:,.1f} MiB"
+        )
+
+
 def copy_files(key: str, source: Path, files: Iterable[str], copy: Path, target: Path) -> None:
     """Copies files into a folder of `beside`, which then gets its name.
 
     Raises:
-        ConfigError: If the copy fails.
+        ConfigError: If there is no room for the copy, or it fails.
     """
+    files = list(files)
     try:
+        _require_room(copy, sum((source / name).stat().st_size for name in files))
         for name in files:
             place = copy / name
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -244,6 +258,6 @@ def copy_files(key: str, source: Path, files: Iterable[str], copy: Path, target:
         copy.replace(target.resolve())
     except OSError as error:
         raise ConfigError(
-            f"{key} {target}: the copy failed ({error}); make room and start the same command "
-            "again, which does not train again."
+            f"{key} {target}: the copy failed ({error.strerror or error}); make room and start "
+            "the same command again, which does not train again."
         ) from error

@@ -1,12 +1,24 @@
 """What a user may have meant: the option or the class that a wrong word is nearest to."""
 
 import inspect
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import SequenceMatcher, get_close_matches
+from pathlib import Path
 from typing import Any
 
-from bdclean.commands.rooms import BASES, base_of, classes_of, find_class
+from bdclean.commands.rooms import (
+    BASES,
+    base_of,
+    classes_of,
+    find_class,
+    others_of,
+    why_not_imported,
+)
 from bdclean.errors import ConfigError
+from bdclean.files import SAFETENSORS
+from bdclean.runs import RunFolder
+from bdclean.shipped import names
 
 _NEAR = 0.75
 """Similarity of two words, from 0 to 1, above which one may be meant by the other."""
@@ -55,6 +67,9 @@ _OTHER_NAMES = {
 }
 """What other programs call an option: the ends of its dotted name here, the best one first."""
 
+OTHER_COMMANDS = {"list": "ls", "show": "cat", "print": "cat", "copy": "cp", "view": "preview"}
+"""What other programs call a command of a command."""
+
 _HOW = (
     ("data.attack.", "`bdclean fit --data.attack.help CLASS`"),
     ("data.", "`bdclean fit --data.help CLASS`"),
@@ -71,12 +86,33 @@ def meant(name: str, known: Iterable[str]) -> str:
         known: Dotted names of the options that there are.
     """
     options = [each for each in dict.fromkeys(known) if "facts" not in each.split(".")]
+    options = [each for each in options if each != name]  # which a config cannot give, as `help`
     found = _same_end(name, options) or _swapped(name, options)
     found = found or _near_end(name, options) or _near(name, options)
     if found:
         return f" Did you mean --{found}?"
     how = next((how for begin, how in _HOW if name.startswith(begin)), "The command's --help")
     return f" {how} lists the options."
+
+
+def meant_as(word: str, options: Iterable[str]) -> str:
+    """The sentence on the option that a word lacks: `-c`, `--run`; empty where nobody knows.
+
+    Args:
+        word: As it was typed, with no option before it.
+        options: Dotted names of those that there are.
+    """
+    if "run" not in options:
+        return ""
+    if re.fullmatch(r"-\w{2,}", word):
+        return f" Did you mean -{word}?"
+    if word.endswith((".yaml", ".yml")) or names(word):
+        return f" Did you mean -c {word}?"
+    if word.endswith(".ckpt"):
+        return f" Did you mean --ckpt_path {word}?"
+    if word.endswith((SAFETENSORS, ".pt", ".pth")):
+        return f" Did you mean --model.weights {word}?"
+    return f" Did you mean --run {word}?" if RunFolder(Path(word)).is_run else ""
 
 
 def _same_end(name: str, options: Sequence[str]) -> str | None:
@@ -111,22 +147,43 @@ def _near(name: str, options: Sequence[str]) -> str | None:
     return near[0] if near else None
 
 
-def no_class(name: Any, bases: Sequence[type]) -> str:
+def near_class(name: str | None, key: str) -> str | None:
+    """The class of torch or Lightning that may be meant at a key such as `model.optimizer`.
+
+    Args:
+        name: As it was typed: a short name, or an import path.
+        key: Dotted, of the option.
+    """
+    short, names = str(name).rpartition(".")[2], others_of(key)
+    near = get_close_matches(short, names, n=1, cutoff=_NEAR)
+    return near[0] if near else _swapped(short, names)
+
+
+def no_class(name: Any, bases: Sequence[type], key: str = "") -> str:
     """The sentence about a class that is not there, or that nothing can be made of.
 
     Args:
         name: As it was typed: a short name, or an import path.
         bases: What the class must be made from.
+        key: Dotted, of the option, to look among the classes of others as well.
     """
+    if failed := why_not_imported(str(name)):
+        return failed
     names = [each for base in bases for each in classes_of(base)]
     known = f" Known are {', '.join(names)}." if names else ""
     given = find_class(str(name)) or _abstract(str(name).rpartition(".")[2], bases)
     if inspect.isclass(given) and (inspect.isabstract(given) or given in bases):
-        return _base_class(_below(given, bases))
+        below = _below(given, bases)
+        lacking = sorted(getattr(given, "__abstractmethods__", ()))
+        if lacking and not below:
+            are = "s are" if lacking[1:] else " is"
+            return f"nothing can be made of it, because its method{are} missing: {_all(lacking)}."
+        return _base_class(below)
     if inspect.isclass(given) and bases and not issubclass(given, tuple(bases)):
         return f"it is no {' or '.join(base.__name__ for base in bases)}.{known}"
     near = get_close_matches(str(name).rpartition(".")[2], names, n=1, cutoff=_NEAR)
-    return f"there is no such class.{f' Did you mean {near[0]}?' if near else known}"
+    meant = near[0] if near else near_class(name, key)
+    return f"there is no such class.{f' Did you mean {meant}?' if meant else known}"
 
 
 def require_concrete(parsed: Any) -> None:
@@ -178,6 +235,10 @@ def _last(name: str) -> str:
 
 def _like(one: str, other: str) -> float:
     return SequenceMatcher(None, one, other).ratio()
+
+
+def _all(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
 
 
 def _either(words: Sequence[str]) -> str:

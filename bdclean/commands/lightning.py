@@ -27,6 +27,7 @@ from bdclean.callbacks import (
     AtomicCheckpointIO,
     ExactResume,
     MetricsLog,
+    Monitors,
     PredictionFiles,
     ProgressLines,
     ReadTestSet,
@@ -48,11 +49,12 @@ from bdclean.commands.run_place import (
     check_checkpoint,
     check_run,
     newest_checkpoint,
+    require_words,
     run_folder,
 )
 from bdclean.commands.trainer_help import asks_for_help, trainer_help
-from bdclean.commands.words import of_run, spelled
-from bdclean.errors import BdcleanError, ConfigError, behind, in_a_sentence
+from bdclean.commands.words import as_typed, of_run, spelled
+from bdclean.errors import BdcleanError, ConfigError, behind
 from bdclean.files import sweep
 from bdclean.functional.precision import cpu_has_bfloat16
 from bdclean.locks import RunLock, require_held
@@ -75,6 +77,7 @@ def _command(name: str, words: Sequence[str]) -> None:
     elif name == "fit":
         run(name, words)
     else:
+        require_words(name, words)
         words = of_run(words)
         check_run(words)
         run(name, words)
@@ -111,10 +114,10 @@ def run(
         again = again or closing.command(name, closing.going_on(words))
         done = (cli or BdcleanCLI)(name, words, again)
     except Exception as error:
-        refused = behind(error, MisconfigurationException)
-        if refused is None or behind(error, BdcleanError) is not None:
+        refusal = None if behind(error, BdcleanError) else making.of_lightning(error)
+        if refusal is None:
             raise
-        raise ConfigError(in_a_sentence(refused)) from error
+        raise ConfigError(refusal) from error
     if distributed.is_available() and distributed.is_initialized():
         # Gloo's threads should not outlive the interpreter; Lightning ends NCCL's group alone.
         distributed.destroy_process_group()
@@ -226,11 +229,10 @@ class BdcleanCLI(LightningCLI):
         run = self.run_folder
         if self._writes:
             require_files(run, self.name)
-        plugins = config.get("plugins") or []
-        plugins = list(plugins) if isinstance(plugins, list) else [plugins]
+        plugins, theirs = (making.listed(config.get(key)) for key in ("plugins", "callbacks"))
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(AtomicCheckpointIO())
-        callbacks = [*(config.get("callbacks") or []), *self._own_callbacks(config)]
+        callbacks = [*theirs, *self._own_callbacks(config), Monitors(theirs)]
         if config.get("enable_progress_bar") is None and not sys.stderr.isatty():
             kwargs["enable_progress_bar"] = any(isinstance(c, ProgressBar) for c in callbacks)
         if config.get("enable_model_summary") is None:
@@ -246,7 +248,9 @@ class BdcleanCLI(LightningCLI):
         except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
             raise ConfigError(of_trainer(str(error), vars(config))) from error
         except OSError as error:
-            raise ConfigError(f"--run={run.path}: it cannot be written ({error}).") from error
+            raise ConfigError(
+                f"--run={run.path}: it cannot be written ({error.strerror or error})."
+            ) from error
         ranks.take_over(trainer)
         on_cpu = isinstance(trainer.accelerator, CPUAccelerator)
         if on_cpu and trainer.precision.startswith("bf16") and not cpu_has_bfloat16():
@@ -374,7 +378,7 @@ class BdcleanCLI(LightningCLI):
         if is_trial(self.trainer):
             self._say(closing.TRIAL)
         elif has_test_images(self.datamodule):
-            self._say(f"Next: {closing.command('test', self.words)}")
+            self._say(f"Next: {closing.command('test', as_typed(self.words))}")
 
     @rank_zero_only
     def _say(self, *lines: str) -> None:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -28,6 +29,12 @@ _MARKS = {
     Attack: "quantize",
 }
 _UNKNOWN = re.compile(r"\.__init__\(\) got an unexpected keyword argument '(\w+)'")
+
+
+# Members of an enumeration of texts are texts, in a config as well; PyYAML knows plain ones alone.
+yaml.SafeDumper.add_multi_representer(
+    str, lambda dumper, text: dumper.represent_str(str.__str__(text))
+)
 
 
 class LightningParser(OneDialect, LightningArgumentParser):  # type: ignore[misc]
@@ -87,8 +94,10 @@ def refusal(error: Exception, config: Mapping[str, Any]) -> ConfigError | None:
         error: As jsonargparse has raised it.
         config: What they were to be made of; see `untouched`.
     """
-    if behind(error, BdcleanError, MisconfigurationException) is not None:
+    if behind(error, BdcleanError) is not None:
         return None
+    if refused := behind(error, MisconfigurationException):
+        return ConfigError(of_setting(str(refused), config))
     missing = behind(error, ImportError)
     if missing is not None:
         return ConfigError(f"A package is missing. {in_a_sentence(missing)}")
@@ -105,6 +114,56 @@ def refusal(error: Exception, config: Mapping[str, Any]) -> ConfigError | None:
             "`def __init__(self, facts: ImageFacts)`."
         )
     return None
+
+
+def of_lightning(error: BaseException) -> str | None:
+    """What Lightning says while it runs, in one sentence; None of an error that is not the user's.
+
+    Args:
+        error: Its own, or one that it caused.
+    """
+    missing = behind(error, ModuleNotFoundError)
+    if missing is not None:
+        return f"A package is missing. {in_a_sentence(missing)}"
+    refused = behind(error, MisconfigurationException)
+    if refused is not None:
+        of_callback = re.search(r"`\w+` callback", str(refused))
+        return f"{'--trainer.callbacks: ' * bool(of_callback)}{in_a_sentence(refused)}"
+    if isinstance(error, RuntimeError) and str(error).startswith("Early stopping conditioned on"):
+        return f"--trainer.callbacks: {in_a_sentence(error)}"
+    return None
+
+
+def of_setting(said: str, config: Any) -> str:
+    """What Lightning says of an argument of a class, with the key as users type it.
+
+    Args:
+        said: Of any length.
+        config: What the class was made of, nested in any way.
+    """
+    said = in_a_sentence(said)
+    for key, value in _settings(config, ""):
+        last = key.rpartition(".")[2]
+        if value is not None and re.search(rf"\b{last}\b", said) and str(value) in said:
+            return f"--{key}={value}: {said}"
+    return said
+
+
+def _settings(config: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """All settings, those of each class in a list as well, by the keys that users type."""
+    if isinstance(config, Mapping):
+        for name, inner in config.items():
+            yield from _settings(inner, key if name == "init_args" else f"{key}.{name}".lstrip("."))
+    elif isinstance(config, list) and any(isinstance(each, Mapping) for each in config):
+        for each in config:
+            yield from _settings(each, key)
+    else:
+        yield key, config
+
+
+def listed(given: Any) -> list[Any]:
+    """What a setting gives, as a list that may grow."""
+    return list(given) if isinstance(given, list) else [given] if given else []
 
 
 def untouched(value: Any) -> Any:

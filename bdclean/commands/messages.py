@@ -35,10 +35,11 @@ _KEYS = re.compile(r"(?<![\w./-])(?:model|data|trainer)(?:\.[a-z_]\w*)+")
 _GIVEN_VALUE = re.compile(r"([a-z_][\w.]*)(=| is )(\[[^\]]*\]|[^\s:;,]+)")
 _TYPES = re.compile(r"Expected an? (?:<class '([\w.]+)'>|typing\.Literal\[(.*)\])")
 _GIVEN = (
-    re.compile(r"Given value: (?!NestedArg|\{|Namespace)(.+?)(?:\. Got value: .*)?$", re.M),
+    re.compile(r"Given value: (?!NestedArg|\[?\{|\[?Namespace)(.+?)(?:\. Got value: .*)?$", re.M),
     re.compile(r"Got value: (?!Namespace)(.+)"),
     re.compile(r"import path (?:string|format): (.*)"),
     re.compile(r"Given value: NestedArg\(key='[^']*', val='?(.*?)'?\)"),
+    re.compile(r"Given value: \[?\{'class_path': '([^']*)'"),
 )
 _YAML = {"None": "null", "True": "true", "False": "false"}
 _LONGEST = 200  # characters of what jsonargparse says and nothing here reads
@@ -153,7 +154,8 @@ def of_trainer(said: str, settings: Mapping[str, Any]) -> str:
     key = min(places, key=lambda each: places[each])
     value = settings[key]
     shown = str(value).lower() if isinstance(value, bool) else value
-    return f"--trainer.{key}={shown}: {in_a_sentence(first)}"
+    near = hints.near_class(str(value), key)
+    return f"--trainer.{key}={shown}: {in_a_sentence(first)}{f' Did you mean {near}?' * bool(near)}"
 
 
 def room_of(trace: TracebackType | None) -> str | None:
@@ -185,7 +187,7 @@ def _missing(key: str, inner: str, message: str, options: list[str]) -> str | No
 
 def _unknown(key: str, inner: str, message: str, options: list[str]) -> str | None:
     found = _UNKNOWN.search(inner)
-    if found is None:
+    if found is None or found[0] not in _branch(message):
         return None
     name = _plain(".".join(part for part in found.groups() if part))
     name = f"{key}.{name}" if key else name
@@ -197,8 +199,11 @@ def _unknown(key: str, inner: str, message: str, options: list[str]) -> str | No
     if who in _BASES:
         return f"--{name}: name the class first, with --{key} CLASS or a config of it."
     # The class may stand deeper than the key: `--model.optimizer.lrr` of an SGD.
+    if name == f"{key}.class_path":
+        return f"--{key}: beside its class_path there may be init_args and no more."
     kind = find_class(classes[-1])
     known = [f"{key}.{_plain(each)}" for each in arguments_of(kind)] if kind else []
+    known += [f"{key}.class_path", f"{key}.init_args"]
     return f"--{name}: {who} has no such option.{hints.meant(name, known)}"
 
 
@@ -215,7 +220,7 @@ def _restricted(key: str, inner: str, message: str, options: list[str]) -> str |
     if found is None or found[1] not in WORDS:
         return None
     value = re.search(r"base 10: '(.*)'|float: '(.*)'|^(\S+) does not conform", found[2])
-    shown = next((part for part in value.groups() if part), "?") if value else "?"
+    shown = next((part for part in value.groups() if part), "?") if value else _value(inner)
     return f"--{key}={shown}: it must be {WORDS[found[1]]}."
 
 
@@ -223,14 +228,17 @@ def _wrong_type(key: str, inner: str, message: str, options: list[str]) -> str |
     if not _EXPECTED.search(inner) or "is abstract" in inner:
         return None
     allowed, value = _by_annotation(message) or _by_name(inner), _value(inner)
-    if not allowed or (_NO_CLASS.search(inner) and _may_be_class(value)):
+    may_be_class = bool(_NO_CLASS.search(inner))
+    if not allowed or (may_be_class and (_is_dotted(value) or hints.near_class(value, key))):
         return None
+    if may_be_class and WORDS["float"] not in allowed:  # a tensor is no class to name
+        allowed = ["a class", *allowed]
     if WORDS["float"] in allowed and str(value).lower().strip("+-.") in ("inf", "nan"):
         allowed[allowed.index(WORDS["float"])] = "a finite number"
     return f"--{key}{_equals(value)}: it must be {either(allowed)}."
 
 
-def _may_be_class(value: str | None) -> bool:
+def _is_dotted(value: str | None) -> bool:
     """Whether a value looks like the import path of a class."""
     return value is not None and bool(re.fullmatch(r"[A-Za-z_]\w*(\.\w*)+", value))
 
@@ -259,11 +267,13 @@ def _no_class(key: str, inner: str, message: str, options: list[str]) -> str | N
     if "is abstract" in inner and nested and not key.endswith(_plain(nested[1])):
         return f"--{key}.{_plain(nested[1])}: name the class first, with --{key} CLASS."
     value = _value(inner)
+    if re.search(r"(?:Given|Got) value: \{'init_args'", inner):
+        return f"--{key}: name the class first, with --{key} CLASS or a config of it."
     bases = re.findall(r"<class '([\w.]+)'>", "".join(_SUBTYPES.findall(inner)[-1:]))
     kinds = [kind for base in bases if isinstance(kind := find_class(base), type)]
     if any(map(is_dataclass, kinds)):
         return f"--{key}{_equals(value)}: it must be null, or set as --{key}.NAME VALUE."
-    return f"--{key}{_equals(value)}: {hints.no_class(value, kinds)}"
+    return f"--{key}{_equals(value)}: {hints.no_class(value, kinds, key)}"
 
 
 def _odd_mapping(key: str, inner: str, message: str, options: list[str]) -> str | None:
@@ -276,7 +286,7 @@ def _odd_mapping(key: str, inner: str, message: str, options: list[str]) -> str 
         )
     if re.search(r"'\w+' object has no attribute '(keys|items)'", inner):
         return f"--{key}: its init_args must hold keys and values."
-    if "unhashable type" in inner:
+    if "unhashable type" in inner or re.search(r"'class_path': [^']", inner):
         return f"--{key}: its class_path must be the name of a class."
     if "Exceeds the limit" in inner and "digits" in inner:
         return f"--{key}: it has too many digits."
@@ -289,11 +299,16 @@ def _plain_words(key: str, inner: str, message: str, options: list[str]) -> str 
         return f"{found[1].split('/')[0]}: a value must follow it."
     found = re.match(r"unrecognized arguments: (\S+)", message)
     if found:
-        return f"{found[1]}: it is one word too many."
+        return f"{found[1]}: it is one word too many.{hints.meant_as(found[1], options)}"
+    found = re.match(r'Invalid option "(.*)" for --print_config', message)
+    if found:
+        return f"--print_config={found[1]}: it must be comments, skip_default or skip_null."
     found = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
     if found:
         names = re.findall(r"[\w.-]+", found[2])
-        return f"{found[1]}: it must be {either(names)}."
+        meant = hints.OTHER_COMMANDS.get(found[1])
+        hint = f" Did you mean {meant}?" if meant in names else ""
+        return f"{found[1]}: it must be {either(names)}.{hint}"
     found = re.search(r"to be one of \{(.*)\}, but it was not provided", message)
     if found:
         return f"SUBCOMMAND is missing: give {either(found[1].split(','))}."
@@ -329,6 +344,16 @@ def _descent(message: str) -> list[re.Match[str]]:
             found.append(match)
         depth = column
     return found
+
+
+def _branch(message: str) -> str:
+    """What is said of the innermost key, without the other kinds of value that were tried."""
+    where = _descent(message)
+    if not where:
+        return message
+    column = where[-1].start() - (message.rfind("\n", 0, where[-1].start()) + 1)
+    end = re.compile(rf"^ {{0,{max(0, column - 1)}}}\S", re.M).search(message, where[-1].end())
+    return message[where[-1].end() : end.start() if end and column else None]
 
 
 def _value(text: str) -> str | None:

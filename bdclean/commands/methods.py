@@ -57,16 +57,28 @@ def run_methods(words: Sequence[str]) -> None:
         print(page("bdclean methods", _DOES, (), "bdclean methods", "docs/index.md"))
         return
     if words:
-        raise ConfigError(f"methods: {words[0]!r} is not expected; the command takes no arguments.")
-    table = Table("kind", "--model", "labels", "images", "head", "batch norm")
+        named = {method.__name__.lower(): method.__name__ for _, method in methods()}
+        known = named.get(words[0].lower())
+        hint = f" `bdclean fit --model.help {known}` shows the options of {known}." if known else ""
+        raise ConfigError(
+            f"methods: {words[0]!r} is not expected; the command takes no arguments.{hint}"
+        )
+    columns: dict[str, list[str]] = {}
     for kind, method in methods():
         needs = method.needs
-        table.add_row(
-            kind,
-            method.__name__,
-            needs.labels_name,
-            needs.images,
-            "needed" if needs.head else "",
-            "needed" if needs.batch_norm else "",
-        )
+        row = {
+            "kind": kind,
+            "--model": method.__name__,
+            "labels": needs.labels_name,
+            "images": needs.images,
+            "head": "needed" if needs.head else "",
+            "batch norm": "needed" if needs.batch_norm else "",
+        }
+        for name, value in row.items():
+            columns.setdefault(name, []).append(value)
+    shown = {name: values for name, values in columns.items() if any(values)}
+    table = Table(*shown)
+    for values in zip(*shown.values(), strict=True):
+        table.add_row(*values)
     Console(width=100).print(table)  # wide enough for the names, which are typed
+    print("`bdclean fit --model.help CBD` shows the options of one; docs/concepts.md the words.")

@@ -1,5 +1,6 @@
 """What the commands that draw a picture have in common: the PNG file given as `--out`."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,13 +19,18 @@ def png_path(out: str | Path, *, overwrite: bool = True) -> Path:
         overwrite: Whether it may exist.
 
     Raises:
-        ConfigError: If it is not named as a PNG, or is there already.
+        ConfigError: If it is not named as a PNG, is there already, or cannot be written there.
     """
     out = Path(out)
     if out.suffix.lower() != ".png":
         raise ConfigError(f"--out={out}: the picture is a PNG; end the name in .png.")
-    if not overwrite and out.exists():
+    if not overwrite and os.path.lexists(out):
         raise ConfigError(f"--out={out}: the file exists; name a new one, or give --overwrite.")
+    if out.is_dir():
+        raise ConfigError(f"--out={out}: it is a folder; name a file.")
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ConfigError(f"--out={out}: {above} cannot be written into; name another place.")
     return out
 
 

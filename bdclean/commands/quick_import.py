@@ -8,10 +8,13 @@ reads its first option.
 
 import gc
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import Distribution, DistributionFinder, PackageNotFoundError
 from types import ModuleType
+
+from bdclean import stopping
 
 _PLOTS = "matplotlib"
 _SIGNAL = "scipy.signal"
@@ -49,6 +52,20 @@ def _without_extras() -> Iterator[None]:
         gc.freeze()  # nor does a later collection, or the one at exit, look through it
         if collecting:
             gc.enable()
+
+
+@contextmanager
+def told_if_slow(seconds: float = 5.0) -> Iterator[None]:
+    """Says on a terminal that imports go on, where they take longer than one expects."""
+    text = "loading torch and Lightning, which takes a while on a busy machine ..."
+    timer = threading.Timer(seconds, stopping.tell, [text])
+    timer.daemon = True
+    if sys.stderr is not None and sys.stderr.isatty() and stopping.is_first():
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def import_lightning() -> None:

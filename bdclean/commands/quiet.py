@@ -16,6 +16,7 @@ WARNINGS = (
     "`max_epochs` was not set",  # methods know their own length
     r"Checkpoint directory .* exists and is not empty",  # a run that goes on
     r"Image size \(\d+ pixels\) exceeds limit",  # ours is another
+    "The dirpath has changed from",  # a run folder that was moved or copied goes on
     r"Found \d+ module\(s\) in eval mode",  # a teacher and a probed backbone are on purpose
 )
 _INFOS = (
@@ -27,6 +28,7 @@ _INFOS = (
     "💡 Tip",  # advertisements
     "Loading `train_dataloader` to estimate number of stepping batches",
     "`Trainer.fit` stopped: `max_epochs=",  # its regular end
+    "`Trainer(limit_",  # the user has set it
     "Restoring states from the checkpoint path",  # the command says where a run goes on
     "Restored all states from the checkpoint",
     "Loaded model weights from the checkpoint",

@@ -6,6 +6,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from bdclean.errors import in_a_sentence
 from bdclean.plugins import ATTACKS, METHODS, load_plugins
 
 ROOMS = {
@@ -30,6 +31,15 @@ _ELSEWHERE = (
 )
 """Modules of others whose classes have short names too, as `--model.optimizer SGD`."""
 
+_OF_KEYS = {
+    "optimizer": "torch.optim",
+    "callbacks": "lightning.pytorch.callbacks",
+    "logger": "lightning.pytorch.loggers",
+    "profiler": "lightning.pytorch.profilers",
+    "strategy": "lightning.pytorch.strategies",
+}
+"""Which of these modules has the classes of an option, by the last part of its name."""
+
 KEYS = ROOMS | {"bdclean.modules": "model"}
 """What an error is about, by the room that it comes from."""
 
@@ -50,6 +60,13 @@ def classes_of(base: type) -> dict[str, type]:
     return dict(sorted(found.items()))
 
 
+def others_of(key: str) -> list[str]:
+    """Names of the classes of torch or Lightning that an option takes; empty for another one."""
+    module = _OF_KEYS.get(key.rpartition(".")[2])
+    found = {} if module is None else vars(import_module(module))
+    return sorted(name for name, each in found.items() if inspect.isclass(each))
+
+
 def base_of(key: str) -> type:
     """What the classes that stand at a key of `BASES` are made from."""
     base: type = find_class(BASES[key])
@@ -65,6 +82,28 @@ def find_class(name: str) -> Any:
         return getattr(import_module(module), last, None)
     except Exception:  # whatever another module raises
         return None
+
+
+def why_not_imported(name: str) -> str | None:
+    """What the import of the module of a class raised, as a sentence; None if nothing of its own.
+
+    Args:
+        name: Import path of the class.
+    """
+    module = name.rpartition(".")[0]
+    if not module or not all(part.isidentifier() for part in name.split(".")):
+        return None
+    try:
+        import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or f"{module}.".startswith(f"{error.name}."):
+            return None
+        return f"its module {module} cannot be imported. {in_a_sentence(error)}"
+    except Exception as error:  # whatever another module raises
+        return f"its module {module} cannot be imported. {type(error).__name__}: " + (
+            in_a_sentence(error)
+        )
+    return None
 
 
 def named_class(name: str, base: type | None) -> type | None:

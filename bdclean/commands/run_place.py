@@ -7,11 +7,22 @@ from pathlib import Path
 
 from bdclean import stopping
 from bdclean.errors import ConfigError
+from bdclean.files import SAFETENSORS
 from bdclean.runs import LAST, RunFolder
 
 _LIGHTNINGS = ("best", "hpc", "")
 """What Lightning takes for more than a file, or for none: nothing is selected on test data, and
 `last` finds the checkpoint of a requeued job as well."""
+
+
+def require_words(name: str, words: Sequence[str]) -> None:
+    """Refuses an evaluation of nothing.
+
+    Raises:
+        ConfigError: If there are no words.
+    """
+    if not words:
+        raise ConfigError(f"{name}: name a run, as --run RUN, or give data and a method with -c.")
 
 
 def check_run(words: Sequence[str]) -> None:
@@ -58,6 +69,10 @@ def check_checkpoint(given: str | os.PathLike[str] | None, *, local: bool = True
             f"--ckpt_path={str(given)!r}: give a checkpoint file, as RUN/checkpoints/last.ckpt, or "
             "`last` for the newest one of the run."
         )
+    if str(given).endswith(SAFETENSORS):
+        raise ConfigError(
+            f"--ckpt_path {given}: it holds weights alone; give it with --model.weights."
+        )
     if local and os.path.isdir(given):  # noqa: PTH112  (of any length)
         raise ConfigError(
             f"--ckpt_path {given}: it is a folder; give the file, as checkpoints/last.ckpt of a "
@@ -79,7 +94,8 @@ def run_folder(command: str, run: str, checkpoint: str | None) -> RunFolder:
         ConfigError: If `--run` names no folder.
     """
     place = Path(run)
-    if not place.name or any(map(os.path.isfile, (place, *place.parents))):
+    above = next(path for path in (place, *place.absolute().parents) if path.exists())
+    if not place.name or not above.is_dir():
         raise ConfigError(f"--run={str(place)!r}: name a folder, new or of a run.")
     evaluated = None
     if command != "fit" and checkpoint is not None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from jsonargparse import Namespace
+from jsonargparse.typing import PositiveInt
 from torch import Tensor
 
 from bdclean.callbacks.suspects import ranking
@@ -79,7 +80,7 @@ def make_parser() -> front.FrontParser:
     )
     parser.add_argument(
         "--size",
-        type=int | None,
+        type=PositiveInt | None,
         metavar="N",
         help="Side of the images; taken from them if left out.",
     )
@@ -105,7 +106,10 @@ def run_sift(args: Sequence[str], fit: front.Fit | None = None) -> None:
     options, others = make_parser().divide(args)
     if options.copy_clean is not None and options.dry_run:
         raise ConfigError(f"{_COPY}: --dry_run flags nothing; leave one of them out.")
-    run = Path(options.run or ("runs/sift-scores" if options.dry_run else "runs/sift"))
+    if not options.folder:
+        raise ConfigError("FOLDER='': name a folder that holds CLASS/IMAGE.jpg.")
+    default = "runs/sift-scores" if options.dry_run else "runs/sift"
+    run = Path(default if options.run is None else options.run)
     target = None if options.copy_clean is None else Path(options.copy_clean)
     source = training_folder(Path(options.folder))
     classes = classes_of(source)

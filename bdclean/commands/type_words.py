@@ -54,7 +54,8 @@ def in_words(hint: Any) -> list[str]:
         return [str(each) for each in arguments]
     if origin in (Union, types.UnionType):
         parts = [in_words(each) for each in arguments]
-        return [word for part in parts for word in part] if all(parts) else []
+        words = [word for part in parts for word in part] if all(parts) else []
+        return list(dict.fromkeys(words))
     if isinstance(origin, type) and issubclass(origin, Collection):
         return [_list_of(arguments, origin)]
     word = WORDS.get(getattr(hint, "__name__", ""))

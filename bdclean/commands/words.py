@@ -6,20 +6,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 import yaml
 
 from bdclean.commands.own_modules import allow
-from bdclean.commands.yaml_text import MOST_BYTES, NoYAMLError, parse
 from bdclean.errors import ConfigError
 from bdclean.printable import printable
 from bdclean.runs import HARDWARE, leaves
 from bdclean.shipped import with_paths
+from bdclean.yaml_text import NoYAMLError, parse, read
 
 _CONFIG = ("-c", "--config")
 _FLOW = ("{", "[", "&")  # how YAML of more than one value begins
 _LONGEST = 255  # bytes in the name of a file or folder
+_LONGEST_PATH = 4096 - 2 * _LONGEST  # bytes, which leave room for the files of a run
+_ENDS = (".yaml", ".yml")
 _OPTION = re.compile(r"--[\w.-]+\+?(=.*)?", re.DOTALL)
 _NUMBER = re.compile(r"-(\.?\d[\w.+-]*|\.?inf|\.?nan)", re.IGNORECASE)
 """A number below zero, which argparse takes for an option unless its form is the simplest."""
@@ -40,7 +43,7 @@ def with_pipes_read(words: Sequence[str]) -> list[str]:
     for chunk in chunks:
         for option, value in values_in(chunk):
             if option in _CONFIG and _is_pipe(value):
-                chunk[:] = [option, _read(Path(value), f"{option} {printable(value)}")]
+                chunk[:] = [option, read(Path(value), f"{option} {printable(value)}")]
     return [word for chunk in chunks for word in chunk]
 
 
@@ -56,7 +59,10 @@ def expanded(words: Sequence[str]) -> list[str]:
     found = _joined(with_paths(with_pipes_read(spelled(words))))
     for option, value in values_in(found):
         key = "" if option in _CONFIG else option.lstrip("-")
-        for name, setting in ((key, value), *leaves(content_of(option, value), key)):
+        file = Path(value) if _is_file(value) else Path("words")
+        settings = _settings(content_of(option, value), key, (file.absolute(),))
+        whole = [] if key == "checkpoint" else [(key, value)]  # text may begin like YAML
+        for name, setting in (*whole, *settings):
             _check_place(name, setting)
     allow([found, read_configs(found)])
     for key in ("data", "model"):
@@ -79,6 +85,17 @@ def of_run(words: Sequence[str]) -> list[str]:
     return ["-c", str(config), *words, *weights]
 
 
+def as_typed(words: Sequence[str]) -> list[str]:
+    """The words of an evaluation without those that `of_run` adds."""
+    found = list(words)
+    run = next((value for name, value in values_in(found) if name == "--run"), "")
+    if run and found[:2] == ["-c", str(Path(run) / "config.yaml")]:
+        found = found[2:]
+        if found[-2:] == ["--ckpt_path", "last"]:
+            found = found[:-2]
+    return found
+
+
 def read_configs(words: Sequence[str]) -> list[dict[str, Any]]:
     """What each `-c` of expanded words gives, whether a file or YAML text, in their order.
 
@@ -99,7 +116,7 @@ def read_yaml(file: Path, option: str = "-c") -> dict[str, Any]:
         ConfigError: If it holds none, or more than plain values.
     """
     source = f"{option} {printable(file)}"
-    return _require_keys(parse(_read(file, source), source), source)
+    return _require_keys(parse(read(file, source), source), source)
 
 
 def _config(option: str, value: str) -> dict[str, Any]:
@@ -115,27 +132,84 @@ def content_of(option: str, value: str) -> Any:
     if value.lstrip().startswith(_FLOW):
         with suppress(NoYAMLError):  # a name may begin like that as well
             return parse(value, option)
-    elif value.endswith((".yaml", ".yml")) and _is_file(value):
+    elif value.endswith(_ENDS) and _is_file(value):
         source = f"{option} {printable(value)}"
-        return parse(_read(Path(value), source), source)
+        return parse(read(Path(value), source), source)
     return value
+
+
+def _settings(content: Any, key: str, files: tuple[Path, ...]) -> Iterator[tuple[str, Any]]:
+    """The settings of a config, and those of the files that it names in place of some of them.
+
+    Args:
+        content: Of the config.
+        key: At which it stands.
+        files: From the first one to the one that holds it.
+
+    Raises:
+        ConfigError: If a file names itself, or is not plain.
+    """
+    for name, value in leaves(content, key):
+        yield name, value
+        file = files[-1].parent / value if str(value).endswith(_ENDS) else None
+        if file is None or not _is_file(str(file)):
+            continue
+        source = f"-c {printable(files[-1].name)}: {printable(name)}={printable(value)}"
+        if file.resolve() in [each.resolve() for each in files]:
+            raise ConfigError(f"{source}: a config cannot hold itself.")
+        inner = "" if name in ("config", "") else name
+        yield from _settings(parse(read(file, source), source), inner, (*files, file))
 
 
 def _check_place(key: str, value: Any) -> None:
     """Refuses settings of Lightning that say where to write, which `--run` alone does."""
+    if key == "checkpoint":  # of it too `--run` says where it writes, whatever else it is
+        raise ConfigError(
+            f"--{key}={'null' if value is None else value}: set its options one by one, as "
+            f"--{key}.NAME VALUE."
+        )
     if value is None or value == "null":
         return
-    if key == "run" and any(len(os.fsencode(part)) > _LONGEST for part in Path(str(value)).parts):
-        shown = f"{str(value)[:20]}..."
-        raise ConfigError(
-            f"--run={shown}: a name in it has more than {_LONGEST} bytes; shorten it."
-        )
+    if key == "run":
+        _check_name(str(value))
     if key in ("checkpoint.dirpath", "trainer.default_root_dir"):
         raise ConfigError(f"--{key}={value}: a run writes into one folder; name it with --run.")
+    if key == "checkpoint.filename" and not _is_name(str(value)):
+        raise ConfigError(
+            f"--{key}={str(value)[:20]}: it must be a short name, in which braces hold metrics."
+        )
     plain = re.sub(r"\{.*?\}", "", str(value))  # `{val/acc:.2f}` is the value of a metric
     if key == "checkpoint.filename" and ("/" in plain or ".." in str(value)):
         raise ConfigError(
             f"--{key}={value}: give the name of a file alone, without a folder; --run names that."
+        )
+
+
+def _is_name(file: str) -> bool:
+    """Whether Lightning can make a name of a checkpoint of it, and a file system have that."""
+    try:
+        braces = [field for _, field, _, _ in Formatter().parse(file) if field is not None]
+    except ValueError:
+        return False
+    return all(braces) and len(os.fsencode(file)) < _LONGEST - 50  # metrics, and what is unfinished
+
+
+def _check_name(run: str) -> None:
+    """Refuses a run folder that no file system has, or whose name nobody can type or read."""
+    shown = f"{printable(run)[:20]}..."
+    if printable(run) != run:
+        raise ConfigError(
+            f"--run={printable(run)[:_LONGEST]}: it holds a character that cannot be shown; name "
+            "another folder."
+        )
+    if any(len(os.fsencode(part)) > _LONGEST for part in Path(run).parts):
+        raise ConfigError(
+            f"--run={shown}: a name in it has more than {_LONGEST} bytes; shorten it."
+        )
+    whole = os.fsencode(os.path.abspath(run))  # noqa: PTH100  (Path.resolve follows links)
+    if len(whole) > _LONGEST_PATH:
+        raise ConfigError(
+            f"--run={shown}: the whole path has more than {_LONGEST_PATH} bytes; shorten it."
         )
 
 
@@ -169,19 +243,6 @@ def values_in(words: Sequence[str]) -> Iterator[tuple[str, str]]:
         option, equals, value = word.partition("=")
         if option.startswith("-") and (equals or not _is_option(after)):
             yield option, value if equals else after
-
-
-def _read(file: Path, source: str) -> str:
-    try:
-        with file.open("rb") as opened:
-            content = opened.read(MOST_BYTES + 1)
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        if len(content) > MOST_BYTES:  # which may end within a character
-            return content.decode("utf-8", "replace")
-        raise ConfigError(f"{source}: it is no text in UTF-8, and so no config.") from error
-    except OSError as error:
-        raise ConfigError(f"{source}: it cannot be read ({error.strerror}).") from error
 
 
 def _require_keys(content: Any, source: str) -> dict[str, Any]:

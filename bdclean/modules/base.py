@@ -138,17 +138,21 @@ class BackdoorModule(LightningModule):
         """Refuses what would change the method without a word; called for every command.
 
         Raises:
-            ConfigError: If trainer.precision is bf16-true or 16-true, a limit of the Trainer is 0,
-                or a callback trains before the method begins, or averages weights that do not
-                belong together.
+            ConfigError: If trainer.precision is bf16-true or 16-true, or a limit of the Trainer is
+                0.
         """
         if self._trainer is not None:  # None in `load_from_checkpoint`
-            check_callbacks(self.trainer, self, can_average=self.can_average)
             check_precision(self.trainer)
             check_limits(self.trainer)
 
     def configure_callbacks(self) -> list[Callback]:
-        """What watches a fit."""
+        """What watches a fit; refuses what does not fit the method, before it is set up.
+
+        Raises:
+            ConfigError: If a callback trains before the method begins, averages weights that do
+                not belong together, or chooses which weights are trained.
+        """
+        check_callbacks(self.trainer, self, can_average=self.can_average)
         return [StaysFinite()] if is_fitting(self.trainer) else []
 
     @final

@@ -8,11 +8,13 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import (
+    BaseFinetuning,
     BatchSizeFinder,
     EarlyStopping,
     GradientAccumulationScheduler,
     LearningRateFinder,
     ModelCheckpoint,
+    ModelPruning,
     OnExceptionCheckpoint,
     StochasticWeightAveraging,
     WeightAveraging,
@@ -36,6 +38,7 @@ _LIMITS: dict[Any, tuple[str, ...]] = {
 _COUNTED = ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval")
 _TUNERS = (BatchSizeFinder, LearningRateFinder)
 _AVERAGES = (StochasticWeightAveraging, WeightAveraging)
+_CHOOSERS = (BaseFinetuning, ModelPruning)
 
 
 def is_trial(trainer: Trainer) -> bool:
@@ -59,6 +62,12 @@ def requeue_signal(trainer: Trainer) -> signal.Signals | None:
     if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
         return environment.requeue_signal
     return None
+
+
+def has_validated(trainer: Trainer) -> bool:
+    """Whether the validation has had its turn, if there is one, at the end of an epoch."""
+    every = trainer.check_val_every_n_epoch or 1
+    return not sum(trainer.num_val_batches) or trainer.current_epoch + 1 >= every
 
 
 def named_checkpoint(trainer: Trainer | None) -> str:
@@ -96,9 +105,17 @@ def check_callbacks(trainer: Trainer, module: LightningModule, *, can_average: b
                 "has, on which schedules and an exact resume stand; take "
                 "--trainer.accumulate_grad_batches."
             )
+        if isinstance(callback, _CHOOSERS):
+            raise ConfigError(
+                f"trainer.callbacks: {type(callback).__name__} does not fit "
+                f"{type(module).__name__}, which chooses itself which weights it trains; leave it "
+                "out."
+            )
         if isinstance(callback, OnExceptionCheckpoint) or (
             isinstance(callback, ModelCheckpoint) and callback.save_on_exception
         ):
+            # The refusal is an exception as well, at which it would save.
+            vars(trainer)["callbacks"].remove(callback)
             raise ConfigError(
                 f"{type(callback).__name__}: it would save a step that was cut short, from which "
                 "no run goes on exactly; leave it out (--checkpoint.save_on_exception false)."

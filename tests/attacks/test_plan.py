@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bdclean.attacks import SIG, BadNets, Blend, PoisonPlan
+from bdclean.attacks.trigger import Trigger
 from bdclean.errors import AttackError, BdcleanError
+from bdclean.files import safetensors_metadata
 
 C = 10
 
@@ -235,6 +238,79 @@ def test_loading_refuses_a_plan_that_was_changed(tmp_path):
     path.write_text(json.dumps(facts))
     with pytest.raises(AttackError, match=r"plan\.json: .*seed"):
         PoisonPlan.load(tmp_path)
+
+
+DEEP = "[" * 100_000
+SPOILT = {
+    "deep JSON": lambda facts: DEEP,
+    "a list": lambda facts: "[1]",
+    "no JSON": lambda facts: "{",
+    "nothing": lambda facts: "",
+    "bytes": lambda facts: "\udcff",
+    "a number of 5,000 digits": lambda facts: json.dumps(facts).replace("1000", "9" * 5000),
+    "another number of rows": lambda facts: json.dumps(facts | {"num_samples": 10**30}),
+    "a text for a number": lambda facts: json.dumps(facts | {"num_samples": "many"}),
+    "a mapping for a number": lambda facts: json.dumps(facts | {"num_samples": {}}),
+    "no settings": lambda facts: "{}",
+}
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_odd_settings_of_a_plan_are_one_sentence(case, tmp_path):
+    DIRTY.plan(balanced(1000), C).save(tmp_path)
+    path = tmp_path / "plan.json"
+    text = SPOILT[case](json.loads(path.read_text()))
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(AttackError) as raised:
+        PoisonPlan.load(tmp_path)
+    said = str(raised.value)
+    assert said.startswith(f"{path}: not a saved poison plan: ")
+    assert len(said) < 500
+    assert said.endswith(".")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda tensors: {"x": torch.zeros(1)},
+        lambda tensors: {k: v for k, v in tensors.items() if k != "cover_index"},
+        lambda tensors: tensors | {"labels_seen": tensors["labels_seen"].float()},
+        lambda tensors: tensors | {"poison_index": tensors["poison_index"][None].repeat(2, 1)},
+        lambda tensors: tensors | {"poison_index": -tensors["poison_index"] - 1},
+        lambda tensors: tensors | {"poison_index": torch.tensor(3)},
+    ],
+)
+def test_odd_tensors_of_a_plan_are_one_sentence(spoil, tmp_path):
+    DIRTY.plan(balanced(1000), C).save(tmp_path)
+    file = tmp_path / "plan.safetensors"
+    save_file(spoil(load_file(file)), file)
+    with pytest.raises(AttackError, match=r"plan\.json: not a saved poison plan: .+\.$"):
+        PoisonPlan.load(tmp_path)
+
+
+ODD_TRIGGERS = {
+    "deep": {"arguments": DEEP},
+    "a list": {"arguments": "[1]"},
+    "a number": {"arguments": "3"},
+    "nothing": {"arguments": ""},
+    "another argument": {"arguments": '{"strength": 3}'},
+    "a text for a tensor": {"arguments": '{"pattern": "x", "mask": {}}'},
+    "digits": {"arguments": f'{{"size": {"9" * 5000}}}'},
+}
+
+
+@pytest.mark.parametrize("case", ODD_TRIGGERS)
+@pytest.mark.parametrize("tensors", [True, False])
+def test_odd_contents_of_a_trigger_are_one_sentence(case, tensors, tmp_path):
+    path = tmp_path / "trigger.safetensors"
+    DIRTY.make_trigger((32, 32)).save(path)
+    metadata = safetensors_metadata(path) | ODD_TRIGGERS[case]
+    save_file(load_file(path) if tensors else {"x": torch.zeros(1)}, path, metadata)
+    with pytest.raises(AttackError) as raised:
+        Trigger.load(path)
+    said = str(raised.value)
+    assert said.startswith(f"{path}: not a saved bdclean.attacks.")
+    assert len(said) < 500
 
 
 def test_hash_covers_every_field():

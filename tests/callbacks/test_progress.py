@@ -150,6 +150,21 @@ def test_a_stage_that_comes_again_is_estimated_from_all_its_rounds(fit, capsys):
     assert told[4] == "20 s left"
 
 
+def test_work_between_two_stages_is_of_the_second_one(fit, capsys):
+    """Each round begins with 50 s in which no batch is trained; epochs take 120 s."""
+    lines = ProgressLines()
+    fit.trainer.max_epochs, fit.module = 6, Planned()
+    lines.on_train_start(fit.trainer, fit.module)
+    told = []
+    for number, stage in enumerate(("train", "train", "learn", "forget", "learn")):
+        fit.now += 50 if stage == "learn" else 0
+        fit.module.stage_name = stage
+        fit.epoch(lines, number, seconds=30)
+        told.append(capsys.readouterr().err.splitlines()[-1].rpartition(", ")[2])
+    assert told[3] == "4 min 50 s left"  # learn 170, forget 120
+    assert told[4] == "2 min left"
+
+
 def test_a_new_stage_does_not_show_what_the_old_one_logged_last(fit, capsys):
     """The last loss of the old stage came after its last line, so it looks new."""
     lines = ProgressLines()

@@ -1,5 +1,6 @@
 """The config of a fit is kept beside its results, and that of another run is never replaced."""
 
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -148,6 +149,17 @@ def test_an_equal_one_is_left_alone(tmp_path):
     start(tmp_path, 0.1, "last")
     assert names(tmp_path) == ["config.yaml"]
     assert (tmp_path / "config.yaml").stat().st_mtime_ns == before
+
+
+def test_a_run_that_was_copied_goes_on_with_its_config(begun, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(begun, copy)
+    before = (copy / "config.yaml").read_bytes()
+    saved = sections(tmp_path, "last")
+    saved.config["run"] = str(copy)
+    saved.on_train_start(trainer(copy), MODULE)
+    assert names(copy) == ["checkpoints", "config.yaml"]
+    assert (copy / "config.yaml").read_bytes() == before
 
 
 def test_that_of_another_run_is_refused(tmp_path):

@@ -61,7 +61,7 @@ def test_the_record_of_an_earlier_test_is_not_of_this_fit(run):
     assert closing.after_test(facts, run, [])[0] == "Written to run: test.json"
 
 
-PREDICT = "bdclean predict -c run/config.yaml --ckpt_path run/checkpoints/last.ckpt"
+PREDICT = "bdclean predict --run run"
 LOAD = (
     "python -c 'from bdclean.backbones import load_model; "
     """print(load_model("run/model.safetensors"))'"""

@@ -29,6 +29,23 @@ def test_all_of_them_are_listed(capsys):
     )
 
 
+def test_a_word_that_is_no_folder_is_looked_for(capsys):
+    run_config(["ls", "SIG"])
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert len(listed) > 1
+    assert all(name.startswith("attack/sig") for name in listed)
+
+
+def test_a_copy_that_fails_leaves_no_file(tmp_path, monkeypatch):
+    def full(self, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(ConfigError, match=r"it cannot be written \(No space left on device\)\.$"):
+        run_config(["cp", "purify/cbd", str(tmp_path / "x.yaml")])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_it_is_printed_as_it_is(capsys):
     run_config(["cat", "purify/cbd"])
     assert capsys.readouterr().out == CBD.read_text()

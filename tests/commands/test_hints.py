@@ -1,9 +1,11 @@
 """Which option or class a wrong word is nearest to."""
 
+from pathlib import Path
+
 import pytest
 
 from bdclean.attacks import Attack
-from bdclean.commands.hints import meant, no_class
+from bdclean.commands.hints import meant, meant_as, near_class, no_class
 from bdclean.commands.rooms import arguments_of, base_of
 from bdclean.data import Digits
 from bdclean.purification import CBD
@@ -85,3 +87,52 @@ def test_nothing_is_proposed_that_is_far_off(name, options, command):
 def test_what_is_no_class_to_use_says_why(name, base, said):
     assert no_class(name, [base_of(base)]).startswith(said)
     assert base_of("data.attack") is Attack
+
+
+def test_a_class_lacks_methods(tmp_path, monkeypatch):
+    (tmp_path / "lacking_attack.py").write_text(
+        "from bdclean.attacks import Attack\nclass Mine(Attack):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    said = no_class("lacking_attack.Mine", [Attack])
+    assert said == "nothing can be made of it, because its method is missing: make_trigger."
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("1 / 0", "ZeroDivisionError: division by zero."),
+        ("import no_such_package", "No module named 'no_such_package'."),
+    ],
+)
+def test_a_module_that_fails_is_no_missing_class(text, said, tmp_path, monkeypatch):
+    (tmp_path / "failing_module.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    whole = f"its module failing_module cannot be imported. {said}"
+    assert no_class("failing_module.Mine", [Attack]) == whole
+    assert no_class("no_such_module.Mine", [Attack]).startswith("there is no such class.")
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "near"),
+    [
+        ("SDG", "model.optimizer", "SGD"),
+        ("x.EarlyStoping", "trainer.callbacks", "EarlyStopping"),
+        ("WandbLoger", "trainer.logger", "WandbLogger"),
+        ("SDG", "model.width", None),
+        ("xyz", "model.optimizer", None),
+        (None, "model.optimizer", None),
+    ],
+)
+def test_classes_of_others_are_near_too(name, key, near):
+    assert near_class(name, key) == near
+
+
+def test_a_word_without_its_option(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("victim").mkdir()
+    Path("victim/config.yaml").write_text("run: victim\nmodel:\n  class_path: bdclean.x\n")
+    assert meant_as("victim", FIT) == " Did you mean --run victim?"
+    assert meant_as("purify/cbd", FIT) == " Did you mean -c purify/cbd?"
+    assert meant_as("last.ckpt", FIT) == " Did you mean --ckpt_path last.ckpt?"
+    assert meant_as("album", FIT) == meant_as("a.yaml", ["kind"]) == ""

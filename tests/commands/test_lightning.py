@@ -12,6 +12,7 @@ import pytest
 from bdclean.backbones import ModelInfo, build, save_model
 from bdclean.cli import main
 from bdclean.commands import closing
+from bdclean.commands.quick_import import told_if_slow
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 BASE = ["-c", "trainer/cpu", "-c", "data/digits", "-c", "attack/badnets/cbd"]
@@ -148,7 +149,7 @@ def test_what_is_not_measured_has_its_reason(capsys):
     main([*clean, "--run", "b"])
     said = capsys.readouterr().out
     assert "Not measured: ASR and PA, because the data has no attack." in said
-    assert "Next: bdclean predict -c b/config.yaml" in said
+    assert "Next: bdclean predict --run b\n" in said
 
 
 def test_the_first_start_of_a_job_that_is_requeued_begins(capsys):
@@ -157,3 +158,25 @@ def test_the_first_start_of_a_job_that_is_requeued_begins(capsys):
     said = capsys.readouterr()
     assert "There is no checkpoint in job yet, so the fit starts from scratch." in said.out
     assert "HINT" not in said.err
+
+
+def test_a_timer_of_lightning_is_taken(capsys):
+    words = ["fit", *VICTIM, "--trainer.callbacks+", "Timer", "--run", "timed"]
+    words += ["--trainer.callbacks.duration", "00:00:00:00", "--test_after_fit", "false"]
+    main(words)
+    assert "interval: step" in Path("timed/config.yaml").read_text()
+    main(["fit", "-c", "timed/config.yaml", "--run", "again"])
+    assert "Written to again: model.safetensors, result.json" in capsys.readouterr().out
+
+
+def test_imports_that_take_long_are_told_to_a_terminal(monkeypatch, capsys):
+    with told_if_slow(0):
+        time.sleep(0.1)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with told_if_slow(30):
+        pass
+    assert capsys.readouterr().err == ""
+    with told_if_slow(0):
+        time.sleep(0.1)
+    assert capsys.readouterr().err.startswith("bdclean: loading torch and Lightning, ")

@@ -40,7 +40,7 @@ SHORT = {
 STOPPED = ["--model.recipe.epochs", "2", "--trainer.max_steps", "2"]
 KINDS = {
     "victim": (["fit", *BASE, *VICTIM], "bdclean fit -c runs/x/config.yaml -c purify/cbd/digits "),
-    "clean victim": (["fit", *CLEAN, *VICTIM], "bdclean predict -c runs/x/config.yaml "),
+    "clean victim": (["fit", *CLEAN, *VICTIM], "bdclean predict --run runs/x"),
     "purification": (["fit", *BASE, *CBD, *FROM_VICTIM], "bdclean figure tsne runs/x "),
     "clean purification": (["fit", *CLEAN, *BCU, *FROM_VICTIM], "bdclean predict "),
     "backbone": (

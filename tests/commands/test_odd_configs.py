@@ -60,6 +60,15 @@ TEXTS = {
     "aliases of aliases": (BILLION, "it holds more than 100,000 values."),
     "a huge number": (f"run: {'9' * 5000}\n", "it holds a number or date that nobody can read."),
     "a 13th month": ("run: 2020-13-45\n", "it holds a number or date that nobody can read."),
+    "no date": ("run: !!timestamp 3\n", "it holds a number or date that nobody can read."),
+    "half a character": ('run: "\\ud800"\n', "line 1 holds half a character."),
+    "a merge of text": ("<<: 3\n", "it is no YAML (line 1: expected a mapping or list of mappings"),
+    "itself": ("config: odd.yaml\n", "config=odd.yaml: a config cannot hold itself."),
+    "itself as data": ("data: ./odd.yaml\n", "data=./odd.yaml: a config cannot hold itself."),
+    "itself as a part": (
+        "trainer: {logger: odd.yaml}\n",
+        "trainer.logger=odd.yaml: a config cannot hold itself.",
+    ),
     "ten megabytes": (
         "run: x\n# " + "x" * 10_000_000,
         "it is larger than 128 kB, as no config is.",
@@ -151,8 +160,23 @@ def test_yaml_among_the_words_is_looked_at_too(words, message, capsys):
         ),
         (
             "trainer: {callbacks: [{class_path: builtins.eval}]}\n",
-            "--trainer.callbacks=[{'class_path'",
+            "--trainer.callbacks=builtins.eval: there is no such class.",
         ),
+        ("model: os.system\n", "--model=os.system: there is no such class. Known are ABL"),
+        ("model: {class_path: os.system}\n", "--model=os.system: there is no such class. Known"),
+        ("model: {class_path: os}\n", "--model=os: there is no such class. Known are ABL"),
+        ("model: {class_path: bdclean.modules._x}\n", "--model=bdclean.modules._x: there is no"),
+        ("model: {class_path: 3}\n", "--model: its class_path must be the name of a class."),
+        ("model: {class_path: null}\n", "--model: its class_path must be the name of a class."),
+        ("trainer: {callbacks: [os.system]}\n", "--trainer.callbacks=['os.system']: there is no"),
+        ("trainer: {callbacks: {class_path: 3}}\n", "--trainer.callbacks: its class_path must be"),
+        ("checkpoint: [1]\n", "--checkpoint=[1]: set its options one by one"),
+        ("checkpoint: text\n", "--checkpoint=text: set its options one by one"),
+        ("help: true\n", "--help: there is no such option. The command's --help lists the opti"),
+        ("run: !!binary aGk=\n", "--run=b'hi': it must be text."),
+        ("trainer: {max_epochs: 1.5}\n", "--trainer.max_epochs=1.5: it must be a whole number"),
+        ("seed_everything: 99999999999999999999\n", "--seed_everything=99999999999999999999: it m"),
+        ("ckpt_path: 3\n", "--ckpt_path=3: it must be text or null."),
         ("run: [1]\n", "--run=[1]: it must be text."),
         ("run: null\n", "--run=null: it must be text."),
     ],
@@ -170,6 +194,22 @@ def test_odd_settings_of_a_former_method_are_no_traceback(key, value, capsys):
     Path("odd.yaml").write_text(f"{first}: {inner}\n")
     words = ["fit", "-c", "odd.yaml", *BASE[1:], "--model.widht", "4", "--run", "run"]
     assert told(words, capsys).startswith("bdclean: --")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BILLION, "it holds more than 100,000 values."),
+        ("default_root_dir: there\n", "a run writes into one folder; name it with --run."),
+        ("a: !mine 3\n", f"line 1 asks for !mine; {PLAIN}"),
+        ("trainer: ../sub/inner.yaml\n", "a config cannot hold itself."),
+    ],
+)
+def test_files_that_a_config_names_are_looked_at_too(text, message, capsys):
+    Path("sub").mkdir()
+    Path("outer.yaml").write_text("trainer: sub/inner.yaml\n")
+    Path("sub/inner.yaml").write_text(text)
+    assert told([*BASE, "-c", "outer.yaml"], capsys).endswith(message)
 
 
 def test_a_config_may_be_text_that_is_longer_than_any_name():

@@ -11,7 +11,7 @@ from PIL import Image
 
 from bdclean.backbones import load_model
 from bdclean.cli import main
-from bdclean.commands import sift
+from bdclean.commands import front, sift
 from bdclean.commands.class_folders import image_size
 from bdclean.errors import ConfigError, DataError
 from bdclean.types import Findings, TrainingSet
@@ -433,6 +433,22 @@ def test_a_copy_in_the_way_is_refused(small, tmp_path):
     assert "may lie in the other" in inside
     assert "cannot be written" in said(tmp_path / "file" / "kept")
     assert not out.exists()
+
+
+def test_a_copy_without_room_is_told_before_it_begins(small, tmp_path, monkeypatch):
+    full = SimpleNamespace(free=2**20 // 2)
+    monkeypatch.setattr(front.shutil, "disk_usage", lambda place: full)
+    monkeypatch.setattr(front.shutil, "copy2", lambda *args: pytest.fail("a file is copied"))
+    (small / "cat" / "large.png").write_bytes(bytes(3 * 2**20))
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    with pytest.raises(ConfigError) as raised:
+        front.copy_files("--copy_clean", small, ["cat/large.png"], copy, tmp_path / "target")
+    assert str(raised.value) == (
+        f"--copy_clean {tmp_path}/target: the copy failed (0.5 MiB are free there, and it takes "
+        "3.0 MiB); make room and start the same command again, which does not train again."
+    )
+    assert list(copy.iterdir()) == []
 
 
 def test_a_failed_copy_is_told_and_leaves_nothing(small, tmp_path):

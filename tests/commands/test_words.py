@@ -1,10 +1,12 @@
 """The words of a command before they are parsed: their order, and the config of a run."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
 from bdclean import shipped
-from bdclean.commands.words import expanded, of_run, spelled
+from bdclean.commands.words import as_typed, expanded, of_run, spelled
 
 
 def paths(words):
@@ -174,3 +176,17 @@ LAST = ["--ckpt_path", "last"]
 )
 def test_a_run_alone_brings_its_config_and_checkpoint(before, words, after):
     assert of_run(words) == [*before, *words, *after]
+
+
+def test_an_evaluation_is_named_as_it_was_typed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text("run: run\n")
+    for words in (
+        ["--run", "run"],
+        ["--run=run"],
+        ["--run", "run", "--ckpt_path", "x"],
+        ["--model.weights", "x", "--run", "run"],
+        ["-c", "run/config.yaml", "--ckpt_path", "x"],
+    ):
+        assert as_typed(of_run(words)) == words

@@ -4,7 +4,9 @@ jsonargparse reads configs as well, and takes the last of two equal keys without
 circles. So the text is looked at here first.
 """
 
+import re
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -16,7 +18,30 @@ MOST_BYTES = 128 * 1024
 """The largest config that is read. Those of our own have some three kilobytes."""
 _MOST_LEVELS, _MOST_VALUES = 50, 100_000
 _STANDARD = "tag:yaml.org,2002:"
+_HALVES = re.compile(r"[\ud800-\udfff]")  # as "\ud800" is; no file or folder has such a name
 _TAGS = {*yaml.SafeLoader.yaml_constructors, f"{_STANDARD}merge"}
+
+
+def read(file: Path, source: str) -> str:
+    """The text of a config file, or as much of one that is too large as shows that.
+
+    Args:
+        file: The file.
+        source: What the message begins with, as in `-c mine.yaml`.
+
+    Raises:
+        ConfigError: If it cannot be read, or is no text in UTF-8.
+    """
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(MOST_BYTES + 1)
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if len(content) > MOST_BYTES:  # which may end within a character
+            return content.decode("utf-8", "replace")
+        raise ConfigError(f"{source}: it is no text in UTF-8, and so no config.") from error
+    except OSError as error:
+        raise ConfigError(f"{source}: it cannot be read ({error.strerror}).") from error
 
 
 class NoYAMLError(ConfigError):
@@ -55,7 +80,7 @@ def parse(text: str, source: str) -> Any:
             f"{source}: line {line} holds the character {error.character:#06x}, which is none of "
             "YAML."
         ) from error
-    except ValueError as error:  # of 5,000 digits; the 13th month
+    except (ValueError, AttributeError) as error:  # of 5,000 digits; the 13th month; no date
         raise ConfigError(f"{source}: it holds a number or date that nobody can read.") from error
 
 
@@ -90,6 +115,8 @@ def _count(node: Any, above: tuple[Any, ...], known: dict[Any, int]) -> int:
         raise _NotPlainError(
             f"line {line} asks for {tag}; a config holds text, numbers, lists and mappings alone"
         )
+    if isinstance(node, yaml.ScalarNode) and _HALVES.search(node.value):
+        raise _NotPlainError(f"line {line} holds half a character")
     below = node.value if isinstance(node, yaml.CollectionNode) else []
     if isinstance(node, yaml.MappingNode):
         _check_keys([key for key, _ in below])
