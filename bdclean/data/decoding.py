@@ -1,5 +1,6 @@
 """Image files to uint8 arrays, decoded once into a memory-mapped file of the user's cache."""
 
+import errno
 import hashlib
 import json
 import math
@@ -9,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Literal
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import functional as tv
@@ -64,6 +67,7 @@ class Decoded:
 # Formats in which two pictures of one size have files of one size: unpacked with equal dates, a
 # clean and a poisoned copy of a data set would have one key.
 _PLAIN = frozenset({".bmp", ".ppm", ".pgm", ".tif", ".tiff"})
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _WAY_OUT = (
     "set the environment variable XDG_CACHE_HOME to a folder on a larger disk, or set "
     "--data.cache to false to hold them in memory."
@@ -94,12 +98,13 @@ def load_images(
 
     Raises:
         DataError: Naming the first file that is not a readable image, or saying that none is; or if
-            the cache cannot be written, because the disk is too full or the folder is protected.
+            the disk of the cache is too full. A folder that may not be written is a warning.
     """
     shape = (len(files), 3, input_size, input_size)
     try:
-        if reading.cache:
-            images, broken = _cached(shape, files, names, resizing, reading)
+        store = _cache_file(files, names, input_size, resizing, reading) if reading.cache else None
+        if store is not None and (store.is_file() or _is_writable(store.parent)):
+            images, broken = _cached(store, shape, files, resizing, reading)
         else:
             images = np.empty(shape, dtype=np.uint8)
             broken = _decode(images, files, resizing, reading)
@@ -126,10 +131,27 @@ def is_plain(file: Path) -> bool:
     return file.suffix.lower() in _PLAIN
 
 
+def _is_writable(folder: Path) -> bool:
+    """Whether files can be made in a folder of the cache; a warning says why not."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            return True
+    except OSError as error:
+        if error.errno in _FULL:
+            return True  # told with what is needed and what is free
+        rank_zero_warn(
+            f"The cache folder {folder} cannot be written ({error.strerror or error}), so decoded "
+            "images are held in memory and decoded again next time. Set the environment variable "
+            "XDG_CACHE_HOME to another folder to keep them."
+        )
+        return False
+
+
 def _cached(
+    store: Path,
     shape: tuple[int, ...],
     files: Sequence[Path],
-    names: Sequence[str],
     resizing: Resizing,
     reading: Reading,
 ) -> tuple[np.ndarray, dict[int, UnreadableError]]:
@@ -137,8 +159,6 @@ def _cached(
 
     Beside it lies a list of the broken files, where there are any. Rows at the end are empty then.
     """
-    how = f"{resizing} exif" if reading.exif_orientation else resizing
-    store = _cache_file(files, names, shape[-1], how)
     if not store.is_file():
         try:
             _write(store, shape, files, resizing, reading)
@@ -153,7 +173,14 @@ def _cached(
     return np.load(store, mmap_mode="c"), broken
 
 
-def _cache_file(files: Sequence[Path], names: Sequence[str], input_size: int, how: str) -> Path:
+def _cache_file(
+    files: Sequence[Path],
+    names: Sequence[str],
+    input_size: int,
+    resizing: Resizing,
+    reading: Reading,
+) -> Path:
+    how = f"{resizing} exif" if reading.exif_orientation else resizing
     digest = hashlib.sha256(f"v2 {input_size} {how}\n".encode())
     for file, name in zip(files, names, strict=True):
         try:

@@ -1,5 +1,6 @@
 """Decoding image files into the memory-mapped cache."""
 
+import errno
 import io
 import os
 import shutil
@@ -123,12 +124,40 @@ def test_a_full_disk_is_found_out_before_decoding(files, monkeypatch):
     load(*files, 8)
 
 
-def test_a_cache_that_cannot_be_written_is_told(files, tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_told_and_left_out(files, tmp_path, monkeypatch):
+    wanted = load(*files, 8, reading=NO_CACHE)
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(DataError, match=r"cannot be written.*XDG_CACHE_HOME.*cache to false"):
+    with pytest.warns(UserWarning, match=r"file/bdclean/images cannot be written \(Not a dir"):
+        found = load(*files, 8)
+    assert torch.equal(found, wanted)
+
+
+def test_what_lies_in_a_cache_that_cannot_be_written_is_read(files, monkeypatch):
+    wanted = load(*files, 8)
+
+    def refused(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(decoding, "TemporaryFile", refused)
+    assert torch.equal(load(*files, 8), wanted)  # without a warning
+    with pytest.warns(UserWarning, match="Permission denied"):
+        load(*files, 16)
+
+
+def test_a_missing_cache_folder_is_made(files, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "not" / "there"))
+    load(*files, 8)
+    assert len(list((tmp_path / "not" / "there").rglob("*.npy"))) == 1
+
+
+def test_a_disk_that_fills_while_decoding_is_told(files, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np.lib.format, "open_memmap", full)
+    with pytest.raises(DataError, match=r"No space left on device.*XDG_CACHE_HOME.*cache to false"):
         load(*files, 8)
-    load(*files, 8, reading=NO_CACHE)
 
 
 def test_long_decoding_shows_progress(files, capsys, monkeypatch):
