@@ -83,7 +83,8 @@ class ModelInfo:
         version = metadata.get(FORMAT_KEY)
         if version != FORMAT_VERSION:
             raise WeightsError(
-                f"{FORMAT_KEY}={version!r:.50} in the metadata: this release reads {FORMAT_VERSION!r}."
+                f"{FORMAT_KEY}={version!r:.50} in the metadata: this release reads "
+                f"{FORMAT_VERSION!r}."
             )
         values: dict[str, Any] = {}
         for field in fields(cls):

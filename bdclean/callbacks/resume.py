@@ -7,7 +7,7 @@ restore, on any number of devices.
 """
 
 import os
-import re
+import pickle
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,19 +19,22 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from bdclean.errors import ConfigError
+from bdclean.errors import ConfigError, WeightsError
 from bdclean.files import replacing, sha256_of_file
 from bdclean.functional.seeds import derive_seed, global_seed
-from bdclean.modules.checkpoints import check_parts
+from bdclean.modules.checkpoints import check_parts, check_there, named, none_of_ours
 from bdclean.modules.reading import data_of
+from bdclean.modules.restored import check_state
 from bdclean.modules.trainer import (
     go_on,
     is_trial,
     keep_place,
+    named_checkpoint,
     pending_gradients,
     stop_again,
 )
 from bdclean.types import HasIdentity, ResumableLoader
+from bdclean.weights.bounds import check_nests, check_torch_file, damaged, refused
 
 _SAMPLES = ("training images", "poison plan")  # of `HasIdentity`; sifters compare each sample
 
@@ -79,6 +82,7 @@ class ExactResume(Callback):
             ConfigError: If the images, the poison plan or a weights file is another.
         """
         self._resumed_from = None if trainer.ckpt_path is None else str(trainer.ckpt_path)
+        check_state(trainer, named_checkpoint(trainer))
         if is_trial(trainer):
             return
         stop_again(trainer)
@@ -94,7 +98,7 @@ class ExactResume(Callback):
         ]
         if others:
             raise ConfigError(
-                f"--ckpt_path {self._resumed_from}: the run began with others of these: "
+                f"{named(self._resumed_from)}: the run began with others of these: "
                 f"{'; '.join(others)}; bring them back as they were, or start a new run with --run."
             )
 
@@ -120,8 +124,7 @@ class ExactResume(Callback):
             loader.start_at(done)
         for name, parameter in pl_module.named_parameters():
             if name in self._gradients:
-                gradient = self._gradients[name][trainer.global_rank]
-                parameter.grad = gradient.to(parameter.device)
+                parameter.grad = self._gradient(name, parameter, trainer)
         self._gradients = {}
         if self._resumed_from is not None:
             stage = getattr(pl_module, "stage_name", None)
@@ -132,6 +135,14 @@ class ExactResume(Callback):
                 f"Goes on from {self._resumed_from}: {f'stage {stage}, ' if stage else ''}epoch "
                 f"{trainer.current_epoch + 1}{of}, after {trainer.global_step:,} steps.",
             )
+
+    def _gradient(self, name: str, parameter: Tensor, trainer: Trainer) -> Tensor:
+        whole, shape = self._gradients[name], (trainer.world_size, *parameter.shape)
+        if not isinstance(whole, Tensor) or whole.shape != shape:
+            raise ConfigError(
+                f"{named(self._resumed_from)}: {none_of_ours(f'its gradient of {name} is odd')}"
+            )
+        return whole[trainer.global_rank].to(parameter.device)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says so if there was nothing left to train."""
@@ -186,19 +197,21 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             ConfigError: If it is no local file, is none of Lightning's, or would need unpickling.
         """
+        file = named(path)
         if weights_only is False:
             raise ConfigError("Checkpoints are never unpickled; leave out weights_only.")
-        if not Path(path).is_file():  # Lightning would unpickle what a URL gives
-            raise ConfigError(f"--ckpt_path {path}: there is no such file on this machine.")
+        check_there(path)
         try:
+            check_torch_file(Path(path), file, is_ours=True)
             checkpoint: dict[str, Any] = torch.load(
                 path, map_location=map_location, weights_only=True
             )
+            check_nests(checkpoint, file)
+        except WeightsError as error:
+            raise ConfigError(str(error)) from error
+        except pickle.UnpicklingError as error:
+            raise ConfigError(refused(file, str(error), is_ours=True)) from error
         except Exception as error:  # damaged bytes can end anywhere in torch's unpickler
-            # The first sentence alone: torch goes on with advice to switch the safe loading off.
-            told = re.split(r"\.\s|\n", str(error).strip())[0][:200] or type(error).__name__
-            raise ConfigError(
-                f"--ckpt_path {path} is not a readable checkpoint ({told})."
-            ) from error
-        check_parts(checkpoint, f"--ckpt_path {path}")
+            raise ConfigError(damaged(file, error, is_ours=True)) from error
+        check_parts(checkpoint, file)
         return checkpoint

@@ -18,7 +18,7 @@ import torch
 from lightning import Callback, LightningModule
 from torch import Tensor, nn
 
-from bdclean.backbones import ModelInfo, SplitModel, build
+from bdclean.backbones import SplitModel
 from bdclean.backbones.head import ProbeHead
 from bdclean.errors import ConfigError
 from bdclean.metrics.scores import Scores
@@ -27,6 +27,7 @@ from bdclean.modules.checkpoints import RECORD, check_complete, record_of, telli
 from bdclean.modules.finite import StaysFinite, check_outputs
 from bdclean.modules.needs import Needs
 from bdclean.modules.reading import data_of, loader_names, read, viewable_data
+from bdclean.modules.restored import networks_of
 from bdclean.modules.trainer import (
     check_callbacks,
     check_limits,
@@ -178,7 +179,7 @@ class BackdoorModule(LightningModule):
         fits = self._trainer is not None and is_fitting(self._trainer)
         check_complete(checkpoint, file, goes_on=fits)
         with telling_damage(file):
-            self._restore(record)
+            self._restore(record, checkpoint["state_dict"])
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -197,9 +198,8 @@ class BackdoorModule(LightningModule):
                 f"run ({' '.join(first)}); the checkpoint is damaged, or of other settings."
             ) from error
 
-    def _restore(self, record: dict[str, Any]) -> None:
-        infos = {n: ModelInfo.from_metadata(metadata) for n, metadata in record["networks"].items()}
-        self.install(**{name: build(info) for name, info in infos.items()})
+    def _restore(self, record: dict[str, Any], state: Mapping[str, Any]) -> None:
+        self.install(**networks_of(record, state))
         self.restore_kept(record)
 
     def kept(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from bdclean.errors import ConfigError
 from bdclean.modules.base import BackdoorModule
 from bdclean.modules.reading import share_buffers, steps_per_epoch
 from bdclean.modules.recipe import Recipe
+from bdclean.modules.restored import Results
 from bdclean.modules.trainer import (
     check_reloading,
     check_unused,
@@ -229,10 +230,11 @@ class StagedModule(BackdoorModule, ABC):
     def restore_kept(self, record: dict[str, Any]) -> None:
         """Restores the stage and the results."""
         self.add_networks()
-        self._stage, self.results = record["stage"], record["results"]
+        self._stage = record["stage"]
+        self.results = Results(record["results"], named_checkpoint(self._trainer))
         if not 0 <= self._stage <= len(record["plan"]):
             raise ValueError(f"stage {self._stage} of {len(record['plan'])}")
-        self._before = record
+        self._before = {"plan": record["plan"], "steps": record["steps"]}
         self._fitted = self._resumed = True
 
     # ------------------------------------------------------------------ for stages

@@ -8,6 +8,7 @@ the file, the directory of a zip archive, and the instructions of a pickle.
 import io
 import math
 import os
+import re
 import struct
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -19,10 +20,11 @@ from bdclean.errors import ConfigError, WeightsError
 from bdclean.printable import printable
 from bdclean.weights.pickles import (
     MOST_PICKLES,
-    AsksFor,
+    AsksForError,
+    DamagedError,
     Machine,
-    Refused,
-    TooMuch,
+    RefusedError,
+    TooMuchError,
     is_list_of_text,
 )
 
@@ -140,42 +142,88 @@ def is_zip(path: Path) -> bool:
         return file.read(len(_ZIP)) == _ZIP
 
 
-def check_torch_file(path: Path, name: str) -> None:
+def check_torch_file(path: Path, name: str, *, is_ours: bool = False) -> None:
     """Refuses a file of torch that claims what it does not have, or asks for endless work.
 
     A file that is merely damaged passes: torch says what is wrong with it.
+
+    Args:
+        path: The file.
+        name: What the user calls it.
+        is_ours: Whether it is a checkpoint of a run, of which we know that it is a zip archive.
 
     Raises:
         WeightsError: If it is to be refused.
         OSError: If it cannot be opened.
     """
-    size = path.stat().st_size
     try:
-        machine = Machine(int(_INSTRUCTIONS * limit()), size)
         with path.open("rb") as file:
-            if size == 0:
-                raise Refused("is damaged or was not written by torch.save (it is empty)")
-            if is_zip(path):
-                _check_zip(machine, file, size)
-            elif size > limit() * 1e9 / 2:  # it is read into memory whole
-                raise TooMuch(f"is no zip archive and has {size / 1e9:,.1f} GB")
-            elif not _follow(machine, io.BytesIO(file.read(most_text())), MOST_PICKLES):
-                if size > most_text():
-                    raise TooMuch(f"has a pickle of more than {most_text():,} bytes, or none")
-    except AsksFor as error:
-        raise WeightsError(asks_for(name, str(error))) from error
-    except TooMuch as error:
+            _look(file, path.stat().st_size, is_ours=is_ours)
+    except AsksForError as error:
+        raise WeightsError(asks_for(name, str(error), is_ours=is_ours)) from error
+    except DamagedError as error:
+        raise WeightsError(damaged(name, error, is_ours=is_ours)) from error
+    except TooMuchError as error:
         raise too_much(name, str(error)) from error
-    except Refused as error:
+    except RefusedError as error:
         raise WeightsError(f"{name} {printable(error)}.") from error
 
 
-def asks_for(name: str, wanted: str) -> str:
+def _look(file: BinaryIO, size: int, *, is_ours: bool) -> None:
+    machine = Machine(int(_INSTRUCTIONS * limit()), size)
+    begin = file.read(len(_ZIP))
+    file.seek(0)
+    if begin == _ZIP:
+        _check_zip(machine, file, size)
+        return
+    if size == 0 or is_ours:
+        raise DamagedError("it is no zip archive" if size else "it is empty")
+    if size > limit() * 1e9 / 2:  # it is read into memory whole
+        raise TooMuchError(f"is no zip archive and has {size / 1e9:,.1f} GB")
+    followed = _follow(machine, io.BytesIO(file.read(most_text())), MOST_PICKLES)
+    if not followed and size > most_text():
+        raise TooMuchError(f"has a pickle of more than {most_text():,} bytes, or none")
+
+
+def asks_for(name: str, wanted: str, *, is_ours: bool = False) -> str:
     """What to say of a pickle that asks for a function or class."""
+    asks = f"asks for the Python object {printable(wanted)[:200]!r}"
+    if is_ours:
+        return f"{name} is not a readable checkpoint: it {asks}, and no run keeps one."
     return (
-        f"{name} asks for the Python object {printable(wanted)[:200]!r} while loading. A pickle "
-        "can run any code that way, so it is refused. Ask its author for a .safetensors file or a "
-        "plain state dict, or convert it in a sandbox that you can throw away."
+        f"{name} {asks} while loading. A pickle can run any code that way, so it is refused. Ask "
+        "its author for a .safetensors file or a plain state dict, or convert it in a sandbox that "
+        "you can throw away."
+    )
+
+
+def damaged(name: str, why: object, *, is_ours: bool = False) -> str:
+    """What to say of a file that torch cannot read, or would not write.
+
+    Only the first sentence of the reason: torch goes on with advice to switch the safe loading off.
+    """
+    kind = (
+        "is not a readable checkpoint" if is_ours else "is damaged or was not written by torch.save"
+    )
+    return f"{name} {kind} ({first_sentence(why)})."
+
+
+def first_sentence(error: object) -> str:
+    """Of what a library says; of others comes advice to switch the safe loading off."""
+    first = re.split(r"\.\s|\n", str(error).strip())[0][:200]
+    return printable(first) or type(error).__name__
+
+
+def refused(name: str, reason: str, *, is_ours: bool = False) -> str:
+    """What to say of a pickle that torch's restricted unpickler refuses."""
+    found = re.search(r"GLOBAL ([\w.]+)", reason)
+    if found is not None:
+        return asks_for(name, found[1], is_ours=is_ours)
+    detail = first_sentence(reason.partition("WeightsUnpickler error:")[2] or reason)
+    if is_ours:
+        return damaged(name, detail, is_ours=True)
+    return (
+        f"{name} is damaged or holds more than tensors, and nothing in it is executed ({detail})."
     )
 
 
@@ -188,7 +236,7 @@ def _follow(machine: Machine, pickles: io.BytesIO, count: int) -> bool:
     except (ValueError, LookupError, RecursionError):
         return False
     if count > 1 and not is_list_of_text(made):
-        raise Refused("is damaged or was not written by torch.save (it lists no storages)")
+        raise DamagedError("it lists no storages")
     return True
 
 
@@ -197,43 +245,45 @@ def _check_zip(machine: Machine, file: BinaryIO, size: int) -> None:
     entries = _entries(file, size)
     pickles = [each for each in entries if each.filename.lower().endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise _bad_zip(f"it has {len(pickles)} pickles")
+        raise DamagedError(f"it has {len(pickles)} pickles")
     _follow(machine, io.BytesIO(_content(file, pickles[0])), 1)
     place = pickles[0].filename.removesuffix("data.pkl")
     there = {each.filename: each.file_size for each in entries}
     for key, claimed in machine.storages.items():
         if claimed > there.get(f"{place}data/{key}", 0):
-            raise _bad_zip(f"its storage {key[:20]} is missing or cut short")
+            raise DamagedError(f"its storage {key[:20]} is missing or cut short")
 
 
 def _entries(file: BinaryIO, size: int) -> list[zipfile.ZipInfo]:
     begin, length = _directory(file, size)
     if length > most_text():
-        raise TooMuch(f"has a zip directory of {length:,} bytes")
+        raise TooMuchError(f"has a zip directory of {length:,} bytes")
     try:
         with zipfile.ZipFile(file) as archive:
             entries, found = archive.infolist(), archive.start_dir
     except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
-        raise _bad_zip(str(error)) from error
+        raise DamagedError(str(error)) from error
     if found != begin:
-        raise _bad_zip("its zip directory is elsewhere than it says")
+        raise DamagedError("its zip directory is elsewhere than it says")
     if any(each.filename.endswith("/constants.pkl") for each in entries):
-        raise Refused(
+        raise RefusedError(
             "is a TorchScript archive, which is a program; ask its author for a .safetensors file "
             "or a plain state dict"
         )
     if any(each.compress_type or each.compress_size != each.file_size for each in entries):
-        raise Refused("is a zip archive with compressed entries, as torch.save never writes them")
+        raise RefusedError(
+            "is a zip archive with compressed entries, as torch.save never writes them"
+        )
     claimed = sum(each.file_size for each in entries)
     if claimed > size:
-        raise Refused(f"is a zip archive of {size:,} bytes whose entries claim {claimed:,}")
+        raise RefusedError(f"is a zip archive of {size:,} bytes whose entries claim {claimed:,}")
     return entries
 
 
 def _content(file: BinaryIO, entry: zipfile.ZipInfo) -> bytes:
     """Of an entry; torch does not compare checksums, and may have written none."""
     if entry.file_size > most_text():
-        raise TooMuch(f"has a pickle of {entry.file_size:,} bytes")
+        raise TooMuchError(f"has a pickle of {entry.file_size:,} bytes")
     file.seek(entry.header_offset + 26)
     file.seek(sum(struct.unpack("<2H", file.read(4))), os.SEEK_CUR)
     return file.read(entry.file_size)
@@ -248,18 +298,14 @@ def _directory(file: BinaryIO, size: int) -> tuple[int, int]:
     file.seek(max(0, size - 98))
     tail = file.read(98).rjust(98, b"\0")
     if tail[76:80] != _END or tail[96:] != b"\0\0":
-        raise _bad_zip("its zip directory is not at its end")
+        raise DamagedError("its zip directory is not at its end")
     length, begin = struct.unpack("<2L", tail[88:96])
     end = size - 22
     if tail[56:60] == _FIND_64:
         end = size - 98
         if struct.unpack("<Q", tail[64:72])[0] != end or tail[:4] != _END_64:
-            raise _bad_zip("its zip directory is elsewhere than it says")
+            raise DamagedError("its zip directory is elsewhere than it says")
         length, begin = struct.unpack("<2Q", tail[40:56])
     if begin + length != end:
-        raise _bad_zip("its zip directory is elsewhere than it says")
+        raise DamagedError("its zip directory is elsewhere than it says")
     return begin, length
-
-
-def _bad_zip(why: str) -> Refused:
-    return Refused(f"is damaged or was not written by torch.save ({why})")

@@ -135,7 +135,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             bounds.check_names(names, printable(path))
             return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, MemoryError) as error:
-        told = _first_sentence(error)
+        told = bounds.first_sentence(error)
         raise WeightsError(f"{path} is not a readable safetensors file ({told}).") from error
 
 
@@ -146,11 +146,9 @@ def _read_torch(path: Path) -> Any:
             warnings.simplefilter("ignore")  # torch's hints on the pickle; refusals say it below
             content = _load(path)
     except pickle.UnpicklingError as error:
-        raise WeightsError(_refusal(path, str(error))) from error
+        raise WeightsError(bounds.refused(str(path), str(error))) from error
     except Exception as error:  # damaged bytes can end anywhere in torch's unpickler
-        raise WeightsError(
-            f"{path} is damaged or was not written by torch.save ({_first_sentence(error)})."
-        ) from error
+        raise WeightsError(bounds.damaged(str(path), error)) from error
     bounds.check_nests(content, printable(path))
     return content
 
@@ -161,18 +159,8 @@ def _load(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         # Not by its path: torch would try it as an archive of tar first, which has no bounds.
-        return torch.load(mapped, map_location="cpu", weights_only=True)
-
-
-def _refusal(path: Path, reason: str) -> str:
-    found = re.search(r"GLOBAL ([\w.]+)", reason)
-    if found is not None:
-        return bounds.asks_for(str(path), found[1])
-    detail = reason.partition("WeightsUnpickler error:")[2] or reason
-    return (
-        f"{path} is damaged or holds more than tensors, and nothing in it is executed "
-        f"({_first_sentence(detail)})."
-    )
+        opened: Any = mapped
+        return torch.load(opened, map_location="cpu", weights_only=True)
 
 
 def _is_plain(value: object) -> bool:
@@ -182,12 +170,6 @@ def _is_plain(value: object) -> bool:
     assert isinstance(value, Tensor)  # noqa: S101
     odd = value.is_nested or value.is_quantized or value.is_meta
     return not odd and value.layout == torch.strided
-
-
-def _first_sentence(error: object) -> str:
-    # Only the first: torch goes on with advice to switch the safe loading off.
-    first = re.split(r"\.\s|\n", str(error).strip())[0][:200]
-    return printable(first) or type(error).__name__
 
 
 def _network_of(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -14,12 +14,16 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 MOST_PICKLES = 5  # of a file without a zip archive: three that say what it is, content and keys
+# The instructions of torch's unpickler, which stops at any other.
 _KNOWN = frozenset(
-    "PROTO STOP GLOBAL NEWOBJ REDUCE BUILD APPEND APPENDS SETITEM SETITEMS MARK TUPLE TUPLE1 "
-    "TUPLE2 TUPLE3 NONE NEWFALSE NEWTRUE EMPTY_TUPLE EMPTY_LIST EMPTY_DICT EMPTY_SET BININT "
-    "BININT1 BININT2 BINFLOAT BINUNICODE SHORT_BINSTRING BINPERSID BINGET LONG_BINGET BINPUT "
-    "LONG_BINPUT LONG1".split()
-)  # of torch's unpickler, which stops at any other
+    {
+        *("PROTO", "STOP", "MARK", "GLOBAL", "NEWOBJ", "REDUCE", "BUILD", "BINPERSID"),
+        *("APPEND", "APPENDS", "SETITEM", "SETITEMS", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
+        *("NONE", "NEWFALSE", "NEWTRUE", "EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"),
+        *("BININT", "BININT1", "BININT2", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING", "LONG1"),
+        *("BINGET", "LONG_BINGET", "BINPUT", "LONG_BINPUT"),
+    }
+)
 _CONSTANTS = {"NONE": None, "NEWFALSE": False, "NEWTRUE": True, "EMPTY_TUPLE": ()}
 _BYTES = {"Half": 2, "BFloat16": 2, "Short": 2, "Float": 4, "Int": 4, "Double": 8, "Long": 8}
 _BYTES |= {"ComplexFloat": 8, "ComplexDouble": 16}  # of an element; all others have one
@@ -44,15 +48,19 @@ _KEYED = ("collections.OrderedDict", "collections.Counter", "builtins.set")
 _TENSORS = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_qtensor")
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """Why a pickle is not loaded: a clause that goes on after the name of its file."""
 
 
-class AsksFor(Refused):
+class AsksForError(RefusedError):
     """It asks for a call that no file of tensors needs; the text is the function's name."""
 
 
-class TooMuch(Refused):
+class DamagedError(RefusedError):
+    """It is none that torch writes; the text says why."""
+
+
+class TooMuchError(RefusedError):
     """It has more of something than the limit allows."""
 
 
@@ -114,7 +122,7 @@ class Machine:
             What it makes, as far as it is known; see `is_list_of_text`.
 
         Raises:
-            Refused: If it should not be loaded.
+            RefusedError: If it should not be loaded.
             ValueError, KeyError, IndexError: If it is damaged, or has an instruction that torch
                 does not know; torch refuses it as well.
         """
@@ -124,7 +132,7 @@ class Machine:
         for code, argument, _ in pickletools.genops(pickle):
             self._left -= 1
             if self._left < 0:
-                raise TooMuch(f"has more than {self._most:,} instructions in its pickle")
+                raise TooMuchError(f"has more than {self._most:,} instructions in its pickle")
             if code.name not in _KNOWN:
                 raise ValueError(code.name)
             self._do(code.name, argument)
@@ -198,7 +206,7 @@ class Machine:
             flat = not isinstance(key, tuple) or not any(isinstance(k, tuple) for k in key)
             fits = flat and self._odd_keys <= _MOST_ODD_KEYS
         if not fits:
-            raise Refused(
+            raise RefusedError(
                 "has dictionaries whose keys are neither text nor usual numbers, as no state dict "
                 "has them, and comparing them could take hours"
             )
@@ -208,7 +216,7 @@ class Machine:
     def _reduce(self) -> None:
         arguments, function = self._stack.pop(), self._stack.pop()
         if not isinstance(function, _Global) or not isinstance(arguments, tuple):
-            raise Refused("calls what is no function")
+            raise RefusedError("calls what is no function")
         self._stack.append(self._call(function.name, arguments))
 
     def _call(self, name: str, arguments: tuple[Any, ...]) -> Any:
@@ -233,18 +241,18 @@ class Machine:
             return _Other()
         if name in _HARMLESS or name.split(".")[0] not in _CALLED:
             return _Other()  # torch refuses those that it does not know
-        raise AsksFor(name)
+        raise AsksForError(name)
 
     def _build(self) -> None:
         state, target = self._stack.pop(), self._stack[-1]
         if isinstance(target, _Tensor):
-            raise Refused("changes a tensor after it was made")
+            raise RefusedError("changes a tensor after it was made")
         if not isinstance(target, _Dict):
             return
         hidden = state.keys if isinstance(state, _Dict) else ["?"]
         if others := [key for key in hidden if key != "_metadata"]:
             named = ", ".join(key[:50] for key in others[:5])
-            raise Refused(f"has a dictionary with Python attributes of its own ({named})")
+            raise RefusedError(f"has a dictionary with Python attributes of its own ({named})")
 
     # ------------------------------------------------------------------ sizes
 
@@ -262,7 +270,9 @@ class Machine:
             self.storages[key] = self.storages.get(key, 0) + more
             self._claimed += more
         if self._claimed > self._size:
-            raise Refused(f"claims {self._claimed:,} bytes of tensors and has {self._size:,} in all")
+            raise RefusedError(
+                f"claims {self._claimed:,} bytes of tensors and has {self._size:,} in all"
+            )
         self._stack.append(_Storage(numel))
 
     def _tensor(self, arguments: tuple[Any, ...]) -> _Tensor:
@@ -270,7 +280,7 @@ class Machine:
         if not isinstance(storage, _Storage) or not _are_sizes(sizes):
             _damaged("a tensor")
         if math.prod(sizes) > storage.numel:
-            raise Refused(
+            raise RefusedError(
                 f"has a tensor of {math.prod(sizes):,} numbers of which only {storage.numel:,} "
                 "are in the file"
             )
@@ -305,4 +315,4 @@ def _is_one_of(values: Sequence[Any], allowed: Sequence[str]) -> bool:
 
 
 def _damaged(what: str) -> NoReturn:
-    raise Refused(f"is damaged or was not written by torch.save ({what} is none)")
+    raise DamagedError(f"{what} is none")

@@ -190,8 +190,9 @@ def tuples(depth, shared=False):
     """A tuple in a tuple ...; where it is shared, twice in each."""
     if not shared:
         return b")" + b"\x85" * depth
-    return b")" + b"".join(b"r" + struct.pack("<I", n) + b"j" + struct.pack("<I", n) + b"\x86"
-                           for n in range(depth))
+    return b")" + b"".join(
+        b"r" + struct.pack("<I", n) + b"j" + struct.pack("<I", n) + b"\x86" for n in range(depth)
+    )
 
 
 def itself(path):
@@ -210,8 +211,9 @@ def bomb(megabytes, pickle=None):
     """A zip whose entries inflate."""
     storages = {"0": bytes(megabytes << 20)}
     size = megabytes << 18
-    return zipped(pickle or one(tensor((size,), (1,), storage(size))), storages,
-                  zipfile.ZIP_DEFLATED)
+    return zipped(
+        pickle or one(tensor((size,), (1,), storage(size))), storages, zipfile.ZIP_DEFLATED
+    )
 
 
 def overlapping(count, megabytes):
@@ -219,8 +221,9 @@ def overlapping(count, megabytes):
 
     def make(path):
         size = megabytes << 18
-        values = [(text(f"w{n}"), tensor((size,), (1,), storage(size, str(n))))
-                  for n in range(count)]
+        values = [
+            (text(f"w{n}"), tensor((size,), (1,), storage(size, str(n)))) for n in range(count)
+        ]
         zipped(pickled(*values), {"0": bytes(megabytes << 20)})(path)
         with zipfile.ZipFile(path, "a") as archive:
             first = archive.getinfo("archive/data/0")
