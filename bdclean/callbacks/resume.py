@@ -64,7 +64,8 @@ class ExactResume(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """What the run that is resumed was made of, and what its next step goes on with."""
         before = state_dict.get("made_of")
-        self._before = before if isinstance(before, dict) else None
+        is_known = isinstance(before, dict)
+        self._before = {str(k): str(v) for k, v in before.items()} if is_known else None
         self._gradients = state_dict.get("gradients", {})
 
     def on_save_checkpoint(
@@ -122,6 +123,10 @@ class ExactResume(Callback):
         loader = trainer.train_dataloader
         if isinstance(loader, ResumableLoader):
             loader.start_at(done)
+        if not isinstance(self._gradients, Mapping):
+            raise ConfigError(
+                f"{named(self._resumed_from)}: {none_of_ours('its gradients are odd')}"
+            )
         for name, parameter in pl_module.named_parameters():
             if name in self._gradients:
                 parameter.grad = self._gradient(name, parameter, trainer)

@@ -176,7 +176,7 @@ def record_of(checkpoint: Mapping[str, Any], method: str, file: str) -> dict[str
     for part, fits in _KEPT.items():
         if part in record and not fits(record[part]):
             raise ConfigError(
-                f"{file}: {none_of_ours(f'the entry {part} of its {RECORD} is of a wrong type')}"
+                f"{file}: {none_of_ours(f'its entry {RECORD}.{part} is of a wrong type')}"
             )
     return record
 

@@ -201,7 +201,13 @@ class StagedModule(BackdoorModule, ABC):
             self._enter(0)
 
     def on_train_start(self) -> None:
-        """Catches up with a checkpoint that another callback wrote just before a stage changed."""
+        """Catches up with a checkpoint that another callback wrote just before a stage changed.
+
+        Raises:
+            ConfigError: If it was written in another epoch than its stage has.
+        """
+        if self._resumed:
+            self._check_place()
         if not self.finished and self._is_over(self.current_epoch):
             self._advance()
 
@@ -320,6 +326,15 @@ class StagedModule(BackdoorModule, ABC):
                 raise ConfigError(
                     f"{name}: the stage {stage.name} trains, so it needs a recipe or an optimizer."
                 )
+
+    def _check_place(self) -> None:
+        begin, end = self._first_epoch(self._stage), self._first_epoch(self._stage + 1)
+        if not begin <= self.current_epoch <= end:
+            raise ConfigError(
+                f"{named_checkpoint(self.trainer)}: its stage {self._stage + 1} has the epochs "
+                f"{begin} to {end}, and its loops have ended {self.current_epoch}; it is damaged, "
+                "so start a new run."
+            )
 
     def _check_outline(self) -> None:
         """A run goes on if all is as it was as far as the present stage, or to the end."""

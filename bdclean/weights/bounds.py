@@ -32,7 +32,7 @@ VARIABLE = "BDCLEAN_MAX_WEIGHTS_GB"
 """The environment variable that raises all bounds together."""
 _USUAL_GB = 2.0
 # For each of these gigabytes; the largest image models have 2,000 tensors.
-_TENSORS, _INSTRUCTIONS, _TEXT = 10_000, 1_000_000, 8 << 20
+_TENSORS, _INSTRUCTIONS, _TEXT = 10_000, 1_000_000, 2 << 20
 LONGEST_NAME = 500  # characters; the longest of torchvision and timm has 90
 _DEEPEST = 20  # state dicts in dictionaries
 _ZIP, _END, _END_64, _FIND_64 = b"PK\x03\x04", b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"

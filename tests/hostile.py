@@ -1,16 +1,19 @@
 """Weights files that nobody means well with, each as small as it can be: what the tests write."""
 
 import json
-import os
+import resource
 import struct
 import zipfile
-import zlib
-from collections import Counter, OrderedDict
+from collections import OrderedDict
+from functools import cache
+from pathlib import Path
 
+import pytest
 import torch
-from torch import nn
+from forks import fork, wait
 
-from bdclean.backbones import ModelInfo, build
+from bdclean.backbones import ModelInfo, build, load_model
+from bdclean.errors import ConfigError, WeightsError
 from bdclean.weights import write
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.2, 0.25)
@@ -27,11 +30,15 @@ class Call:
         return self.made
 
 
+@cache
+def _model():
+    torch.manual_seed(0)
+    return build(INFO)
+
+
 def good():
     """The state dict of a backbone that fits `INFO`."""
-    torch.manual_seed(0)
-    model = build(INFO)
-    return OrderedDict((name, t.clone()) for name, t in model.backbone.state_dict().items())
+    return OrderedDict(_model().backbone.state_dict())
 
 
 def saved(content, **options):
@@ -143,14 +150,12 @@ def entry(shape=(1,), dtype="F32", offsets=(0, 4)):
     return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
 
 
-def own(network=INFO, **metadata):
+def own(**metadata):
     """A file of ours whose metadata says other things than it should."""
 
     def make(path):
-        torch.manual_seed(0)
-        model = build(INFO)
-        said = network.to_metadata() | metadata
-        write(model.state_dict(), path, {k: v for k, v in said.items() if v is not None})
+        said = INFO.to_metadata() | metadata
+        write(_model().state_dict(), path, {k: v for k, v in said.items() if v is not None})
 
     return make
 
@@ -169,11 +174,6 @@ def grown(make, size):
 def sparse_safetensors(size):
     header = json.dumps({"conv1.weight": entry((size // 4,), offsets=(0, size))}).encode()
     return grown(headed(header), 8 + len(header) + size)
-
-
-def unreadable(path):
-    saved(good)(path)
-    path.chmod(0)
 
 
 def cut(make, most):
@@ -239,7 +239,7 @@ def overlapping(count, megabytes):
 
 def million(path):
     """One small tensor under a million names."""
-    names = b"".join(text(f"w{n}") + b"h\x00s" for n in range(10**6))
+    names = b"".join(text(f"{n}") + b"h\x00s" for n in range(10**6))
     zipped(b"\x80\x02}" + text("w") + SMALL + b"q\x00s" + names + b".", FOUR)(path)
 
 
@@ -259,3 +259,47 @@ def with_attribute(name):
     """An ordered dict with a method that is hidden behind a number."""
     ordered = b"ccollections\nOrderedDict\n)R" + text("conv1.weight") + SMALL + b"s"
     return zipped(b"\x80\x02" + ordered + b"}" + text(name) + b"K\x03sb.", FOUR)
+
+
+# ---------------------------------------------------------------------- what is said of them
+
+
+def table(groups):
+    """What writes the file, and what is said of it, of each case."""
+    cases = [(name, make, said) for said, made in groups.items() for name, make in made.items()]
+    return [pytest.param(make, said, id=name) for name, make, said in cases]
+
+
+def load(path, **given):
+    """What is said of a file, with FILE for its path; nothing where it is read."""
+    try:
+        load_model(path, **given)
+    except (WeightsError, ConfigError) as error:
+        return str(error).replace(str(path), "FILE")
+    return ""
+
+
+def check(said, sentence):
+    """Compares what was said; "..." at the end of a sentence stands for more."""
+    whole = f"FILE{sentence}" if sentence else ""
+    assert said.startswith(whole[:-3]) if whole.endswith("...") else said == whole
+    assert said.count("FILE") == bool(sentence)
+    assert len(said) < 2000
+    assert "\n" not in said
+
+
+def in_bounds(path, sentence, **given):
+    """Compares what is said, within 20 seconds and 2 GiB, all that is imported included."""
+    log = path.with_name("log")
+    assert wait(fork(lambda: _measured(path, **given), log), seconds=20) == 0, log.read_text()
+    *said, kilobytes = log.read_text().splitlines()
+    check("\n".join(said), sentence)
+    assert int(kilobytes) < 2 << 20
+
+
+def _measured(path, **given):
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + (3 << 30)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    print(load(path, **given))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
