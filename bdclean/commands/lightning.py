@@ -200,7 +200,8 @@ class BdcleanCLI(LightningCLI):
         """Refuses a checkpoint that is not there."""
         plugins = self._get(self.config, "trainer", default={}).get("plugins")
         given, weights_only = (self._get(self.config, k) for k in ("ckpt_path", "weights_only"))
-        run_place.check_checkpoint(given, weights_only=weights_only, local=not plugins)
+        local = run_place.are_lightnings(plugins)
+        run_place.check_checkpoint(given, weights_only=weights_only, local=local)
 
     def instantiate_classes(self) -> None:
         """Builds data, model and trainer.
@@ -226,6 +227,8 @@ class BdcleanCLI(LightningCLI):
             require_files(run, self.name)
         plugins, theirs = (making.listed(config.get(key)) for key in ("plugins", "callbacks"))
         run_place.check_plugins(plugins)
+        reader = getattr(config.get("strategy"), "_checkpoint_io", None)
+        run_place.check_plugins([reader], "trainer.strategy.checkpoint_io")
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(AtomicCheckpointIO())
         callbacks = [*theirs, *self._own_callbacks(config), Monitors(theirs)]

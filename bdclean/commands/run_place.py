@@ -58,10 +58,14 @@ def check_run(words: Sequence[str]) -> None:
     )
 
 
-def check_plugins(plugins: Iterable[object]) -> None:
+def check_plugins(plugins: Iterable[object], key: str = "trainer.plugins") -> None:
     """Refuses Lightning's readers of checkpoints, which unpickle, and fetch from the network.
 
     A class of the user's own may be one as well: it is code that the user runs.
+
+    Args:
+        plugins: As the config gives them.
+        key: Where.
 
     Raises:
         ConfigError: If there is such a one.
@@ -69,7 +73,7 @@ def check_plugins(plugins: Iterable[object]) -> None:
     for plugin in plugins:
         if isinstance(plugin, CheckpointIO) and _is_lightnings(plugin):
             raise ConfigError(
-                f"trainer.plugins: {type(plugin).__name__} can unpickle checkpoints, which runs "
+                f"{key}: {type(plugin).__name__} can unpickle checkpoints, which runs "
                 "what is in them, and fetch them from the network; leave it out."
             )
 
@@ -85,6 +89,13 @@ def check_strategy(strategy: Strategy) -> None:
             f"trainer.strategy: {type(strategy).__name__} unpickles checkpoints, which runs what "
             "is in them; take --trainer.strategy ddp, or start without --ckpt_path."
         )
+
+
+def are_lightnings(plugins: object) -> bool:
+    """Whether all plugins of a config are of Lightning; others may read checkpoints elsewhere."""
+    several = plugins if isinstance(plugins, list | tuple) else [plugins]
+    paths = [getattr(each, "class_path", None) for each in several if each is not None]
+    return all(path is None or path.partition(".")[0] in _LIGHTNING for path in paths)
 
 
 def _is_lightnings(plugin: object) -> bool:
