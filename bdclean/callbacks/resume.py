@@ -53,7 +53,7 @@ class ExactResume(Callback):
     def __init__(self, files: Mapping[str, str] | None = None) -> None:
         self.files = files
         self._made_of: dict[str, str] = {}
-        self._before: dict[str, str] | None = None
+        self._before: Any = None
         self._resumed_from: str | None = None
         self._gradients: dict[str, Tensor] = {}
 
@@ -63,9 +63,7 @@ class ExactResume(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """What the run that is resumed was made of, and what its next step goes on with."""
-        before = state_dict.get("made_of")
-        is_known = isinstance(before, dict)
-        self._before = {str(k): str(v) for k, v in before.items()} if is_known else None
+        self._before = state_dict.get("made_of")
         self._gradients = state_dict.get("gradients", {})
 
     def on_save_checkpoint(
@@ -89,8 +87,11 @@ class ExactResume(Callback):
         stop_again(trainer)
         self._made_of = self._find(trainer, pl_module)
         before, self._before = self._before, None
-        if self._resumed_from is None or not before:
+        if self._resumed_from is None or before is None:
             return
+        if not isinstance(before, Mapping) or not all(isinstance(name, str) for name in before):
+            told = none_of_ours("what it says that the run is made of is odd")
+            raise ConfigError(f"{named(self._resumed_from)}: {told}")
         others = [
             f"{name}: {before.get(name, 'none')} -> {self._made_of.get(name, 'none')}"
             for name in sorted(before.keys() | self._made_of.keys())

@@ -159,6 +159,8 @@ def check_torch_file(path: Path, name: str, *, is_ours: bool = False) -> None:
     try:
         with path.open("rb") as file:
             _look(file, path.stat().st_size, is_ours=is_ours)
+    except (struct.error, OverflowError) as error:  # places that are not in the file
+        raise WeightsError(damaged(name, error, is_ours=is_ours)) from error
     except AsksForError as error:
         raise WeightsError(asks_for(name, str(error), is_ours=is_ours)) from error
     except DamagedError as error:
@@ -261,7 +263,7 @@ def _entries(file: BinaryIO, size: int) -> list[zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(file) as archive:
             entries, found = archive.infolist(), archive.start_dir
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise DamagedError(str(error)) from error
     if found != begin:
         raise DamagedError("its zip directory is elsewhere than it says")

@@ -222,8 +222,9 @@ RESUMED = {
     "its stage 2 has the epochs 2 to 2, and its loops have ended 1; it is damaged, so start ...": {
         "a stage that is too early": ((OURS, "stage"), 1),
     },
-    "the run began with others of these: --model.weights: none -> ...": {
-        "a list of files": (("callbacks", "ExactResume", "made_of"), {4: None}),
+    "what it says that the run is made of is odd, so it is no whole checkpoint of a run of b...": {
+        "a list of files": (("callbacks", "ExactResume", "made_of"), ["--model.weights"]),
+        "files by numbers": (("callbacks", "ExactResume", "made_of"), {4: None}),
     },
     "goes on": {
         "an entry of others": (("theirs",), 3),
