@@ -24,12 +24,10 @@ from bdclean.files import replacing, sha256_of_file
 from bdclean.functional.seeds import derive_seed, global_seed
 from bdclean.modules.checkpoints import check_parts, check_there, named, none_of_ours
 from bdclean.modules.reading import data_of
-from bdclean.modules.restored import check_state
 from bdclean.modules.trainer import (
     go_on,
     is_trial,
     keep_place,
-    named_checkpoint,
     pending_gradients,
     stop_again,
 )
@@ -81,7 +79,6 @@ class ExactResume(Callback):
             ConfigError: If the images, the poison plan or a weights file is another.
         """
         self._resumed_from = None if trainer.ckpt_path is None else str(trainer.ckpt_path)
-        check_state(trainer, named_checkpoint(trainer))
         if is_trial(trainer):
             return
         stop_again(trainer)

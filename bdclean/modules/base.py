@@ -27,7 +27,7 @@ from bdclean.modules.checkpoints import RECORD, check_complete, record_of, telli
 from bdclean.modules.finite import StaysFinite, check_outputs
 from bdclean.modules.needs import Needs
 from bdclean.modules.reading import data_of, loader_names, read, viewable_data
-from bdclean.modules.restored import networks_of
+from bdclean.modules.restored import check_state, networks_of
 from bdclean.modules.trainer import (
     check_callbacks,
     check_limits,
@@ -180,6 +180,10 @@ class BackdoorModule(LightningModule):
         check_complete(checkpoint, file, goes_on=fits)
         with telling_damage(file):
             self._restore(record, checkpoint["state_dict"])
+
+    def on_fit_start(self) -> None:
+        """Refuses to go on from loops, optimizers or schedulers that are not those of the fit."""
+        check_state(self.trainer, named_checkpoint(self.trainer))
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False

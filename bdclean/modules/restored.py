@@ -53,8 +53,7 @@ def check_state(trainer: Trainer, file: str) -> None:
     checkpoint = loaded_checkpoint(trainer)
     if checkpoint is None:
         return
-    loops = {"fit_loop": loop_state(trainer)}
-    odd = odd_part(loops, checkpoint["loops"], "loops", whole=True)
+    odd = odd_part(loop_state(trainer), checkpoint["loops"], "loops", whole=True)
     odd = odd or _odd_optimizer(trainer, checkpoint["optimizer_states"])
     odd = odd or _odd_scheduler(trainer, checkpoint["lr_schedulers"])
     if odd is not None:

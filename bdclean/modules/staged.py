@@ -196,6 +196,7 @@ class StagedModule(BackdoorModule, ABC):
         """Enters the first stage, or goes on with a restored one."""
         if self._resumed:
             self._check_outline()
+            super().on_fit_start()
             self.request(self._reads())
         else:
             self._enter(0)

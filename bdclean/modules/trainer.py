@@ -82,8 +82,8 @@ def loaded_checkpoint(trainer: Trainer) -> dict[str, Any] | None:
 
 
 def loop_state(trainer: Trainer) -> dict[str, Any]:
-    """What a checkpoint keeps of the loop of a fit, without that of its loaders."""
-    return trainer.fit_loop.state_dict() | {"state_dict": {}}
+    """What a checkpoint keeps of the loops of a fit, without that of its loaders."""
+    return {"fit_loop": trainer.fit_loop.state_dict() | {"state_dict": {}}}
 
 
 def ignore_eval_mode() -> None:
