@@ -99,7 +99,7 @@ TORCH = {
         "parameter": changed(conv1__weight=nn.Parameter(torch.zeros(4, 3, 3, 3))),
         "transposed": changed(conv1__weight=torch.zeros(3, 3, 3, 4).permute(3, 0, 1, 2)),
     },
-    " asks for the Python object....": {
+    " asks for the Python object '...": {
         "subclass": changed(conv1__weight=torch.zeros(4, 3, 3, 3).as_subclass(Sub)),
     },
     " has a dictionary with Python attributes of its own (items).": {
