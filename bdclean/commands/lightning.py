@@ -226,9 +226,7 @@ class BdcleanCLI(LightningCLI):
         if self._writes:
             require_files(run, self.name)
         plugins, theirs = (making.listed(config.get(key)) for key in ("plugins", "callbacks"))
-        run_place.check_plugins(plugins)
-        reader = getattr(config.get("strategy"), "_checkpoint_io", None)
-        run_place.check_plugins([reader], "trainer.strategy.checkpoint_io")
+        run_place.check_plugins(plugins, config.get("strategy"))
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(AtomicCheckpointIO())
         callbacks = [*theirs, *self._own_callbacks(config), Monitors(theirs)]

@@ -58,19 +58,21 @@ def check_run(words: Sequence[str]) -> None:
     )
 
 
-def check_plugins(plugins: Iterable[object], key: str = "trainer.plugins") -> None:
+def check_plugins(plugins: Iterable[object], strategy: object = None) -> None:
     """Refuses Lightning's readers of checkpoints, which unpickle, and fetch from the network.
 
     A class of the user's own may be one as well: it is code that the user runs.
 
     Args:
         plugins: As the config gives them.
-        key: Where.
+        strategy: As well; it may have a reader of its own.
 
     Raises:
         ConfigError: If there is such a one.
     """
-    for plugin in plugins:
+    readers = [("trainer.plugins", plugin) for plugin in plugins]
+    own = getattr(strategy, "_checkpoint_io", None)
+    for key, plugin in [*readers, ("trainer.strategy.checkpoint_io", own)]:
         if isinstance(plugin, CheckpointIO) and _is_lightnings(plugin):
             raise ConfigError(
                 f"{key}: {type(plugin).__name__} can unpickle checkpoints, which runs "
