@@ -179,7 +179,8 @@ class BackdoorModule(LightningModule):
         fits = self._trainer is not None and is_fitting(self._trainer)
         check_complete(checkpoint, file, goes_on=fits)
         with telling_damage(file):
-            self._restore(record, checkpoint["state_dict"])
+            self.install(**networks_of(record, checkpoint["state_dict"]))
+            self.restore_kept(record)
 
     def on_fit_start(self) -> None:
         """Refuses to go on from loops, optimizers or schedulers that are not those of the fit."""
@@ -201,10 +202,6 @@ class BackdoorModule(LightningModule):
                 f"{named_checkpoint(self._trainer)}: the weights do not fit the networks of the "
                 f"run ({' '.join(first)}); the checkpoint is damaged, or of other settings."
             ) from error
-
-    def _restore(self, record: dict[str, Any], state: Mapping[str, Any]) -> None:
-        self.install(**networks_of(record, state))
-        self.restore_kept(record)
 
     def kept(self) -> dict[str, Any]:
         """What the method keeps in checkpoints as well as weights; plain values and tensors."""
