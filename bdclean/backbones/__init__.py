@@ -1,7 +1,7 @@
 """Architectures: building, loading, the order of their blocks, copies for PGD."""
 
 from bdclean.backbones.blocks import Block, ordered_blocks
-from bdclean.backbones.build import build, load_model, save_model
+from bdclean.backbones.build import build, build_for, load_model, save_model
 from bdclean.backbones.fold import FrozenCopy, frozen_copy
 from bdclean.backbones.resnet import ResNet, resnet18, resnet34
 from bdclean.backbones.split import ModelInfo, Normalize, SplitModel, Stem
@@ -15,6 +15,7 @@ __all__ = [
     "SplitModel",
     "Stem",
     "build",
+    "build_for",
     "frozen_copy",
     "load_model",
     "ordered_blocks",

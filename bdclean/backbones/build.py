@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from bdclean.backbones.architectures import SMALL_IMAGE, Parts, canonical, make_parts
+from bdclean.backbones.architectures import Parts, canonical, make_parts
 from bdclean.backbones.foreign import split_foreign, warn_of_solo_learn
 from bdclean.backbones.split import ModelInfo, SplitModel, Stem
 from bdclean.errors import BdcleanError, ConfigError, WeightsError
@@ -21,6 +22,7 @@ from bdclean.weights import match, read, write
 IMAGENET_MEAN: RGB = (0.485, 0.456, 0.406)
 IMAGENET_STD: RGB = (0.229, 0.224, 0.225)
 DEFAULT_INPUT_SIZE = 32
+_WEIGHTS_BEGIN_AS = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)
 
 
 def build(info: ModelInfo) -> SplitModel:
@@ -159,11 +161,31 @@ def _load_own(
                 f"{key}={given[key]!r}, but {weights} was made with {key}={own!r}. {way_out}, "
                 "or give other weights."
             )
-    skeleton = _skeleton(info, weights)
-    _check(skeleton, state, weights)
-    model = _assemble(make_parts(info, skeleton.num_features), info)
+    model = build_for(info, state, weights)
     _load(model, state, weights)
     return model
+
+
+def build_for(info: ModelInfo, state: Mapping[str, Tensor], weights: str | Path) -> SplitModel:
+    """Builds a freshly initialised model, if weights fit it.
+
+    Args:
+        info: What to build, as a file describes it.
+        state: The weights of the file.
+        weights: What the file is called.
+
+    Raises:
+        WeightsError: If names or shapes do not fit. No memory is taken before that is known.
+    """
+    try:
+        info = canonical(info)
+    except ConfigError as error:
+        raise WeightsError(
+            f"{weights}: its metadata describes no model ({_inner(error)})."
+        ) from error
+    skeleton = _skeleton(info, weights)
+    _check(skeleton, state, weights)
+    return _assemble(make_parts(info, skeleton.num_features), info)
 
 
 def _inner(error: BdcleanError) -> str:
@@ -171,23 +193,39 @@ def _inner(error: BdcleanError) -> str:
     return printable(error).rstrip(".")
 
 
+class _WithoutNumbers(TorchFunctionMode):
+    """Makes weights of shapes alone, and real numbers of what networks compute shapes from."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _WEIGHTS_BEGIN_AS and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
 def _skeleton(info: ModelInfo, weights: str | Path) -> SplitModel:
     """A model of shapes alone: a file may ask for any size, and is not to take memory for it."""
     try:
-        with torch.device("meta"):
+        try:
+            with torch.device("meta"):
+                return _assemble(make_parts(info), info)
+        except ConfigError as error:
+            if not isinstance(error.__cause__, NotImplementedError):
+                raise
+        # torchvision's RegNets need numbers while they are built
+        with _WithoutNumbers():
             return _assemble(make_parts(info), info)
     except ConfigError as error:
-        if not isinstance(error.__cause__, NotImplementedError):
-            raise
+        raise WeightsError(
+            f"{weights}: its metadata describes no model ({_inner(error)})."
+        ) from error
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise WeightsError(
             f"{weights}: no {info.arch} can be built with the width, num_classes and input_size in "
             "its metadata."
         ) from error
-    # torchvision's RegNets need numbers while they are built; images do not change their shapes.
-    parts = make_parts(replace(info, input_size=min(info.input_size, SMALL_IMAGE)))
-    with torch.device("meta"):
-        return _assemble(parts, info)
 
 
 def _load_foreign(
@@ -233,7 +271,7 @@ def _load(model: SplitModel, state: dict[str, Tensor], weights: str | Path) -> N
     model.load_state_dict(state, strict=False)  # absent: num_batches_tracked at most
 
 
-def _check(model: SplitModel, state: dict[str, Tensor], weights: str | Path) -> None:
+def _check(model: SplitModel, state: Mapping[str, Tensor], weights: str | Path) -> None:
     report = match(model.state_dict(), state)
     if not report.ok:
         raise WeightsError(

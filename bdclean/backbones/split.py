@@ -19,6 +19,7 @@ Stem = Literal["auto", "cifar", "imagenet"]
 Head = Literal["linear", "probe"]
 
 FORMAT_VERSION = "1"
+_LONGEST = 500  # characters of a value in the metadata
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,13 @@ class ModelInfo:
         version = metadata.get(FORMAT_KEY)
         if version != FORMAT_VERSION:
             raise WeightsError(
-                f"{FORMAT_KEY}={version!r} in the metadata: this release reads {FORMAT_VERSION!r}."
+                f"{FORMAT_KEY}={version!r:.50} in the metadata: this release reads "
+                f"{FORMAT_VERSION!r}."
             )
         values: dict[str, Any] = {}
         for field in fields(cls):
             try:
-                values[field.name] = json.loads(metadata[field.name])
+                values[field.name] = json.loads(_short(metadata[field.name]))
             except (KeyError, ValueError, RecursionError) as error:
                 raise WeightsError(
                     f"The metadata has no readable value for {field.name!r}."
@@ -102,8 +104,19 @@ class ModelInfo:
             )
         try:
             return cls(**values)
-        except (TypeError, ValueError, ConfigError) as error:
+        except (TypeError, ValueError, OverflowError, ConfigError) as error:
             raise WeightsError(f"The metadata does not describe a model: {error}") from error
+
+
+def _short(text: str) -> str:
+    """Text of a file, which may hold any.
+
+    Raises:
+        ValueError: If it is longer than what `to_metadata` writes.
+    """
+    if len(text) > _LONGEST:
+        raise ValueError(f"{len(text)} characters")
+    return text
 
 
 class Normalize(nn.Module):

@@ -7,7 +7,7 @@ restore, on any number of devices.
 """
 
 import os
-import re
+import pickle
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,10 +19,10 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from bdclean.errors import ConfigError
+from bdclean.errors import ConfigError, WeightsError
 from bdclean.files import replacing, sha256_of_file
 from bdclean.functional.seeds import derive_seed, global_seed
-from bdclean.modules.checkpoints import check_parts
+from bdclean.modules.checkpoints import check_parts, check_there, named, none_of_ours
 from bdclean.modules.reading import data_of
 from bdclean.modules.trainer import (
     go_on,
@@ -32,6 +32,7 @@ from bdclean.modules.trainer import (
     stop_again,
 )
 from bdclean.types import HasIdentity, ResumableLoader
+from bdclean.weights.bounds import check_nests, check_torch_file, damaged, refused
 
 _SAMPLES = ("training images", "poison plan")  # of `HasIdentity`; sifters compare each sample
 
@@ -50,7 +51,7 @@ class ExactResume(Callback):
     def __init__(self, files: Mapping[str, str] | None = None) -> None:
         self.files = files
         self._made_of: dict[str, str] = {}
-        self._before: dict[str, str] | None = None
+        self._before: Any = None
         self._resumed_from: str | None = None
         self._gradients: dict[str, Tensor] = {}
 
@@ -60,8 +61,7 @@ class ExactResume(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """What the run that is resumed was made of, and what its next step goes on with."""
-        before = state_dict.get("made_of")
-        self._before = before if isinstance(before, dict) else None
+        self._before = state_dict.get("made_of")
         self._gradients = state_dict.get("gradients", {})
 
     def on_save_checkpoint(
@@ -84,8 +84,11 @@ class ExactResume(Callback):
         stop_again(trainer)
         self._made_of = self._find(trainer, pl_module)
         before, self._before = self._before, None
-        if self._resumed_from is None or not before:
+        if self._resumed_from is None or before is None:
             return
+        if not isinstance(before, Mapping) or not all(isinstance(name, str) for name in before):
+            told = none_of_ours("what it says that the run is made of is odd")
+            raise ConfigError(f"{named(self._resumed_from)}: {told}")
         others = [
             f"{name}: {before.get(name, 'none')} -> {self._made_of.get(name, 'none')}"
             for name in sorted(before.keys() | self._made_of.keys())
@@ -94,7 +97,7 @@ class ExactResume(Callback):
         ]
         if others:
             raise ConfigError(
-                f"--ckpt_path {self._resumed_from}: the run began with others of these: "
+                f"{named(self._resumed_from)}: the run began with others of these: "
                 f"{'; '.join(others)}; bring them back as they were, or start a new run with --run."
             )
 
@@ -118,10 +121,13 @@ class ExactResume(Callback):
         loader = trainer.train_dataloader
         if isinstance(loader, ResumableLoader):
             loader.start_at(done)
+        if not isinstance(self._gradients, Mapping):
+            raise ConfigError(
+                f"{named(self._resumed_from)}: {none_of_ours('its gradients are odd')}"
+            )
         for name, parameter in pl_module.named_parameters():
             if name in self._gradients:
-                gradient = self._gradients[name][trainer.global_rank]
-                parameter.grad = gradient.to(parameter.device)
+                parameter.grad = self._gradient(name, parameter, trainer)
         self._gradients = {}
         if self._resumed_from is not None:
             stage = getattr(pl_module, "stage_name", None)
@@ -132,6 +138,14 @@ class ExactResume(Callback):
                 f"Goes on from {self._resumed_from}: {f'stage {stage}, ' if stage else ''}epoch "
                 f"{trainer.current_epoch + 1}{of}, after {trainer.global_step:,} steps.",
             )
+
+    def _gradient(self, name: str, parameter: Tensor, trainer: Trainer) -> Tensor:
+        whole, shape = self._gradients[name], (trainer.world_size, *parameter.shape)
+        if not isinstance(whole, Tensor) or whole.shape != shape:
+            raise ConfigError(
+                f"{named(self._resumed_from)}: {none_of_ours(f'its gradient of {name} is odd')}"
+            )
+        return whole[trainer.global_rank].to(parameter.device)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says so if there was nothing left to train."""
@@ -186,19 +200,21 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             ConfigError: If it is no local file, is none of Lightning's, or would need unpickling.
         """
+        file = named(path)
         if weights_only is False:
             raise ConfigError("Checkpoints are never unpickled; leave out weights_only.")
-        if not Path(path).is_file():  # Lightning would unpickle what a URL gives
-            raise ConfigError(f"--ckpt_path {path}: there is no such file on this machine.")
+        check_there(path)
         try:
+            check_torch_file(Path(path), file, is_ours=True)
             checkpoint: dict[str, Any] = torch.load(
                 path, map_location=map_location, weights_only=True
             )
+            check_nests(checkpoint, file)
+        except WeightsError as error:
+            raise ConfigError(str(error)) from error
+        except pickle.UnpicklingError as error:
+            raise ConfigError(refused(file, str(error), is_ours=True)) from error
         except Exception as error:  # damaged bytes can end anywhere in torch's unpickler
-            # The first sentence alone: torch goes on with advice to switch the safe loading off.
-            told = re.split(r"\.\s|\n", str(error).strip())[0][:200] or type(error).__name__
-            raise ConfigError(
-                f"--ckpt_path {path} is not a readable checkpoint ({told})."
-            ) from error
-        check_parts(checkpoint, f"--ckpt_path {path}")
+            raise ConfigError(damaged(file, error, is_ours=True)) from error
+        check_parts(checkpoint, file)
         return checkpoint

@@ -40,18 +40,12 @@ from bdclean.callbacks import (
 from bdclean.callbacks.products import require_files, require_writable
 from bdclean.callbacks.read_test_set import has_test_images, why_untested
 from bdclean.checks import check_between
-from bdclean.commands import closing, making, ranks
+from bdclean.commands import closing, making, ranks, run_place
 from bdclean.commands.messages import of_trainer
 from bdclean.commands.parsing import in_users_words
 from bdclean.commands.quiet import quieten
 from bdclean.commands.rooms import import_rooms
-from bdclean.commands.run_place import (
-    check_checkpoint,
-    check_run,
-    newest_checkpoint,
-    require_words,
-    run_folder,
-)
+from bdclean.commands.run_place import check_run, newest_checkpoint, require_words, run_folder
 from bdclean.commands.trainer_help import asks_for_help, trainer_help
 from bdclean.commands.words import as_typed, of_run, spelled
 from bdclean.errors import BdcleanError, ConfigError, behind
@@ -205,7 +199,9 @@ class BdcleanCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Refuses a checkpoint that is not there."""
         plugins = self._get(self.config, "trainer", default={}).get("plugins")
-        check_checkpoint(self._get(self.config, "ckpt_path"), local=not plugins)
+        given, weights_only = (self._get(self.config, k) for k in ("ckpt_path", "weights_only"))
+        local = run_place.are_lightnings(plugins)
+        run_place.check_checkpoint(given, weights_only=weights_only, local=local)
 
     def instantiate_classes(self) -> None:
         """Builds data, model and trainer.
@@ -230,6 +226,7 @@ class BdcleanCLI(LightningCLI):
         if self._writes:
             require_files(run, self.name)
         plugins, theirs = (making.listed(config.get(key)) for key in ("plugins", "callbacks"))
+        run_place.check_plugins(plugins, config.get("strategy"))
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(AtomicCheckpointIO())
         callbacks = [*theirs, *self._own_callbacks(config), Monitors(theirs)]
@@ -298,6 +295,8 @@ class BdcleanCLI(LightningCLI):
             words["ckpt_path"] = words.get("ckpt_path") or "last"
         if words.get("ckpt_path") == "last":
             words["ckpt_path"] = newest_checkpoint(subcommand, run)
+        if words.get("ckpt_path") is not None:
+            run_place.check_strategy(self.trainer.strategy)
         if subcommand in ("validate", "test"):
             words["verbose"] = False  # of its own table; see `after_test`
         return words

@@ -1,18 +1,24 @@
-"""Where a command works: what its `--run` and `--ckpt_path` stand for."""
+"""Where a command works: what `--run` and `--ckpt_path` stand for, and what reads the latter."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
+
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from lightning.pytorch.strategies import Strategy
 
 from bdclean import stopping
 from bdclean.errors import ConfigError
 from bdclean.files import SAFETENSORS
+from bdclean.modules.checkpoints import check_there
 from bdclean.runs import LAST, RunFolder
 
 _LIGHTNINGS = ("best", "hpc", "")
 """What Lightning takes for more than a file, or for none: nothing is selected on test data, and
 `last` finds the checkpoint of a requeued job as well."""
+
+_LIGHTNING = ("lightning", "lightning_fabric", "pytorch_lightning")
 
 
 def require_words(name: str, words: Sequence[str]) -> None:
@@ -52,16 +58,67 @@ def check_run(words: Sequence[str]) -> None:
     )
 
 
-def check_checkpoint(given: str | os.PathLike[str] | None, *, local: bool = True) -> None:
-    """Refuses a checkpoint that is not there, before anything is made.
+def check_plugins(plugins: Iterable[object], strategy: object = None) -> None:
+    """Refuses Lightning's readers of checkpoints, which unpickle, and fetch from the network.
+
+    A class of the user's own may be one as well: it is code that the user runs.
+
+    Args:
+        plugins: As the config gives them.
+        strategy: As well; it may have a reader of its own.
+
+    Raises:
+        ConfigError: If there is such a one.
+    """
+    readers = [("trainer.plugins", plugin) for plugin in plugins]
+    own = getattr(strategy, "_checkpoint_io", None)
+    for key, plugin in [*readers, ("trainer.strategy.checkpoint_io", own)]:
+        if isinstance(plugin, CheckpointIO) and _is_lightnings(plugin):
+            raise ConfigError(
+                f"{key}: {type(plugin).__name__} can unpickle checkpoints, which runs "
+                "what is in them, and fetch them from the network; leave it out."
+            )
+
+
+def check_strategy(strategy: Strategy) -> None:
+    """Refuses to read a checkpoint by a strategy that does it in a way of its own.
+
+    Raises:
+        ConfigError: If Lightning's does.
+    """
+    if type(strategy).load_checkpoint is not Strategy.load_checkpoint and _is_lightnings(strategy):
+        raise ConfigError(
+            f"trainer.strategy: {type(strategy).__name__} unpickles checkpoints, which runs what "
+            "is in them; take --trainer.strategy ddp, or start without --ckpt_path."
+        )
+
+
+def are_lightnings(plugins: object) -> bool:
+    """Whether all plugins of a config are of Lightning; others may read checkpoints elsewhere."""
+    several = plugins if isinstance(plugins, list | tuple) else [plugins]
+    paths = [getattr(each, "class_path", None) for each in several if each is not None]
+    return all(path is None or path.partition(".")[0] in _LIGHTNING for path in paths)
+
+
+def _is_lightnings(plugin: object) -> bool:
+    return type(plugin).__module__.partition(".")[0] in _LIGHTNING
+
+
+def check_checkpoint(
+    given: str | os.PathLike[str] | None, *, weights_only: bool | None = None, local: bool = True
+) -> None:
+    """Refuses a checkpoint that is not there, before anything is made, or that is unpickled.
 
     Args:
         given: The value of `--ckpt_path`.
+        weights_only: That of `--weights_only`; False asks Lightning to unpickle.
         local: Whether checkpoints are files of this machine; a user's plugin may read others.
 
     Raises:
-        ConfigError: If it is no file, or a word other than `last`.
+        ConfigError: If it is no file, or a word other than `last`, or to be unpickled.
     """
+    if weights_only is False:
+        raise ConfigError("--weights_only=False: checkpoints are never unpickled; leave it out.")
     if given is None or given == LAST:
         return
     if str(given) in _LIGHTNINGS:
@@ -73,13 +130,8 @@ def check_checkpoint(given: str | os.PathLike[str] | None, *, local: bool = True
         raise ConfigError(
             f"--ckpt_path {given}: it holds weights alone; give it with --model.weights."
         )
-    if local and os.path.isdir(given):  # noqa: PTH112  (of any length)
-        raise ConfigError(
-            f"--ckpt_path {given}: it is a folder; give the file, as checkpoints/last.ckpt of a "
-            "run."
-        )
-    if local and not os.path.isfile(given):  # noqa: PTH113
-        raise ConfigError(f"--ckpt_path {given}: there is no such file on this machine.")
+    if local:
+        check_there(given)
 
 
 def run_folder(command: str, run: str, checkpoint: str | None) -> RunFolder:

@@ -18,7 +18,7 @@ import torch
 from lightning import Callback, LightningModule
 from torch import Tensor, nn
 
-from bdclean.backbones import ModelInfo, SplitModel, build
+from bdclean.backbones import SplitModel
 from bdclean.backbones.head import ProbeHead
 from bdclean.errors import ConfigError
 from bdclean.metrics.scores import Scores
@@ -27,6 +27,7 @@ from bdclean.modules.checkpoints import RECORD, check_complete, record_of, telli
 from bdclean.modules.finite import StaysFinite, check_outputs
 from bdclean.modules.needs import Needs
 from bdclean.modules.reading import data_of, loader_names, read, viewable_data
+from bdclean.modules.restored import check_state, networks_of
 from bdclean.modules.trainer import (
     check_callbacks,
     check_limits,
@@ -178,7 +179,12 @@ class BackdoorModule(LightningModule):
         fits = self._trainer is not None and is_fitting(self._trainer)
         check_complete(checkpoint, file, goes_on=fits)
         with telling_damage(file):
-            self._restore(record)
+            self.install(**networks_of(record, checkpoint["state_dict"]))
+            self.restore_kept(record)
+
+    def on_fit_start(self) -> None:
+        """Refuses to go on from loops, optimizers or schedulers that are not those of the fit."""
+        check_state(self.trainer, named_checkpoint(self.trainer))
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -196,11 +202,6 @@ class BackdoorModule(LightningModule):
                 f"{named_checkpoint(self._trainer)}: the weights do not fit the networks of the "
                 f"run ({' '.join(first)}); the checkpoint is damaged, or of other settings."
             ) from error
-
-    def _restore(self, record: dict[str, Any]) -> None:
-        infos = {n: ModelInfo.from_metadata(metadata) for n, metadata in record["networks"].items()}
-        self.install(**{name: build(info) for name, info in infos.items()})
-        self.restore_kept(record)
 
     def kept(self) -> dict[str, Any]:
         """What the method keeps in checkpoints as well as weights; plain values and tensors."""

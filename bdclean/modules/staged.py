@@ -17,6 +17,7 @@ from bdclean.errors import ConfigError
 from bdclean.modules.base import BackdoorModule
 from bdclean.modules.reading import share_buffers, steps_per_epoch
 from bdclean.modules.recipe import Recipe
+from bdclean.modules.restored import Results
 from bdclean.modules.trainer import (
     check_reloading,
     check_unused,
@@ -195,12 +196,19 @@ class StagedModule(BackdoorModule, ABC):
         """Enters the first stage, or goes on with a restored one."""
         if self._resumed:
             self._check_outline()
+            super().on_fit_start()
             self.request(self._reads())
         else:
             self._enter(0)
 
     def on_train_start(self) -> None:
-        """Catches up with a checkpoint that another callback wrote just before a stage changed."""
+        """Catches up with a checkpoint that another callback wrote just before a stage changed.
+
+        Raises:
+            ConfigError: If it was written in another epoch than its stage has.
+        """
+        if self._resumed:
+            self._check_place()
         if not self.finished and self._is_over(self.current_epoch):
             self._advance()
 
@@ -229,10 +237,11 @@ class StagedModule(BackdoorModule, ABC):
     def restore_kept(self, record: dict[str, Any]) -> None:
         """Restores the stage and the results."""
         self.add_networks()
-        self._stage, self.results = record["stage"], record["results"]
+        self._stage = record["stage"]
+        self.results = Results(record["results"], named_checkpoint(self._trainer))
         if not 0 <= self._stage <= len(record["plan"]):
             raise ValueError(f"stage {self._stage} of {len(record['plan'])}")
-        self._before = record
+        self._before = {"plan": record["plan"], "steps": record["steps"]}
         self._fitted = self._resumed = True
 
     # ------------------------------------------------------------------ for stages
@@ -318,6 +327,15 @@ class StagedModule(BackdoorModule, ABC):
                 raise ConfigError(
                     f"{name}: the stage {stage.name} trains, so it needs a recipe or an optimizer."
                 )
+
+    def _check_place(self) -> None:
+        begin, end = self._first_epoch(self._stage), self._first_epoch(self._stage + 1)
+        if not begin <= self.current_epoch <= end:
+            raise ConfigError(
+                f"{named_checkpoint(self.trainer)}: its stage {self._stage + 1} has the epochs "
+                f"{begin} to {end}, and its loops have ended {self.current_epoch}; it is damaged, "
+                "so start a new run."
+            )
 
     def _check_outline(self) -> None:
         """A run goes on if all is as it was as far as the present stage, or to the end."""

@@ -24,6 +24,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from bdclean.errors import ConfigError
+from bdclean.modules.checkpoints import named
 
 # As if no limit was given: Lightning makes 1000 of None before `setup` is called, so that a given
 # 1000 looks the same; -1 means "without end".
@@ -72,8 +73,17 @@ def has_validated(trainer: Trainer) -> bool:
 
 def named_checkpoint(trainer: Trainer | None) -> str:
     """The option and the file of the checkpoint that is read, as the user types them."""
-    path = None if trainer is None else trainer.ckpt_path
-    return "--ckpt_path" if path is None else f"--ckpt_path {path}"
+    return named(None if trainer is None else trainer.ckpt_path)
+
+
+def loaded_checkpoint(trainer: Trainer) -> dict[str, Any] | None:
+    """The checkpoint that Lightning is about to restore; None of a new run."""
+    return trainer._checkpoint_connector._loaded_checkpoint or None
+
+
+def loop_state(trainer: Trainer) -> dict[str, Any]:
+    """What a checkpoint keeps of the loops of a fit, without that of its loaders."""
+    return {"fit_loop": trainer.fit_loop.state_dict() | {"state_dict": {}}}
 
 
 def ignore_eval_mode() -> None:

@@ -71,6 +71,7 @@ class Training(BackdoorModule):
                 "max_steps, devices, batch size), or start a new run from its weights "
                 "(--model.weights)."
             )
+        super().on_fit_start()
 
     def optimizer_step(
         self,

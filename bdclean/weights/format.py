@@ -1,11 +1,14 @@
 """Weights files: safetensors in and out, foreign checkpoints in.
 
 The only place that opens a weights file. Nothing in a file is ever executed: pickles are read
-with torch's restricted unpickler alone, and what it refuses is refused here.
+with torch's restricted unpickler alone, and what it refuses is refused here. What a file claims is
+compared with what it has before it is read, see `bdclean.weights.bounds`.
 """
 
 import hashlib
 import json
+import mmap
+import os
 import pickle
 import re
 import warnings
@@ -16,11 +19,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from bdclean.errors import FileError, WeightsError
 from bdclean.files import SAFETENSORS, write_bytes
 from bdclean.printable import printable
+from bdclean.weights import bounds
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")
 _RECORD, _MODEL = "bdclean", "model"  # what our modules keep in checkpoints, and of which network
@@ -39,7 +43,8 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         Tensors by name, on the CPU, and the file's metadata (empty for foreign torch files).
 
     Raises:
-        WeightsError: If the file is missing, of another kind, damaged, empty, or needs code.
+        WeightsError: If the file is missing, of another kind, damaged, empty, needs code, or is
+            larger than the limit, see `bdclean.weights.bounds`.
     """
     if not str(path):
         raise WeightsError("weights='': give the path of a weights file.")
@@ -48,20 +53,35 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             f"{printable(path)}: nothing is downloaded; fetch that file and give its path."
         )
     path = Path(path)
-    if path.is_dir():
-        raise WeightsError(f"{printable(path)} is a folder; give the weights file in it.")
-    if not path.is_file():
-        raise WeightsError(f"{printable(path)}: there is no such weights file.")
-    if path.suffix == SAFETENSORS:
-        state, metadata = _read_safetensors(path)
-    elif path.suffix in TORCH_SUFFIXES:
-        state, metadata = _network_of(_read_torch(path), path)
-    else:
-        allowed = ", ".join((SAFETENSORS, *TORCH_SUFFIXES))
-        raise WeightsError(f"{path}: weights files end in {allowed}.")
+    _check_place(path)
+    try:
+        bounds.check_size(path, printable(path))
+        if path.suffix == SAFETENSORS:
+            state, metadata = _read_safetensors(path)
+        elif path.suffix in TORCH_SUFFIXES:
+            state, metadata = _network_of(_read_torch(path), path)
+        else:
+            allowed = ", ".join((SAFETENSORS, *TORCH_SUFFIXES))
+            raise WeightsError(f"{path}: weights files end in {allowed}.")
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror or error}.") from error
     if not state:
         raise WeightsError(f"{path} holds no tensors.")
+    bounds.check_names(state, printable(path))
     return state, metadata
+
+
+def _check_place(path: Path) -> None:
+    """Refuses what is no file of a disk."""
+    if os.path.isdir(path):  # noqa: PTH112  (of any length)
+        raise WeightsError(f"{printable(path)} is a folder; give the weights file in it.")
+    if os.path.isfile(path):  # noqa: PTH113
+        return
+    if os.path.exists(path):  # noqa: PTH110
+        raise WeightsError(
+            f"{printable(path)} is a device, a pipe or a socket; give a file on a disk."
+        )
+    raise WeightsError(f"{printable(path)}: there is no such weights file.")
 
 
 def write(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str]) -> str:
@@ -108,50 +128,48 @@ def _sorted_header(content: bytes) -> bytes:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    bounds.check_header(path, printable(path))
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return state, dict(file.metadata() or {})
-    except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"{path} is not a readable safetensors file ({error}).") from error
+            names = list(file.keys())
+            bounds.check_names(names, printable(path))
+            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, MemoryError) as error:
+        told = bounds.first_sentence(error)
+        raise WeightsError(f"{path} is not a readable safetensors file ({told}).") from error
 
 
 def _read_torch(path: Path) -> Any:
+    bounds.check_torch_file(path, printable(path))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's hints on the pickle; refusals say it below
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = _load(path)
     except pickle.UnpicklingError as error:
-        raise WeightsError(_refusal(path, str(error))) from error
+        raise WeightsError(bounds.refused(str(path), str(error))) from error
     except Exception as error:  # damaged bytes can end anywhere in torch's unpickler
-        raise WeightsError(
-            f"{path} is damaged or was not written by torch.save ({_first_sentence(error)})."
-        ) from error
+        raise WeightsError(bounds.damaged(str(path), error)) from error
+    bounds.check_nests(content, printable(path))
+    return content
 
 
-def _refusal(path: Path, reason: str) -> str:
-    found = re.search(r"GLOBAL ([\w.]+)", reason)
-    if found is None:
-        detail = reason.partition("WeightsUnpickler error:")[2] or reason
-        return (
-            f"{path} is damaged or holds more than tensors, and nothing in it is executed "
-            f"({_first_sentence(detail)})."
-        )
-    return (
-        f"{path} asks for the Python object {found[1]!r} while loading. A pickle can run any code "
-        "that way, so it is refused. Ask its author for a .safetensors file or a plain state dict, "
-        "or convert it in a sandbox that you can throw away."
-    )
+def _load(path: Path) -> Any:
+    """What torch reads. Tensors stay on the disk until they are used, where the file allows it."""
+    if bounds.is_zip(path):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        # Not by its path: torch would try it as an archive of tar first, which has no bounds.
+        opened: Any = mapped
+        return torch.load(opened, map_location="cpu", weights_only=True)
 
 
 def _is_plain(value: object) -> bool:
-    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
-
-
-def _first_sentence(error: object) -> str:
-    # Only the first: torch goes on with advice to switch the safe loading off.
-    first = re.split(r"\.\s|\n", str(error).strip())[0][:200]
-    return printable(first) or type(error).__name__
+    """Whether it is a tensor of numbers, without attributes that hide its methods."""
+    if type(value) not in (Tensor, nn.Parameter) or vars(value):
+        return False
+    assert isinstance(value, Tensor)  # noqa: S101
+    odd = value.is_nested or value.is_quantized or value.is_meta
+    return not odd and value.layout == torch.strided
 
 
 def _network_of(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

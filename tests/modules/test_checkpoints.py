@@ -85,11 +85,11 @@ HAND_MADE = {
     ),
     "no loop of a fit": (
         without("loops", "fit_loop"),
-        "its state is odd (KeyError: 'fit_loop'), so",
+        "its entry loops.fit_loop is odd or missing, so",
     ),
     "no state of the optimizer": (
         lambda c: c.update(optimizer_states=[1]),
-        "its state is odd (AttributeError: 'int' object has no attribute 'copy'), so",
+        "its entry optimizer_states.0 is odd or missing, so",
     ),
 }
 
