@@ -21,25 +21,38 @@ from torch import Tensor
 from bdclean.errors import FileError, WeightsError
 from bdclean.files import SAFETENSORS, write_bytes
 from bdclean.printable import printable
+from bdclean.weights.harmless import HARMLESS
+from bdclean.weights.kinds import holds_a_model, kind_of, scripted, whole_model
+from bdclean.weights.nests import Nest, find_nests
 
-TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")
 _RECORD, _MODEL = "bdclean", "model"  # what our modules keep in checkpoints, and of which network
-_NESTS = ("state_dict", "model_state_dict", "model", "net")
+_STATE = "state_dict"  # where Lightning keeps tensors
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Reads a weights file without executing anything in it.
 
     Args:
-        path: `.safetensors`, or `.pt`, `.pth`, `.ckpt`, `.bin`, `.pth.tar` written by
-            `torch.save`. A state dict nested under "state_dict", "model_state_dict", "model" or
-            "net" is found; of a checkpoint of ours, the model in it.
+        path: A safetensors file, or one that `torch.save` wrote, whatever its name. Of several
+            state dicts in it the largest is taken; of a checkpoint of ours, the model in it.
 
     Returns:
         Tensors by name, on the CPU, and the file's metadata (empty for foreign torch files).
 
     Raises:
         WeightsError: If the file is missing, of another kind, damaged, empty, or needs code.
+    """
+    nests, metadata = read_nests(path)
+    nest = max(nests, key=lambda each: len(each.tensors))  # the first of equals
+    check_plain(nest, path)
+    return nest.tensors, metadata
+
+
+def read_nests(path: str | Path) -> tuple[list[Nest], dict[str, str]]:
+    """All state dicts of a weights file, and its metadata; see `read`.
+
+    Raises:
+        WeightsError: As `read`, but for entries that are no plain tensors.
     """
     if not str(path):
         raise WeightsError("weights='': give the path of a weights file.")
@@ -52,16 +65,27 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise WeightsError(f"{printable(path)} is a folder; give the weights file in it.")
     if not path.is_file():
         raise WeightsError(f"{printable(path)}: there is no such weights file.")
-    if path.suffix == SAFETENSORS:
+    if kind_of(path) == "safetensors":
         state, metadata = _read_safetensors(path)
-    elif path.suffix in TORCH_SUFFIXES:
-        state, metadata = _network_of(_read_torch(path), path)
+        nests = [Nest("", state)]
+        if not state:
+            raise WeightsError(f"{path} holds no tensors.")
     else:
-        allowed = ", ".join((SAFETENSORS, *TORCH_SUFFIXES))
-        raise WeightsError(f"{path}: weights files end in {allowed}.")
-    if not state:
-        raise WeightsError(f"{path} holds no tensors.")
-    return state, metadata
+        nests, metadata = _networks_of(_read_torch(path), path)
+    return nests, metadata
+
+
+def check_plain(nest: Nest, path: str | Path) -> None:
+    """Refuses a state dict that holds more than plain tensors.
+
+    Raises:
+        WeightsError: With the first few names.
+    """
+    if nest.others:
+        raise WeightsError(
+            f"{path} is not a state dict: {len(nest.others)} entries are no plain tensors "
+            f"({', '.join(map(printable, nest.others[:5]))})."
+        )
 
 
 def write(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str]) -> str:
@@ -118,12 +142,14 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _read_torch(path: Path) -> Any:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals([*HARMLESS]):
             warnings.simplefilter("ignore")  # torch's hints on the pickle; refusals say it below
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(_refusal(path, str(error))) from error
     except Exception as error:  # damaged bytes can end anywhere in torch's unpickler
+        if "TorchScript archive" in str(error):
+            raise scripted(path) from error
         raise WeightsError(
             f"{path} is damaged or was not written by torch.save ({_first_sentence(error)})."
         ) from error
@@ -137,15 +163,13 @@ def _refusal(path: Path, reason: str) -> str:
             f"{path} is damaged or holds more than tensors, and nothing in it is executed "
             f"({_first_sentence(detail)})."
         )
+    if holds_a_model(path):
+        return str(whole_model(path, found[1]))
     return (
         f"{path} asks for the Python object {found[1]!r} while loading. A pickle can run any code "
         "that way, so it is refused. Ask its author for a .safetensors file or a plain state dict, "
         "or convert it in a sandbox that you can throw away."
     )
-
-
-def _is_plain(value: object) -> bool:
-    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
 
 
 def _first_sentence(error: object) -> str:
@@ -154,11 +178,16 @@ def _first_sentence(error: object) -> str:
     return printable(first) or type(error).__name__
 
 
-def _network_of(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The state dict of a torch file; of a checkpoint of ours, the model and what describes it."""
-    state = _state_dict(content, path)
+def _networks_of(content: Any, path: Path) -> tuple[list[Nest], dict[str, str]]:
+    """The state dicts of a torch file; of a checkpoint of ours, the model and what describes it."""
+    nests = find_nests(content)
+    if not nests and not isinstance(content, Mapping):
+        raise WeightsError(f"{path} holds a {type(content).__name__}, not a state dict.")
+    if not nests:
+        names = f" ({', '.join(printable(name) for name in list(content)[:5])})" if content else ""
+        raise WeightsError(f"{path} holds no tensors{names}.")
     if not isinstance(content, Mapping) or _RECORD not in content:
-        return state, {}
+        return nests, {}
     record = content[_RECORD]
     networks = record.get("networks") if isinstance(record, Mapping) else None
     described = networks.get(_MODEL) if isinstance(networks, Mapping) else None
@@ -166,8 +195,18 @@ def _network_of(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, 
         raise WeightsError(f"{path}: its entry {_RECORD!r} does not describe a model.")
     _tell_of_unfinished(record, path)
     prefix = f"{_MODEL}."
-    own = {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
-    return {name.removeprefix(prefix): tensor for name, tensor in own.items()}, dict(described)
+    states = [nest for nest in nests if nest.where == _STATE]
+    for nest in states:
+        check_plain(nest, path)
+    own = {
+        name.removeprefix(prefix): tensor
+        for nest in states
+        for name, tensor in nest.tensors.items()
+        if name.startswith(prefix)
+    }
+    if not own:
+        raise WeightsError(f"{path} holds no tensors of its network {_MODEL!r}.")
+    return [Nest("", own)], dict(described)
 
 
 def _tell_of_unfinished(record: Mapping[str, Any], path: Path) -> None:
@@ -186,20 +225,3 @@ def _tell_of_unfinished(record: Mapping[str, Any], path: Path) -> None:
 
 def _is_text(metadata: Mapping[Any, Any]) -> bool:
     return all(isinstance(part, str) for pair in metadata.items() for part in pair)
-
-
-def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    while isinstance(content, Mapping):
-        nests = [key for key in _NESTS if isinstance(content.get(key), Mapping)]
-        if not nests:
-            break
-        content = content[nests[0]]
-    if not isinstance(content, Mapping):
-        raise WeightsError(f"{path} holds a {type(content).__name__}, not a state dict.")
-    others = [str(key) for key, value in content.items() if not _is_plain(value)]
-    if others:
-        raise WeightsError(
-            f"{path} is not a state dict: {len(others)} entries are no plain tensors "
-            f"({', '.join(map(printable, others[:5]))})."
-        )
-    return {str(key): value for key, value in content.items()}

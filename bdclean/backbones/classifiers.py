@@ -1,0 +1,92 @@
+"""Where the networks of timm end: their last layers, which weights files hold under many names."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# No layer of a network has this many outputs but those that were told to.
+_CLASSES = 1013
+# Pairs of classifiers whose answers a network averages: of two tokens, or of two branches.
+_AVERAGED = (("head", "head_dist"), ("head.0", "head.1"))
+
+
+class Side(nn.Module):
+    """Puts features beside those of other layers, in the place of one of several classifiers.
+
+    The network averages what these layers give, so the average is all features in a row.
+
+    Args:
+        before: Features of the layers before.
+        after: Features of the layers after.
+        layers: How many layers the network averages.
+    """
+
+    def __init__(self, before: int, after: int, layers: int) -> None:
+        super().__init__()
+        self.padding = (before, after)
+        self.layers = layers
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Maps (B, D) to (B, before + D + after)."""
+        return F.pad(features * self.layers, self.padding)
+
+
+@dataclass(frozen=True)
+class Classifiers:
+    """The layers of a network that give its answers.
+
+    Attributes:
+        names: Their names; none where what they give is not averaged.
+        sizes: Features that each takes.
+        bias: Whether they have a bias.
+        others: All names of the network but theirs.
+    """
+
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+    bias: bool
+    others: frozenset[str]
+
+    def are_all_that_goes_with(self, network: nn.Module) -> bool:
+        """Whether a network without classes is the whole one without one classifier."""
+        return len(self.names) == 1 and self.others == network.state_dict().keys()
+
+    def cut_from(self, network: nn.Module) -> nn.Module:
+        """Takes the classifiers out of a network; it then gives what they take."""
+        done = 0
+        for name, size in zip(self.names, self.sizes, strict=True):
+            whole = len(self.names) == 1
+            rest = sum(self.sizes) - done - size
+            gap = nn.Identity() if whole else Side(done, rest, len(self.names))
+            network.set_submodule(name, gap)
+            done += size
+        return network
+
+
+def find_classifiers(create: Callable[[int], nn.Module]) -> Classifiers:
+    """Finds the layers with as many outputs as there are classes.
+
+    Args:
+        create: Makes the network, for a number of classes.
+    """
+    with torch.device("meta"):
+        network = create(_CLASSES)
+    state = network.state_dict()
+    last = [name for name, tensor in state.items() if len(tensor.shape) > 1 and _is_last(tensor)]
+    names = tuple(name.removesuffix(".weight") for name in last)
+    if len(names) > 1 and names not in _AVERAGED:
+        names = ()
+    own = {f"{name}.{part}" for name in names for part in ("weight", "bias")}
+    return Classifiers(
+        names,
+        tuple(state[f"{name}.weight"].shape[1] for name in names),
+        all(f"{name}.bias" in state for name in names),
+        frozenset(state.keys() - own),
+    )
+
+
+def _is_last(weight: Tensor) -> bool:
+    return len(weight) == _CLASSES and weight[:1, :1].numel() == 1
