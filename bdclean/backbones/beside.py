@@ -33,6 +33,7 @@ _TRAINING_ONLY = (
     "online_classifier",
     "knn_classifier",
     "criterion",
+    "bn",
     "queues",
 )
 # lightly's benchmarks keep a second network beside `backbone`, which is the one they evaluate.

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bdclean.errors import ConfigError
+
 # No layer of a network has this many outputs but those that were told to.
 _CLASSES = 1013
 # Pairs of classifiers whose answers a network averages: of two tokens, or of two branches.
@@ -70,11 +72,9 @@ def find_classifiers(create: Callable[[int], nn.Module]) -> Classifiers:
     """Finds the layers with as many outputs as there are classes.
 
     Args:
-        create: Makes the network, for a number of classes.
+        create: Makes the network, for a number of classes, or raises a ConfigError.
     """
-    with torch.device("meta"):
-        network = create(_CLASSES)
-    state = network.state_dict()
+    state = _shapes(create)
     last = [name for name, tensor in state.items() if len(tensor.shape) > 1 and _is_last(tensor)]
     names = tuple(name.removesuffix(".weight") for name in last)
     if len(names) > 1 and names not in _AVERAGED:
@@ -86,6 +86,16 @@ def find_classifiers(create: Callable[[int], nn.Module]) -> Classifiers:
         all(f"{name}.bias" in state for name in names),
         frozenset(state.keys() - own),
     )
+
+
+def _shapes(create: Callable[[int], nn.Module]) -> dict[str, Tensor]:
+    """State dict of the network; the random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                return create(_CLASSES).state_dict()
+        except ConfigError:  # it needs numbers while it is built
+            return create(_CLASSES).state_dict()
 
 
 def _is_last(weight: Tensor) -> bool:

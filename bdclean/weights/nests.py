@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _DEPTH = 8  # levels of containers
 _CONTAINERS = 10_000  # that are looked at; an optimizer holds one for each parameter
@@ -74,4 +74,9 @@ def _inner(content: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _is_plain(value: object) -> bool:
-    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
+    """Whether it is a tensor of numbers, without attributes that hide its methods."""
+    if type(value) not in (Tensor, nn.Parameter) or vars(value):
+        return False
+    assert isinstance(value, Tensor)  # noqa: S101  (for mypy)
+    odd = value.is_nested or value.is_quantized or value.is_meta
+    return not odd and value.layout == torch.strided
