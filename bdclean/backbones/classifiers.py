@@ -11,8 +11,6 @@ from bdclean.errors import ConfigError
 
 # No layer of a network has this many outputs but those that were told to.
 _CLASSES = 1013
-# Pairs of classifiers whose answers a network averages: of two tokens, or of two branches.
-_AVERAGED = (("head", "head_dist"), ("head.0", "head.1"))
 
 
 class Side(nn.Module):
@@ -77,7 +75,7 @@ def find_classifiers(create: Callable[[int], nn.Module]) -> Classifiers:
     state = _shapes(create)
     last = [name for name, tensor in state.items() if len(tensor.shape) > 1 and _is_last(tensor)]
     names = tuple(name.removesuffix(".weight") for name in last)
-    if len(names) > 1 and names not in _AVERAGED:
+    if len(names) > 1 and not _are_averaged(names):
         names = ()
     own = {f"{name}.{part}" for name in names for part in ("weight", "bias")}
     return Classifiers(
@@ -86,6 +84,18 @@ def find_classifiers(create: Callable[[int], nn.Module]) -> Classifiers:
         all(f"{name}.bias" in state for name in names),
         frozenset(state.keys() - own),
     )
+
+
+def _are_averaged(names: tuple[str, ...]) -> bool:
+    """Whether these are a classifier and that of its distillation token, or those of two branches.
+
+    timm's networks average the answers of such pairs, as a test compares.
+    """
+    if len(names) != 2 or names[0].count(".") != names[1].count("."):
+        return False
+    parts = zip(names[0].split("."), names[1].split("."), strict=True)
+    ((first, second), *others) = [pair for pair in parts if len(set(pair)) > 1]
+    return not others and ((first, second) == ("0", "1") or second == f"{first}_dist")
 
 
 def _shapes(create: Callable[[int], nn.Module]) -> dict[str, Tensor]:

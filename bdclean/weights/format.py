@@ -144,7 +144,8 @@ def _read_torch(path: Path) -> Any:
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals([*HARMLESS]):
             warnings.simplefilter("ignore")  # torch's hints on the pickle; refusals say it below
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with path.open("rb") as file:  # by its path, its ending would decide
+                return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(_refusal(path, str(error))) from error
     except Exception as error:  # damaged bytes can end anywhere in torch's unpickler

@@ -1,5 +1,7 @@
 """Names of files against names of models."""
 
+import time
+
 import pytest
 import torch
 
@@ -80,3 +82,46 @@ def test_unwrap_never_loses_a_tensor():
 def test_the_names_of_a_file_are_shown_as_escapes():
     report = match({}, {"x\n\x1b[2Jbdclean: all fits": torch.zeros(1)})
     assert report.message() == r"1 unexpected (x\n\x1b[2Jbdclean: all fits)"
+
+
+def test_places_are_found_by_names_and_shapes():
+    expected = {"conv.weight": torch.zeros(3, 2), "bn.bias": torch.zeros(3)}
+    found = {
+        "a.b.conv.weight": torch.zeros(3, 2),
+        "a.b.bn.bias": torch.zeros(3),
+        "ema.conv.weight": torch.zeros(5, 2),
+        "a.b.head.weight": torch.zeros(2),
+    }
+    assert [(place.prefix, place.fits, place.names) for place in places(found, expected)] == [
+        ("a.b.", 2, 2),
+        ("ema.", 0, 1),
+    ]
+
+
+def test_counters_of_batch_norm_do_not_count():
+    counter = {"bn.num_batches_tracked": torch.tensor(0)}
+    assert places(counter, counter) == []
+
+
+def test_another_spelling_is_found_and_numbered():
+    expected = _zeros("features.0.weight")
+    found = _zeros("net.features.module.0.weight")
+    spellings = (str, lambda name: name.replace(".module", ""))
+    (place,) = places(found, expected, spellings)
+    assert (place.prefix, place.spelling) == ("net.", 1)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["module." * 40_000, "x" * 300_000 + ".", "." * 300_000, "a." * 100_000, "conv." * 60_000],
+)
+def test_names_of_any_length_take_time_in_proportion(prefix):
+    expected = _zeros("conv.weight", "layer.0.conv.weight")
+    found = _zeros(*(f"{prefix}{number}.conv.weight" for number in range(20)))
+    begun = time.process_time()
+    found |= _zeros(f"{prefix}layer.0.conv.weight")
+    votes = {place.prefix: place.fits for place in places(found, expected)}
+    assert votes[prefix] == 1
+    inside, _ = unwrap(found, prefix)
+    assert "layer.0.conv.weight" in inside
+    assert time.process_time() - begun < 2
