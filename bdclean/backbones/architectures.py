@@ -176,10 +176,8 @@ def _timm(name: str, info: ModelInfo, num_features: int | None) -> Parts:
             raise _does_not_fit(info, error) from error
         return made
 
-    network = create(0)
     classifiers = find_classifiers(create)
-    if classifiers.names and not classifiers.are_all_that_goes_with(network):
-        network = classifiers.cut_from(create(1))
+    network = classifiers.cut_from(create(1)) if classifiers.is_more else create(0)
     features = num_features or _measure(network, info)
     return Parts(network, features, classifiers.names, classifiers.bias)
 

@@ -42,17 +42,13 @@ class Classifiers:
         names: Their names; none where what they give is not averaged.
         sizes: Features that each takes.
         bias: Whether they have a bias.
-        others: All names of the network but theirs.
+        is_more: Whether timm leaves out more than them from a network without classes.
     """
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]
     bias: bool
-    others: frozenset[str]
-
-    def are_all_that_goes_with(self, network: nn.Module) -> bool:
-        """Whether a network without classes is the whole one without one classifier."""
-        return len(self.names) == 1 and self.others == network.state_dict().keys()
+    is_more: bool
 
     def cut_from(self, network: nn.Module) -> nn.Module:
         """Takes the classifiers out of a network; it then gives what they take."""
@@ -72,7 +68,7 @@ def find_classifiers(create: Callable[[int], nn.Module]) -> Classifiers:
     Args:
         create: Makes the network, for a number of classes, or raises a ConfigError.
     """
-    state = _shapes(create)
+    state, without = _shapes(create, _CLASSES), _shapes(create, 0)
     last = [name for name, tensor in state.items() if len(tensor.shape) > 1 and _is_last(tensor)]
     names = tuple(name.removesuffix(".weight") for name in last)
     if len(names) > 1 and not _are_averaged(names):
@@ -82,7 +78,7 @@ def find_classifiers(create: Callable[[int], nn.Module]) -> Classifiers:
         names,
         tuple(state[f"{name}.weight"].shape[1] for name in names),
         all(f"{name}.bias" in state for name in names),
-        frozenset(state.keys() - own),
+        bool(names) and (len(names) > 1 or without.keys() != state.keys() - own),
     )
 
 
@@ -98,14 +94,14 @@ def _are_averaged(names: tuple[str, ...]) -> bool:
     return not others and ((first, second) == ("0", "1") or second == f"{first}_dist")
 
 
-def _shapes(create: Callable[[int], nn.Module]) -> dict[str, Tensor]:
+def _shapes(create: Callable[[int], nn.Module], num_classes: int) -> dict[str, Tensor]:
     """State dict of the network; the random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         try:
             with torch.device("meta"):
-                return create(_CLASSES).state_dict()
+                return create(num_classes).state_dict()
         except ConfigError:  # it needs numbers while it is built
-            return create(_CLASSES).state_dict()
+            return create(num_classes).state_dict()
 
 
 def _is_last(weight: Tensor) -> bool:

@@ -3,10 +3,16 @@
 import warnings
 
 import pytest
+import timm
 import torch
+import torchvision
+from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
-from bdclean.backbones import ModelInfo, build, load_model
+from bdclean.backbones import ModelInfo, build, load_model, save_model
+from bdclean.backbones.architectures import Parts, make_parts
+from bdclean.backbones.beside import take_head, take_training_only
+from bdclean.backbones.classifiers import find_classifiers
 from bdclean.errors import WeightsError
 
 HALF = (0.5, 0.5, 0.5)
@@ -318,3 +324,101 @@ def test_numbers_of_a_network_with_pooling_do_not_fit_one_without(tmp_path):
     torch.save(_under("f.", _numbered(body.state_dict())), tmp_path / "x.pth")
     with pytest.raises(WeightsError, match="missing"):
         load_model(tmp_path / "x.pth", arch="resnet18", width=WIDTH, stem="imagenet")
+
+
+def _assert_same_answers(theirs, arch, size, path):
+    """Their plain file, ours from it, and ours from our own file answer the same."""
+    theirs.eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.ndim == 1:  # biases of classifiers are all zero before training
+                parameter.add_(torch.rand_like(parameter) * 0.1)
+    torch.save(theirs.state_dict(), path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = load_model(path, arch=arch, input_size=size, mean=HALF, std=HALF).eval()
+    save_model(model, path.with_suffix(".safetensors"))
+    again = load_model(path.with_suffix(".safetensors")).eval()
+    x = torch.rand(2, 3, size, size)
+    with torch.no_grad():
+        expected = theirs((x - 0.5) / 0.5)
+        assert torch.allclose(model(x), expected, atol=1e-5)
+        assert torch.equal(again(x), model(x))
+    assert model.head.out_features == 6
+    return [str(warning.message) for warning in caught]
+
+
+@pytest.mark.parametrize(
+    ("arch", "size", "features"),
+    [
+        ("deit_tiny_distilled_patch16_224", 32, 2 * 192),  # a second classifier, of a second token
+        ("efficientvit_m0", 64, 192),  # batch norm before the classifier
+        ("dla46x_c", 32, 256),  # the classifier is a convolution
+    ],
+)
+def test_networks_of_timm_whose_classifiers_are_unusual(arch, size, features, tmp_path):
+    settings = timm.get_pretrained_cfg(arch)
+    extra = {"img_size": size} if settings.fixed_input_size else {}
+    torch.manual_seed(0)
+    theirs = timm.create_model(arch, num_classes=6, **extra)
+    assert _assert_same_answers(theirs, f"timm:{arch}", size, tmp_path / "x.pth") == []
+    assert load_model(tmp_path / "x.safetensors").num_features == features
+
+
+class _Branches(nn.Module):
+    """Two branches with a classifier each, as CrossViT, or a network as VOLO."""
+
+    def __init__(self, num_classes, names):
+        super().__init__()
+        self.names = names
+        for size, name in zip((2, 3), names, strict=True):
+            self.add_module(name, nn.Linear(size, num_classes) if num_classes else nn.Identity())
+
+    def forward(self, x):
+        first, second = (self.get_submodule(name) for name in self.names)
+        return (first(x[:, :2]) + second(x[:, 2:])) / 2
+
+
+def test_the_features_of_averaged_classifiers_are_put_in_a_row():
+    found = find_classifiers(lambda classes: _Branches(classes, ("head", "head_dist")))
+    assert (found.names, found.sizes, found.bias) == (("head", "head_dist"), (2, 3), True)
+    theirs, x = _Branches(6, found.names), torch.rand(7, 5)
+    state = theirs.state_dict()
+    cut = found.cut_from(_Branches(1, found.names))
+    assert torch.equal(cut(x), x)
+    head, _ = take_head(state, Parts(cut, 5, found.names))
+    assert torch.allclose(x @ head["head.weight"].T + head["head.bias"], theirs(x), atol=1e-6)
+
+
+def test_classifiers_that_are_not_averaged_are_none():
+    found = find_classifiers(lambda classes: _Branches(classes, ("head", "aux_head")))
+    assert (found.names, found.is_more) == ((), False)
+
+
+def test_mnasnet_is_read_with_its_version(tmp_path):
+    torch.manual_seed(0)
+    theirs = torchvision.models.mnasnet0_5(num_classes=6)
+    assert _assert_same_answers(theirs, "torchvision:mnasnet0_5", 32, tmp_path / "x.pth") == []
+
+
+@pytest.mark.parametrize(
+    ("arch", "auxiliary"), [("googlenet", ("aux1", "aux2")), ("inception_v3", ("AuxLogits",))]
+)
+def test_auxiliary_classifiers_are_left_out(arch, auxiliary):
+    with torch.device("meta"):
+        extra = {"init_weights": False, "aux_logits": True}
+        theirs = torchvision.models.get_model(arch, weights=None, **extra).state_dict()
+        parts = make_parts(ModelInfo(f"torchvision:{arch}", None, 96, HALF, HALF), 1)
+    rest = {name: t for name, t in theirs.items() if name not in parts.backbone.state_dict()}
+    taken = take_training_only(rest, parts.auxiliary)
+    assert set(taken) == set(auxiliary)
+    assert rest.keys() == {"fc.weight", "fc.bias"}
+
+
+def test_a_classifier_without_a_bias_gets_one_of_zeros(tmp_path):
+    """torchvision's MaxViT, of which only the parts are asked: building it takes seconds."""
+    parts = Parts(NETWORK.backbone, FEATURES, ("classifier.5",), bias=False)
+    rest = {"classifier.5.weight": torch.ones(6, FEATURES)}
+    head, classes = take_head(rest, parts)
+    assert (rest, classes) == ({}, 6)
+    assert torch.equal(head["head.bias"], torch.zeros(6))
