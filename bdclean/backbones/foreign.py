@@ -26,6 +26,7 @@ _COPIES = ("teacher", "ema", "momentum", "target", "key", "k", "attacker", "old"
 _RANKS = dict.fromkeys(_TRAINED_BESIDE, 1) | dict.fromkeys(_COPIES, 2)
 # What PyTorch puts into names: data parallel training, and torch.compile.
 _INSERTED = ("module", "_orig_mod")
+_SHOWN = 8
 # What solo-learn's pretraining has beside `backbone` and `classifier`.
 _SOLO = ("projector", "predictor", "prototypes", "momentum_backbone", "momentum_projector")
 
@@ -139,7 +140,7 @@ def _tell(
     ):
         if names:
             parts = sorted(set(map(printable, names)), key=lambda part: ("." in part, part))
-            named = ", ".join(parts)
+            named = ", ".join(parts[:_SHOWN]) + (", ..." if len(parts) > _SHOWN else "")
             told.append(f"{len(names)} tensors under {named} {what} and are left out")
     if told:
         warnings.warn(f"{weights}: {'; '.join(told)}.", stacklevel=3)

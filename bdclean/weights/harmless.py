@@ -60,3 +60,5 @@ HARMLESS: tuple[tuple[Callable[..., Any], str], ...] = (
     *((Nothing, name) for name in _OBJECTS),
 )
 """What `torch.serialization.safe_globals` takes: a stub, and the name for which it stands."""
+
+NAMES = frozenset(name for _, name in HARMLESS)

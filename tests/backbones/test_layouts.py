@@ -1,6 +1,7 @@
 """How public repositories lay out their checkpoints: which network is read, and what is told."""
 
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import timm
@@ -12,8 +13,11 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from bdclean.backbones import ModelInfo, build, load_model, save_model
 from bdclean.backbones.architectures import Parts, make_parts
 from bdclean.backbones.beside import take_head, take_training_only
+from bdclean.backbones.build import start_from
 from bdclean.backbones.classifiers import find_classifiers
-from bdclean.errors import WeightsError
+from bdclean.backbones.source import WeightsSource
+from bdclean.errors import ConfigError, WeightsError
+from bdclean.types import ImageFacts
 
 HALF = (0.5, 0.5, 0.5)
 WIDTH, FEATURES, CLASSES = 4, 32, 3
@@ -247,6 +251,22 @@ def test_mean_and_std_of_a_layer_before_the_network_are_taken(mean, std, tmp_pat
     assert told == []
     assert model.info.mean == pytest.approx((0.1, 0.2, 0.3))
     assert model.info.std == pytest.approx((0.2, 0.4, 0.6))
+
+
+@pytest.mark.parametrize("prefix", ["0.", "2."])
+def test_mean_and_std_of_a_file_win_over_those_of_the_images(prefix, tmp_path):
+    numbers = torch.tensor([0.1, 0.2, 0.3])
+    layer = {f"{prefix}mean": numbers, f"{prefix}std": numbers} if prefix == "0." else {}
+    path = str(tmp_path / "x.pth")
+    torch.save(layer | _under("1.", WHOLE), path)
+    source = WeightsSource(path, "resnet18", WIDTH, 32, HALF, HALF)
+    started = start_from(
+        ImageFacts(CLASSES, 32, HALF, HALF), CLASSES, "resnet18", WIDTH, None, path
+    )
+    for model in (source.load(), started):
+        assert model.info.mean == pytest.approx((0.1, 0.2, 0.3) if layer else HALF)
+    with pytest.raises(ConfigError, match=r"mean=\(0\.5.*holds") if layer else nullcontext():
+        load_model(path, arch="resnet18", width=WIDTH, mean=HALF)
 
 
 def test_mean_and_std_in_other_units_are_not_taken(tmp_path):
