@@ -22,7 +22,7 @@ from bdclean.errors import FileError, WeightsError
 from bdclean.files import SAFETENSORS, write_bytes
 from bdclean.printable import printable
 from bdclean.weights.harmless import HARMLESS
-from bdclean.weights.kinds import holds_a_model, kind_of, scripted, whole_model
+from bdclean.weights.kinds import kind_of, refuse_model, scripted
 from bdclean.weights.nests import Nest, find_nests
 
 _RECORD, _MODEL = "bdclean", "model"  # what our modules keep in checkpoints, and of which network
@@ -141,6 +141,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _read_torch(path: Path) -> Any:
+    refuse_model(path)
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals([*HARMLESS]):
             warnings.simplefilter("ignore")  # torch's hints on the pickle; refusals say it below
@@ -164,8 +165,6 @@ def _refusal(path: Path, reason: str) -> str:
             f"{path} is damaged or holds more than tensors, and nothing in it is executed "
             f"({_first_sentence(detail)})."
         )
-    if holds_a_model(path):
-        return str(whole_model(path, found[1]))
     return (
         f"{path} asks for the Python object {found[1]!r} while loading. A pickle can run any code "
         "that way, so it is refused. Ask its author for a .safetensors file or a plain state dict, "

@@ -1,5 +1,6 @@
 """What a file is, by its first bytes: the name of a weights file says nothing about its format."""
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,7 @@ Kind = Literal["safetensors", "torch"]
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".pkl", ".pickle", ".th", ".pyth")
 _HEAD = 512  # bytes that are looked at; the name of a tar archive's format is at 257
 _MODEL_SCAN = 1 << 20  # bytes in which a pickled model names its first layer
+_LAYER = re.compile(rb"c(torch\.nn\.modules\.[\w.]{1,80})\n(\w{1,80})\n")
 _PICKLES = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
 _UNPACK = "unpack it and give the weights file in it"
 _CONVERT = "convert it to a PyTorch state dict where its library is at hand"
@@ -114,22 +116,23 @@ def _another(path: Path, what: str, way_out: str) -> WeightsError:
     return WeightsError(f"{printable(path)} is {what}; {way_out}.")
 
 
-def holds_a_model(path: Path) -> bool:
-    """Whether the pickle in a file of `torch.save` is of a whole model: it names layers' classes.
+def refuse_model(path: Path) -> None:
+    """Refuses a file of `torch.save` with a whole pickled model: it names the classes of layers.
 
-    The pickle comes first in such a file, and its first layer is named in its first megabyte.
+    The pickle comes first in such a file, and names its first layer in its first megabyte.
+
+    Raises:
+        WeightsError: If it is one.
     """
     with path.open("rb") as file:
-        return b"ctorch.nn.modules." in file.read(_MODEL_SCAN)
-
-
-def whole_model(path: Path, name: str) -> WeightsError:
-    """What is said of a whole pickled model that asks for a class."""
-    return WeightsError(
-        f"{printable(path)} holds a whole pickled model: it asks for {name!r} while loading. A "
-        "pickle can run any code that way, so it is refused. Ask its author for its tensors, as a "
-        ".safetensors file or by torch.save(model.state_dict(), 'weights.pth')."
-    )
+        layer = _LAYER.search(file.read(_MODEL_SCAN))
+    if layer is not None:
+        name = b".".join(layer.groups()).decode("ascii")
+        raise WeightsError(
+            f"{printable(path)} holds a whole pickled model: it asks for {name!r} while loading. A "
+            "pickle can run any code that way, so it is refused. Ask its author for its tensors, "
+            "as a .safetensors file or by torch.save(model.state_dict(), 'weights.pth')."
+        )
 
 
 def scripted(path: Path) -> WeightsError:
