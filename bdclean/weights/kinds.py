@@ -76,8 +76,7 @@ def kind_of(path: Path) -> Kind:
             raise _another(path, what, way_out)
     allowed = ", ".join((SAFETENSORS, *TORCH_SUFFIXES))
     raise WeightsError(
-        f"{printable(path)} is neither a safetensors file nor one of torch.save; weights files end "
-        f"in {allowed}."
+        f"{printable(path)}: weights files end in {allowed}, and the content of this one is none."
     )
 
 
