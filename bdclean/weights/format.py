@@ -9,7 +9,7 @@ import json
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from bdclean.files import SAFETENSORS, write_bytes
 from bdclean.printable import printable
 from bdclean.weights.harmless import HARMLESS
 from bdclean.weights.kinds import kind_of, refuse_model, scripted
-from bdclean.weights.nests import Nest, find_nests
+from bdclean.weights.nests import Nest, find_nests, name_of
 
 _RECORD, _MODEL = "bdclean", "model"  # what our modules keep in checkpoints, and of which network
 _STATE = "state_dict"  # where Lightning keeps tensors
@@ -82,10 +82,7 @@ def check_plain(nest: Nest, path: str | Path) -> None:
         WeightsError: With the first few names.
     """
     if nest.others:
-        raise WeightsError(
-            f"{path} is not a state dict: {len(nest.others)} entries are no plain tensors "
-            f"({', '.join(map(printable, nest.others[:5]))})."
-        )
+        raise _not_plain(path, nest.others)
 
 
 def write(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str]) -> str:
@@ -181,11 +178,8 @@ def _first_sentence(error: object) -> str:
 def _networks_of(content: Any, path: Path) -> tuple[list[Nest], dict[str, str]]:
     """The state dicts of a torch file; of a checkpoint of ours, the model and what describes it."""
     nests = find_nests(content)
-    if not nests and not isinstance(content, Mapping):
-        raise WeightsError(f"{path} holds a {type(content).__name__}, not a state dict.")
     if not nests:
-        names = f" ({', '.join(printable(name) for name in list(content)[:5])})" if content else ""
-        raise WeightsError(f"{path} holds no tensors{names}.")
+        raise _without_tensors(content, path)
     if not isinstance(content, Mapping) or _RECORD not in content:
         return nests, {}
     record = content[_RECORD]
@@ -207,6 +201,23 @@ def _networks_of(content: Any, path: Path) -> tuple[list[Nest], dict[str, str]]:
     if not own:
         raise WeightsError(f"{path} holds no tensors of its network {_MODEL!r}.")
     return [Nest("", own)], dict(described)
+
+
+def _without_tensors(content: Any, path: Path) -> WeightsError:
+    """What is said of a file in which no dict holds a tensor."""
+    if not isinstance(content, Mapping):
+        return WeightsError(f"{path} holds a {type(content).__name__}, not a state dict.")
+    others = [name_of(key) for key, value in content.items() if not isinstance(value, Mapping)]
+    if others:
+        return _not_plain(path, others)
+    return WeightsError(f"{path} holds no tensors.")
+
+
+def _not_plain(path: str | Path, names: Sequence[str]) -> WeightsError:
+    return WeightsError(
+        f"{path} is not a state dict: {len(names)} entries are no plain tensors "
+        f"({', '.join(map(printable, names[:5]))})."
+    )
 
 
 def _tell_of_unfinished(record: Mapping[str, Any], path: Path) -> None:

@@ -30,10 +30,10 @@ class Nest:
 
 
 def find_nests(content: Any) -> list[Nest]:
-    """All dicts with a name for each entry that hold a tensor, the outer ones first.
+    """All dicts that hold a tensor, the outer ones first.
 
     Takes time in proportion to the file, whatever it holds: a dict is looked at once, to a depth
-    of 8 levels. Dicts without text for names (the state of an optimizer) are no state dicts.
+    of 8 levels, and not where a key is no text (the state of an optimizer).
     """
     waiting: deque[tuple[str, int, Any]] = deque([("", 0, content)])
     seen: set[int] = set()
@@ -56,10 +56,16 @@ def find_nests(content: Any) -> list[Nest]:
 def _nest(where: str, content: Mapping[Any, Any]) -> Nest | None:
     if not any(isinstance(value, Tensor) for value in content.values()):
         return None
-    if not all(isinstance(key, str) for key in content):
+    if not all(isinstance(key, str | int | bytes) for key in content):
         return None
-    tensors = {name: value for name, value in content.items() if _is_plain(value)}
-    return Nest(where, tensors, tuple(name for name in content if name not in tensors))
+    tensors = {name_of(key): value for key, value in content.items() if _is_plain(value)}
+    others = tuple(name_of(key) for key in content if name_of(key) not in tensors)
+    return Nest(where, tensors, others)
+
+
+def name_of(key: object) -> str:
+    """The text of a key, or of another one its kind: its text could be endless."""
+    return str(key) if isinstance(key, str | int | bytes) else f"a {type(key).__name__}"
 
 
 def _inner(content: Any) -> Iterator[tuple[str, Any]]:
