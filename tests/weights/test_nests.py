@@ -41,7 +41,7 @@ def test_entries_that_are_no_plain_tensors_are_named():
         [],
         {},
         {"a": 1},
-        {3: torch.ones(1)},
+        {(1, 2): torch.ones(1)},
         {"a": {}},
         torch.ones(1),
         [torch.ones(1)],
