@@ -9,6 +9,7 @@ import torchvision
 from torch import nn
 from torchvision.models import MobileNetV2
 
+from bdclean.backbones.classifiers import find_classifiers
 from bdclean.backbones.resnet import ResNetStem, resnet18, resnet34
 from bdclean.backbones.split import ModelInfo, Stem
 from bdclean.errors import ConfigError
@@ -25,6 +26,8 @@ _SMALL_MOBILENET = [
     [6, 160, 3, 2],
     [6, 320, 1, 1],
 ]
+# Classifiers in the middle of a network that only its training from scratch uses.
+_AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,17 @@ class Parts:
     Attributes:
         backbone: Maps normalised images (B, 3, H, W) to features that flatten to (B, D).
         num_features: D.
-        head: Name of the classifier in the state dicts of the library, "" if it has none or two.
+        heads: Names of the classifiers in the state dicts of the library. Of several the network
+            averages the answers, and D counts the features of them all.
+        bias: Whether they have a bias.
+        auxiliary: First parts of further names in the state dicts, which only training needs.
     """
 
     backbone: nn.Module
     num_features: int
-    head: str
+    heads: tuple[str, ...]
+    bias: bool = True
+    auxiliary: tuple[str, ...] = ()
 
 
 def canonical(info: ModelInfo) -> ModelInfo:
@@ -82,7 +90,7 @@ def make_parts(info: ModelInfo, num_features: int | None = None) -> Parts:
     if name == "mobilenet_v2":
         return _mobilenet(info.width, small=stem == "cifar")
     network = (resnet18 if name == "resnet18" else resnet34)(info.width, stem)
-    return Parts(network, network.num_features, "fc")
+    return Parts(network, network.num_features, ("fc",))
 
 
 def _resolve(arch: str) -> str:
@@ -120,7 +128,7 @@ def _mobilenet(width: int, *, small: bool) -> Parts:
         network.features[0][0].stride = (1, 1)
     features = network.last_channel
     network.classifier = nn.Identity()
-    return Parts(network, features, "classifier.1")
+    return Parts(network, features, ("classifier.1",))
 
 
 def _torchvision(name: str, info: ModelInfo, num_features: int | None) -> Parts:
@@ -128,7 +136,6 @@ def _torchvision(name: str, info: ModelInfo, num_features: int | None) -> Parts:
     if name.startswith("vit_"):
         arguments["image_size"] = info.input_size
     if name in ("googlenet", "inception_v3"):
-        # Without auxiliary classifiers, which only training from scratch uses.
         arguments.update(aux_logits=False, init_weights=True)
     try:
         network = torchvision.models.get_model(name, weights=None, **arguments)
@@ -138,8 +145,11 @@ def _torchvision(name: str, info: ModelInfo, num_features: int | None) -> Parts:
     if not linear:
         raise ConfigError(f"arch={info.arch!r} does not end in a linear layer, so it has no head.")
     # The last one is the classifier; hidden layers before it (VGG) belong to the backbone.
-    network.set_submodule(linear[-1], nn.Identity())
-    return Parts(network, num_features or _measure(network, info), linear[-1])
+    head = linear[-1]
+    bias = network.get_submodule(head).bias is not None
+    network.set_submodule(head, nn.Identity())
+    features = num_features or _measure(network, info)
+    return Parts(network, features, (head,), bias, _AUXILIARY.get(name, ()))
 
 
 def _solo(name: str, info: ModelInfo, num_features: int | None) -> Parts:
@@ -156,13 +166,20 @@ def _timm(name: str, info: ModelInfo, num_features: int | None) -> Parts:
     settings = timm.get_pretrained_cfg(name)
     fixed = settings is not None and settings.fixed_input_size
     arguments: dict[str, Any] = {"img_size": info.input_size} if fixed else {}
-    try:
-        network = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
-    except (ValueError, RuntimeError, AssertionError, TypeError) as error:
-        raise _does_not_fit(info, error) from error
-    classifier = settings.classifier if settings is not None else ""
-    head = classifier if isinstance(classifier, str) else ""
-    return Parts(network, num_features or _measure(network, info), head)
+
+    def create(num_classes: int) -> nn.Module:
+        try:
+            made: nn.Module = timm.create_model(
+                name, pretrained=False, num_classes=num_classes, **arguments
+            )
+        except (ValueError, RuntimeError, AssertionError, TypeError) as error:
+            raise _does_not_fit(info, error) from error
+        return made
+
+    classifiers = find_classifiers(create)
+    network = classifiers.cut_from(create(1)) if classifiers.is_more else create(0)
+    features = num_features or _measure(network, info)
+    return Parts(network, features, classifiers.names, classifiers.bias)
 
 
 def _measure(network: nn.Module, info: ModelInfo) -> int:

@@ -16,9 +16,13 @@ from bdclean.errors import ConfigError
 FAMILIES = (
     "ResNet (own, torchvision, timm)",
     "MobileNetV2 (own, torchvision, timm)",
+    "MobileNetV3 (torchvision, timm)",
+    "RegNet (torchvision, timm)",
+    "DenseNet (torchvision, timm)",
     "VGG and VGG-BN (torchvision, timm)",
     "EfficientNet (torchvision, timm)",
     "ViT (torchvision, timm)",
+    "Swin (torchvision, timm)",
     "ConvNeXt (torchvision, timm)",
 )
 
@@ -107,13 +111,20 @@ def _pieces(net: nn.Module) -> list[_Piece]:
         return _resnet([net.conv1, net.bn1], [net.layer1, net.layer2, net.layer3, net.layer4])
     if isinstance(net, tv.MobileNetV2 | tv.EfficientNet):
         return _by_stride([net.features[0]], _flat(net.features[1:]))
+    if isinstance(net, tv.MobileNetV3):
+        blocks = _by_stride([net.features[0]], _flat(net.features[1:]))
+        return [*blocks, _Piece([net.classifier[0]], new_group=True)]
+    if isinstance(net, tv.RegNet):
+        return _resnet([net.stem], list(net.trunk_output.children()))
+    if isinstance(net, tv.DenseNet):
+        return _densenet(net.features)
+    if isinstance(net, tv.SwinTransformer):
+        return _pairwise(net.features, [net.norm])
     if isinstance(net, tv.VGG):
         # The last layer of the classifier is the head, or the gap that it left.
         return _vgg(net.features, net.classifier[:-1])
     if isinstance(net, tv.ConvNeXt):
-        steps = list(net.features[1:])
-        pairs = [([], steps[0]), *(([steps[i]], steps[i + 1]) for i in range(1, len(steps), 2))]
-        return _convnext([net.features[0]], pairs, [net.classifier[0]])
+        return _pairwise(net.features, [net.classifier[0]])
     if isinstance(net, tv.VisionTransformer):
         extra = (net.class_token, net.encoder.pos_embedding)
         return _vit([net.conv_proj], extra, net.encoder.layers, [net.encoder.ln])
@@ -125,8 +136,12 @@ def _pieces(net: nn.Module) -> list[_Piece]:
 def _timm_pieces(net: nn.Module) -> list[_Piece]:
     # Only here: a network of timm's means that its import has been paid for.
     from timm.models.convnext import ConvNeXt
+    from timm.models.densenet import DenseNet
     from timm.models.efficientnet import EfficientNet
+    from timm.models.mobilenetv3 import MobileNetV3
+    from timm.models.regnet import RegNet
     from timm.models.resnet import ResNet as TimmResNet
+    from timm.models.swin_transformer import SwinTransformer
     from timm.models.vgg import VGG
     from timm.models.vision_transformer import VisionTransformer
 
@@ -137,6 +152,18 @@ def _timm_pieces(net: nn.Module) -> list[_Piece]:
     if isinstance(net, EfficientNet):
         blocks = _by_stride([net.conv_stem, net.bn1], _flat(net.blocks))
         return [*blocks, _Piece([net.conv_head, net.bn2], new_group=False)]
+    if isinstance(net, MobileNetV3):
+        blocks = _by_stride([net.conv_stem, net.bn1], _flat(net.blocks))
+        return [*blocks, _Piece([net.conv_head, net.norm_head], new_group=True)]
+    if isinstance(net, RegNet):
+        blocks = _resnet([net.stem], [sub(f"s{number}") for number in (1, 2, 3, 4)])
+        blocks[-1].modules.append(net.final_conv)
+        return blocks
+    if isinstance(net, DenseNet):
+        return _densenet(net.features)
+    if isinstance(net, SwinTransformer):
+        pairs = [([s.get_submodule("downsample")], s.get_submodule("blocks")) for s in net.layers]
+        return _convnext([net.patch_embed], pairs, [net.norm])
     if isinstance(net, VGG):
         return _vgg(net.features, net.pre_logits.children())
     if isinstance(net, ConvNeXt):
@@ -168,6 +195,24 @@ def _resnet(stem: list[nn.Module], layers: Sequence[nn.Module]) -> list[_Piece]:
     return [_Piece(stem, new_group=True), *blocks]
 
 
+def _densenet(features: nn.Module) -> list[_Piece]:
+    """Each dense layer is a block; the first one takes in the transition before it."""
+    blocks = [_Piece([], new_group=True)]
+    down: list[nn.Module] = []
+    for name, module in features.named_children():
+        if name.startswith("denseblock"):
+            for index, layer in enumerate(module.children()):
+                first = index == 0
+                blocks.append(_Piece([layer, *down] if first else [layer], new_group=first))
+            down = []
+        elif len(blocks) == 1:
+            blocks[0].modules.append(module)
+        else:
+            down.append(module)
+    blocks[-1].modules.extend(down)  # the last batch norm
+    return blocks
+
+
 def _by_stride(stem: list[nn.Module], modules: Iterable[nn.Module]) -> list[_Piece]:
     blocks = [
         _Piece([module], new_group=index == 0 or _is_strided(module))
@@ -193,6 +238,13 @@ def _vgg(features: Iterable[nn.Module], hidden: Iterable[nn.Module]) -> list[_Pi
             blocks[-1].modules.append(module)
     layers = [m for m in hidden if isinstance(m, nn.Linear | nn.Conv2d)]
     return [*blocks, *(_Piece([layer], new_group=True) for layer in layers)]
+
+
+def _pairwise(features: nn.Sequential, norms: list[nn.Module]) -> list[_Piece]:
+    """For torchvision's row of stem, blocks, down-sampling, blocks, down-sampling and so on."""
+    steps = list(features[1:])
+    pairs = [([], steps[0]), *(([steps[i]], steps[i + 1]) for i in range(1, len(steps), 2))]
+    return _convnext([features[0]], pairs, norms)
 
 
 def _convnext(

@@ -1,5 +1,6 @@
 """Builds models from a description and from weights files. Never downloads anything."""
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from bdclean.files import FORMAT_KEY
 from bdclean.functional.finite import odd_tensor
 from bdclean.printable import printable
 from bdclean.types import RGB, ImageFacts
-from bdclean.weights import match, read, write
+from bdclean.weights import Nest, check_plain, match, read_nests, write
 
 IMAGENET_MEAN: RGB = (0.485, 0.456, 0.406)
 IMAGENET_STD: RGB = (0.229, 0.224, 0.225)
@@ -88,30 +89,32 @@ def load_model(
     std: Sequence[float] | None = None,
     width: int | None = None,
     stem: Stem | None = None,
+    usual: tuple[RGB, RGB] = (IMAGENET_MEAN, IMAGENET_STD),
 ) -> SplitModel:
     """Builds the model of a weights file and loads it, whole or not at all.
 
     Our own files describe themselves; an argument that is given must agree with the file. A
     foreign file (torchvision, timm, kuangliu's CIFAR ResNets, self-supervised libraries) needs
-    `arch`; its classifier becomes the head, and without one the model has no head. The global
-    random state is left as it was.
+    `arch`; the network is found in it by names and shapes, its classifier becomes the head, and
+    without one the model has no head. The global random state is left as it was.
 
     Args:
         weights: The file; see `bdclean.weights.read` for the kinds.
         arch: Architecture; see `build`.
         num_classes: Classes that the head must have, if the file holds a head.
         input_size: Height and width of the images, in pixels. Foreign files: 32 if not given.
-        mean: Mean of the normalisation, units of [0, 1] pixels. Foreign files: ImageNet's if
+        mean: Mean of the normalisation, units of [0, 1] pixels. Foreign files: that of `usual` if
             neither given nor in the file.
         std: Standard deviation of the normalisation; as `mean`.
         width: Channels of the first layer. Foreign files: 64 if not given.
         stem: First layers of the network. Foreign files: "auto" if not given.
+        usual: Mean and std where the file holds none and none are given.
 
     Raises:
         WeightsError: If the file cannot be read safely, or names or shapes do not fit.
         ConfigError: If an argument is missing or contradicts the file.
     """
-    state, metadata = read(weights)
+    nests, metadata = read_nests(weights)
     given: dict[str, Any] = {
         "arch": arch,
         "num_classes": num_classes,
@@ -124,9 +127,9 @@ def load_model(
     given = {key: value for key, value in given.items() if value is not None}
     with torch.random.fork_rng(devices=[]):
         if FORMAT_KEY in metadata:
-            model = _load_own(weights, state, metadata, given)
+            model = _load_own(weights, nests, metadata, given)
         else:
-            model = _load_foreign(weights, state, given)
+            model = _load_foreign(weights, nests, given, usual)
     if (name := odd_tensor(model.state_dict())) is not None:
         raise WeightsError(
             f"{weights}: {name} holds numbers that are not finite (NaN or infinite), so the "
@@ -138,7 +141,7 @@ def load_model(
 
 def _load_own(
     weights: str | Path,
-    state: dict[str, Tensor],
+    nests: Sequence[Nest],
     metadata: Mapping[str, str],
     given: dict[str, Any],
 ) -> SplitModel:
@@ -161,8 +164,10 @@ def _load_own(
                 f"{key}={given[key]!r}, but {weights} was made with {key}={own!r}. {way_out}, "
                 "or give other weights."
             )
-    model = build_for(info, state, weights)
-    _load(model, state, weights)
+    (nest,) = nests
+    check_plain(nest, weights)
+    model = build_for(info, nest.tensors, weights)
+    _load(model, nest.tensors, weights)
     return model
 
 
@@ -229,7 +234,7 @@ def _skeleton(info: ModelInfo, weights: str | Path) -> SplitModel:
 
 
 def _load_foreign(
-    weights: str | Path, state: dict[str, Tensor], given: dict[str, Any]
+    weights: str | Path, nests: Sequence[Nest], given: dict[str, Any], usual: tuple[RGB, RGB]
 ) -> SplitModel:
     if "arch" not in given:
         raise ConfigError(
@@ -239,14 +244,14 @@ def _load_foreign(
         )
     defaults = {
         "input_size": DEFAULT_INPUT_SIZE,
-        "mean": IMAGENET_MEAN,
-        "std": IMAGENET_STD,
+        "mean": usual[0],
+        "std": usual[1],
     }
     info = canonical(ModelInfo(**{**defaults, **given, "num_classes": None}))
     if info.arch in ("resnet18", "resnet34") and info.stem == "cifar":
-        warn_of_solo_learn(state, weights, info.arch)
+        warn_of_solo_learn(nests, weights, info.arch)
     parts = make_parts(info)
-    found = split_foreign(state, parts, weights)
+    found = split_foreign(nests, parts, weights)
     asked = given.get("num_classes", found.num_classes)
     if found.num_classes is not None and asked != found.num_classes:
         raise ConfigError(
@@ -266,9 +271,12 @@ def _load_foreign(
     return model
 
 
-def _load(model: SplitModel, state: dict[str, Tensor], weights: str | Path) -> None:
+def _load(model: SplitModel, state: Mapping[str, Tensor], weights: str | Path) -> None:
     _check(model, state, weights)
-    model.load_state_dict(state, strict=False)  # absent: num_batches_tracked at most
+    # The versions of its layers, which a weights file does not keep: MNASNet asks for its own.
+    versions = OrderedDict(state)
+    versions._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    model.load_state_dict(versions, strict=False)  # absent: num_batches_tracked at most
 
 
 def _check(model: SplitModel, state: Mapping[str, Tensor], weights: str | Path) -> None:
@@ -278,16 +286,6 @@ def _check(model: SplitModel, state: Mapping[str, Tensor], weights: str | Path) 
             f"{weights} does not fit {model.info.arch} (width {model.info.width}, stem "
             f"{model.info.stem}, input size {model.info.input_size}): {report.message()}."
         )
-
-
-def carries_normalisation(weights: str | Path) -> bool:
-    """Whether a file is of our own making, a checkpoint included; its mean and std count.
-
-    Raises:
-        WeightsError: If the file cannot be read safely.
-    """
-    state, metadata = read(weights)
-    return FORMAT_KEY in metadata or any(name.endswith("normalize.mean") for name in state)
 
 
 def start_from(
@@ -317,9 +315,8 @@ def start_from(
     if weights is None:
         arch = given.pop("arch", "resnet18")
         return build(ModelInfo(arch, num_classes, facts.input_size, facts.mean, facts.std, **given))
-    if not carries_normalisation(weights):
-        given |= {"mean": facts.mean, "std": facts.std}
-    model = load_model(weights, input_size=facts.input_size, **given)
+    usual = (facts.mean, facts.std)
+    model = load_model(weights, input_size=facts.input_size, usual=usual, **given)
     if model.info.num_classes != num_classes:
         model.replace_head(num_classes)
     return model

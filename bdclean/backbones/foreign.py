@@ -1,52 +1,34 @@
 """State dicts of other libraries, renamed to ours."""
 
+import re
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from bdclean.backbones.architectures import Parts
-from bdclean.printable import printable
-from bdclean.weights import bare, unwrap
-
-# Where libraries put the classifier, beside the name that belongs to the architecture.
-_HEADS = ("head", "fc", "linear", "classifier")
-# Parts that serve training alone: in solo-learn, lightly, MoCo, BYOL, SwAV and the like.
-_TRAINING_ONLY = (
-    "projector",
-    "projection_head",
-    "predictor",
-    "prediction_head",
-    "prototypes",
-    "queue",
-    "queue_ptr",
-    "queue_y",
-    "encoder_k",
-    "backbone_momentum",
-    "projection_head_momentum",
-    "momentum_backbone",
-    "momentum_encoder",
-    "momentum_projector",
-    "momentum_classifier",
-    "online_classifier",
-    "knn_classifier",
-    "criterion",
-    "queues",
+from bdclean.backbones.beside import (
+    take_head,
+    take_moco_heads,
+    take_normalisation,
+    take_projections,
+    take_training_only,
 )
-# lightly's benchmarks keep a second network beside `backbone`, which is the one they evaluate.
-_SECOND = ("key_", "query_", "student_", "teacher_")
+from bdclean.printable import printable
+from bdclean.weights import Nest, Place, Spelling, check_plain, multiplied_out, places, unwrap
+from bdclean.weights.match import shared_parts
+
+# Parts of a name that tell of a copy: of equal networks the one with the least is taken.
+_TRAINED_BESIDE = ("student", "query")
+_COPIES = ("teacher", "ema", "momentum", "target", "key", "k", "attacker", "old", "avg", "swa")
+_RANKS = dict.fromkeys(_TRAINED_BESIDE, 1) | dict.fromkeys(_COPIES, 2)
+# What PyTorch puts into names: data parallel training, and torch.compile.
+_INSERTED = ("module", "_orig_mod")
+_SHOWN = 8
 # What solo-learn's pretraining has beside `backbone` and `classifier`.
 _SOLO = ("projector", "predictor", "prototypes", "momentum_backbone", "momentum_projector")
-
-
-# lightly's examples take torchvision's ResNet apart and number the parts; ReLU and pooling count.
-# Its own ResNet for CIFAR loses a ReLU when it is taken apart, so that it is another network, and
-# its numbers are left to the report of names that do not fit.
-_NUMBERED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
-# MoCo's encoders end with a projection under the name of the classifier: one layer, or an MLP.
-_MOCO = ("encoder_q", "base_encoder")
-_MOCO_HEADS = ("fc", "head")
 
 
 @dataclass(frozen=True)
@@ -57,7 +39,7 @@ class Foreign:
         state: `backbone.*`, and `head.*` if the file has a classifier. Names that belong to
             neither are kept, for the report of unexpected keys.
         num_classes: Rows of the classifier, None without one.
-        normalisation: "mean" and "std" if the file holds those of a model of ours.
+        normalisation: "mean" and "std" if the file holds them, of images in [0, 1].
     """
 
     state: dict[str, Tensor]
@@ -65,37 +47,127 @@ class Foreign:
     normalisation: dict[str, Tensor]
 
 
-def split_foreign(found: dict[str, Tensor], parts: Parts, weights: str | Path) -> Foreign:
+@dataclass(frozen=True)
+class _Found:
+    """The network, at one place of one state dict of a file."""
+
+    nest: Nest
+    place: Place
+
+    @property
+    def name(self) -> str:
+        return printable(f"{self.nest.where}.{self.place.prefix}".strip(".")) or "its top level"
+
+    @property
+    def rank(self) -> int:
+        words = re.split(r"[._]", f"{self.nest.where}.{self.place.prefix}".lower())
+        return max(_RANKS.get(word, 0) for word in words)
+
+
+def split_foreign(nests: Sequence[Nest], parts: Parts, weights: str | Path) -> Foreign:
     """Renames a foreign state dict; see `Foreign`.
 
-    A warning lists what is left out because it serves training alone.
+    The network is where most tensors fit the architecture by name and shape. A warning tells which
+    one is taken where there are several, and what is left out.
+
+    Raises:
+        WeightsError: If the state dict holds more than plain tensors.
     """
     expected = parts.backbone.state_dict()
-    found, projection = _take_moco_heads(_name_numbered(found, expected))
-    inside, outside = unwrap(found, expected)
-    if not any(name in expected for name in inside):
-        return Foreign(found, None, {})  # nothing fits: report the names as they are in the file
-    inside = _rename_shortcuts(inside, expected)
+    spellings = _spellings(expected, parts.backbone)
+    nests = [replace(nest, tensors=multiplied_out(nest.tensors)) for nest in nests]
+    found = [
+        _Found(nest, place) for nest in nests for place in places(nest.tensors, expected, spellings)
+    ]
+    if not found:  # report the names as they are in the file
+        largest = max(nests, key=lambda nest: len(nest.tensors))
+        check_plain(largest, weights)
+        return Foreign(largest.tensors, None, {})
+    chosen, copies = _choose(found, len(expected))
+    check_plain(chosen.nest, weights)
+    prefix, spell = chosen.place.prefix, spellings[chosen.place.spelling]
+    inside, rest = unwrap(chosen.nest.tensors, prefix)
+    left_out = take_moco_heads(inside, prefix)
     state: dict[str, Tensor] = {}
-    rest = dict(outside)
     for name, tensor in inside.items():
-        if name in expected:
-            state[f"backbone.{name}"] = tensor
+        ours = spell(name)
+        if ours in expected and f"backbone.{ours}" not in state:
+            state[f"backbone.{ours}"] = tensor
         else:
             rest[f"backbone.{name}" if name in rest else name] = tensor
-    normalisation = {
-        key: rest.pop(f"normalize.{key}").float()
-        for key in ("mean", "std")
-        if f"normalize.{key}" in rest and rest[f"normalize.{key}"].shape == (3,)
+    left_out += _take_copies(rest, chosen, copies, expected)
+    left_out += take_training_only(rest, parts.auxiliary)
+    normalisation = take_normalisation(rest)
+    head, num_classes = take_head(rest, parts)
+    tops = {name.split(".")[0] for name in expected}
+    projections = take_projections(rest, parts.num_features, tops)
+    _tell(weights, chosen, copies, left_out, projections)
+    return Foreign({**state, **head, **rest}, num_classes, normalisation)
+
+
+def _choose(found: Sequence[_Found], size: int) -> tuple[_Found, list[_Found]]:
+    """The place of the network, and those of its copies."""
+
+    def order(each: _Found) -> tuple[int, int, int, int]:
+        return -each.place.fits, -each.place.names, each.rank, each.place.spelling
+
+    chosen = min(found, key=order)  # the first of equals
+    enough = max(chosen.place.fits, size // 2) / 2
+    copies = {
+        each.name: each for each in found if each.place.fits > enough and each.name != chosen.name
     }
-    num_classes = _take_head(state, rest, parts)
-    _drop_training_only(rest, projection, weights)
-    return Foreign({**state, **rest}, num_classes, normalisation)
+    return chosen, list(copies.values())
 
 
-def warn_of_solo_learn(found: dict[str, Tensor], weights: str | Path, arch: str) -> None:
+def _tell(
+    weights: str | Path,
+    chosen: _Found,
+    copies: Sequence[_Found],
+    left_out: Sequence[str],
+    projections: Sequence[str],
+) -> None:
+    """Warns of what is not taken, in one sentence."""
+    told = []
+    if copies:
+        others = ", ".join(copy.name for copy in copies)
+        told.append(
+            f"the network is there more than once, and that of {chosen.name} is taken, not that of "
+            f"{others}"
+        )
+    for names, what in (
+        (left_out, "serve training alone"),
+        (projections, "are a head of several layers (a projection)"),
+    ):
+        if names:
+            parts = sorted(set(map(printable, names)), key=lambda part: ("." in part, part))
+            named = ", ".join(parts[:_SHOWN]) + (", ..." if len(parts) > _SHOWN else "")
+            told.append(f"{len(names)} tensors under {named} {what} and are left out")
+    if told:
+        warnings.warn(f"{weights}: {'; '.join(told)}.", stacklevel=3)
+
+
+def _take_copies(
+    rest: dict[str, Tensor], chosen: _Found, copies: Sequence[_Found], expected: dict[str, Tensor]
+) -> list[str]:
+    """Takes what belongs to the copies out of `rest`."""
+    taken: list[str] = []
+    for copy in copies:
+        if copy.nest is not chosen.nest:
+            continue
+        prefix = copy.place.prefix
+        top = prefix[len(shared_parts(prefix, chosen.place.prefix)) :].split(".")[0]
+        of_copy = [
+            name for name in rest if (name.split(".")[0] == top if top else name in expected)
+        ]
+        taken += [top or "the top level"] * len(of_copy)
+        for name in of_copy:
+            del rest[name]
+    return taken
+
+
+def warn_of_solo_learn(nests: Sequence[Nest], weights: str | Path, arch: str) -> None:
     """Tells of a CIFAR ResNet of solo-learn: it fits ours by name and shape, and is another."""
-    tops = {name.split(".")[0] for name in found}
+    tops = {name.split(".")[0] for nest in nests for name in nest.tensors}
     if {"backbone", "classifier"} <= tops and tops & set(_SOLO):
         warnings.warn(
             f"{weights} looks like a file of solo-learn, whose first convolution for CIFAR pads by "
@@ -104,65 +176,38 @@ def warn_of_solo_learn(found: dict[str, Tensor], weights: str | Path, arch: str)
         )
 
 
-def _name_numbered(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Gives the numbered parts of a ResNet their names, if that makes more of them fit."""
+def _spellings(expected: dict[str, Tensor], backbone: nn.Module) -> tuple[Spelling, ...]:
+    """The ways in which libraries write the names of a network, the usual one first."""
 
-    def fitting(state: dict[str, Tensor]) -> int:
-        return len({bare(name)[1] for name in state} & expected.keys())
-
-    renamed = {}
-    for name, tensor in found.items():
-        prefix, rest = bare(name)
-        number, dot, end = rest.partition(".")
-        renamed[f"{prefix}{_NUMBERED.get(number, number)}{dot}{end}"] = tensor
-    return max(found, renamed, key=fitting)  # the first of equals
-
-
-def _take_moco_heads(
-    found: dict[str, Tensor],
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """All but the projections of MoCo's encoders, and these."""
-    projection = {
-        name: tensor
-        for name, tensor in found.items()
-        if any(f"{encoder}.{head}." in name for encoder in _MOCO for head in _MOCO_HEADS)
-    }
-    return {name: t for name, t in found.items() if name not in projection}, projection
-
-
-def _rename_shortcuts(inside: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The CIFAR ResNets of github.com/kuangliu/pytorch-cifar say shortcut for downsample."""
-    renamed = {}
-    for name, tensor in inside.items():
+    def usual(name: str) -> str:
+        # The CIFAR ResNets of github.com/kuangliu/pytorch-cifar say shortcut for downsample.
         other = name.replace(".shortcut.", ".downsample.")
-        renamed[other if other in expected else name] = tensor
-    return renamed
+        return other if other in expected else name
+
+    def without_inserted(name: str) -> str:
+        first, dot, others = name.partition(".")
+        kept = [part for part in others.split(".") if part not in _INSERTED]
+        return usual(f"{first}{dot}{'.'.join(kept)}")
+
+    if not {"conv1.weight", "layer4.0.conv1.weight"} <= expected.keys():
+        return usual, without_inserted
+    pooling = [True]
+    if isinstance(getattr(backbone, "maxpool", None), nn.Identity):
+        pooling.append(False)
+    return usual, without_inserted, *(_numbered(with_pooling) for with_pooling in pooling)
 
 
-def _take_head(state: dict[str, Tensor], rest: dict[str, Tensor], parts: Parts) -> int | None:
-    """Moves the classifier from `rest` to `state`, and says how many classes it has."""
-    for head in dict.fromkeys((parts.head, *_HEADS)):
-        weight = rest.get(f"{head}.weight")
-        if weight is not None and weight.ndim == 2 and weight.shape[1] == parts.num_features:
-            for name in ("weight", "bias"):
-                if f"{head}.{name}" in rest:
-                    state[f"head.{name}"] = rest.pop(f"{head}.{name}")
-            return len(weight)
-    return None
+def _numbered(with_pooling: bool) -> Spelling:
+    """For the parts of torchvision's ResNet in an `nn.Sequential`; ReLU and pooling count.
 
+    lightly's own ResNet for CIFAR loses a ReLU when it is taken apart, so that it is another
+    network, and its numbers are left to the report of names that do not fit.
+    """
+    first = 4 if with_pooling else 3
+    names = {"0": "conv1", "1": "bn1"} | {str(first + i): f"layer{i + 1}" for i in range(4)}
 
-def _drop_training_only(
-    rest: dict[str, Tensor], projection: dict[str, Tensor], weights: str | Path
-) -> None:
-    tops = {name: name.split(".")[0] for name in rest}
-    dropped = [n for n, top in tops.items() if top in _TRAINING_ONLY or top.startswith(_SECOND)]
-    if dropped or projection:
-        named = sorted({printable(tops[name]) for name in dropped})
-        named += sorted({printable(name.rpartition(".")[0]) for name in projection})
-        warnings.warn(
-            f"{weights}: {len(dropped) + len(projection)} tensors under {', '.join(named)} serve "
-            "training alone and are left out.",
-            stacklevel=2,
-        )
-    for name in dropped:
-        del rest[name]
+    def spell(name: str) -> str:
+        number, dot, end = name.partition(".")
+        return f"{names.get(number, number)}{dot}{end}"
+
+    return spell

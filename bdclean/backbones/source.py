@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from bdclean.backbones.build import carries_normalisation, load_model
+from bdclean.backbones.build import load_model
 from bdclean.backbones.split import SplitModel, Stem
 from bdclean.checks import check_least
 from bdclean.errors import ConfigError
@@ -57,13 +57,11 @@ class WeightsSource:
             raise ConfigError(
                 "model.weights is not set: give the weights file of the model to start from."
             )
-        foreign = not carries_normalisation(self.weights)
         return load_model(
             self.weights,
             arch=self.arch,
             width=self.width,
             input_size=self.input_size,
-            mean=self.mean if foreign else None,
-            std=self.std if foreign else None,
             stem=self.stem,
+            usual=(self.mean, self.std),
         )

@@ -1,6 +1,21 @@
 """Weights files in and out, and the names in them. The only room that reads a weights file."""
 
-from bdclean.weights.format import read, write
-from bdclean.weights.match import KeyReport, bare, match, unwrap
+from bdclean.weights.format import check_plain, read, read_nests, write
+from bdclean.weights.match import KeyReport, Place, Spelling, match, places, unwrap
+from bdclean.weights.nests import Nest
+from bdclean.weights.plain import multiplied_out
 
-__all__ = ["KeyReport", "bare", "match", "read", "unwrap", "write"]
+__all__ = [
+    "KeyReport",
+    "Nest",
+    "Place",
+    "Spelling",
+    "check_plain",
+    "match",
+    "multiplied_out",
+    "places",
+    "read",
+    "read_nests",
+    "unwrap",
+    "write",
+]

@@ -12,32 +12,33 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from bdclean.errors import FileError, WeightsError
 from bdclean.files import SAFETENSORS, write_bytes
 from bdclean.printable import printable
 from bdclean.weights import bounds
+from bdclean.weights.harmless import HARMLESS
+from bdclean.weights.kinds import kind_of, refuse_model
+from bdclean.weights.nests import Nest, find_nests, name_of
 
-TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")
 _RECORD, _MODEL = "bdclean", "model"  # what our modules keep in checkpoints, and of which network
-_NESTS = ("state_dict", "model_state_dict", "model", "net")
+_STATE = "state_dict"  # where Lightning keeps tensors
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Reads a weights file without executing anything in it.
 
     Args:
-        path: `.safetensors`, or `.pt`, `.pth`, `.ckpt`, `.bin`, `.pth.tar` written by
-            `torch.save`. A state dict nested under "state_dict", "model_state_dict", "model" or
-            "net" is found; of a checkpoint of ours, the model in it.
+        path: A safetensors file, or one that `torch.save` wrote, whatever its name. Of several
+            state dicts in it the largest is taken; of a checkpoint of ours, the model in it.
 
     Returns:
         Tensors by name, on the CPU, and the file's metadata (empty for foreign torch files).
@@ -45,6 +46,18 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         WeightsError: If the file is missing, of another kind, damaged, empty, needs code, or is
             larger than the limit, see `bdclean.weights.bounds`.
+    """
+    nests, metadata = read_nests(path)
+    nest = max(nests, key=lambda each: len(each.tensors))  # the first of equals
+    check_plain(nest, path)
+    return nest.tensors, metadata
+
+
+def read_nests(path: str | Path) -> tuple[list[Nest], dict[str, str]]:
+    """All state dicts of a weights file, and its metadata; see `read`.
+
+    Raises:
+        WeightsError: As `read`, but for entries that are no plain tensors.
     """
     if not str(path):
         raise WeightsError("weights='': give the path of a weights file.")
@@ -56,19 +69,27 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     _check_place(path)
     try:
         bounds.check_size(path, printable(path))
-        if path.suffix == SAFETENSORS:
+        if kind_of(path) == "safetensors":
             state, metadata = _read_safetensors(path)
-        elif path.suffix in TORCH_SUFFIXES:
-            state, metadata = _network_of(_read_torch(path), path)
+            nests = [Nest("", state)] if state else []
         else:
-            allowed = ", ".join((SAFETENSORS, *TORCH_SUFFIXES))
-            raise WeightsError(f"{path}: weights files end in {allowed}.")
+            nests, metadata = _networks_of(_read_torch(path), path)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}.") from error
-    if not state:
+    if not nests:
         raise WeightsError(f"{path} holds no tensors.")
-    bounds.check_names(state, printable(path))
-    return state, metadata
+    bounds.check_names([name for nest in nests for name in nest.tensors], printable(path))
+    return nests, metadata
+
+
+def check_plain(nest: Nest, path: str | Path) -> None:
+    """Refuses a state dict that holds more than plain tensors.
+
+    Raises:
+        WeightsError: With the first few names.
+    """
+    if nest.others:
+        raise _not_plain(path, nest.others)
 
 
 def _check_place(path: Path) -> None:
@@ -140,9 +161,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _read_torch(path: Path) -> Any:
+    refuse_model(path)
     bounds.check_torch_file(path, printable(path))
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals([*HARMLESS]):
             warnings.simplefilter("ignore")  # torch's hints on the pickle; refusals say it below
             content = _load(path)
     except pickle.UnpicklingError as error:
@@ -155,7 +177,7 @@ def _read_torch(path: Path) -> Any:
 
 def _load(path: Path) -> Any:
     """What torch reads. Tensors stay on the disk until they are used, where the file allows it."""
-    if bounds.is_zip(path):
+    if bounds.is_zip(path) and path.suffix != SAFETENSORS:  # which torch would believe
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         # Not by its path: torch would try it as an archive of tar first, which has no bounds.
@@ -163,20 +185,13 @@ def _load(path: Path) -> Any:
         return torch.load(opened, map_location="cpu", weights_only=True)
 
 
-def _is_plain(value: object) -> bool:
-    """Whether it is a tensor of numbers, without attributes that hide its methods."""
-    if type(value) not in (Tensor, nn.Parameter) or vars(value):
-        return False
-    assert isinstance(value, Tensor)  # noqa: S101
-    odd = value.is_nested or value.is_quantized or value.is_meta
-    return not odd and value.layout == torch.strided
-
-
-def _network_of(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The state dict of a torch file; of a checkpoint of ours, the model and what describes it."""
-    state = _state_dict(content, path)
+def _networks_of(content: Any, path: Path) -> tuple[list[Nest], dict[str, str]]:
+    """The state dicts of a torch file; of a checkpoint of ours, the model and what describes it."""
+    nests = find_nests(content)
+    if not nests:
+        raise _without_tensors(content, path)
     if not isinstance(content, Mapping) or _RECORD not in content:
-        return state, {}
+        return nests, {}
     record = content[_RECORD]
     networks = record.get("networks") if isinstance(record, Mapping) else None
     described = networks.get(_MODEL) if isinstance(networks, Mapping) else None
@@ -184,8 +199,35 @@ def _network_of(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, 
         raise WeightsError(f"{path}: its entry {_RECORD!r} does not describe a model.")
     _tell_of_unfinished(record, path)
     prefix = f"{_MODEL}."
-    own = {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
-    return {name.removeprefix(prefix): tensor for name, tensor in own.items()}, dict(described)
+    states = [nest for nest in nests if nest.where == _STATE]
+    for nest in states:
+        check_plain(nest, path)
+    own = {
+        name.removeprefix(prefix): tensor
+        for nest in states
+        for name, tensor in nest.tensors.items()
+        if name.startswith(prefix)
+    }
+    if not own:
+        raise WeightsError(f"{path} holds no tensors of its network {_MODEL!r}.")
+    return [Nest("", own)], dict(described)
+
+
+def _without_tensors(content: Any, path: Path) -> WeightsError:
+    """What is said of a file in which no dict holds a tensor."""
+    if not isinstance(content, Mapping):
+        return WeightsError(f"{path} holds a {type(content).__name__}, not a state dict.")
+    others = [name_of(key) for key, value in content.items() if not isinstance(value, Mapping)]
+    if others:
+        return _not_plain(path, others)
+    return WeightsError(f"{path} holds no tensors.")
+
+
+def _not_plain(path: str | Path, names: Sequence[str]) -> WeightsError:
+    return WeightsError(
+        f"{path} is not a state dict: {len(names)} entries are no plain tensors "
+        f"({', '.join(map(printable, names[:5]))})."
+    )
 
 
 def _tell_of_unfinished(record: Mapping[str, Any], path: Path) -> None:
@@ -204,20 +246,3 @@ def _tell_of_unfinished(record: Mapping[str, Any], path: Path) -> None:
 
 def _is_text(metadata: Mapping[Any, Any]) -> bool:
     return all(isinstance(part, str) for pair in metadata.items() for part in pair)
-
-
-def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    while isinstance(content, Mapping):
-        nests = [key for key in _NESTS if isinstance(content.get(key), Mapping)]
-        if not nests:
-            break
-        content = content[nests[0]]
-    if not isinstance(content, Mapping):
-        raise WeightsError(f"{path} holds a {type(content).__name__}, not a state dict.")
-    others = [str(key) for key, value in content.items() if not _is_plain(value)]
-    if others:
-        raise WeightsError(
-            f"{path} is not a state dict: {len(others)} entries are no plain tensors "
-            f"({', '.join(map(printable, others[:5]))})."
-        )
-    return {str(key): value for key, value in content.items()}

@@ -1,14 +1,18 @@
 """Names of a weights file against the names of a model."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from bdclean.printable import printable
 
-_WRAPPERS = ("module", "model", "backbone", "encoder", "encoder_q", "base_encoder")
+Spelling = Callable[[str], str]
+"""Another way to write a name of the model: it gives the model's for the file's, or any text."""
+
+_COUNTER = "num_batches_tracked"  # evaluation does not use it, and old files lack it
+_INSERTED = 4  # parts that a file may have in the middle of a name, and the model not
 _SHOWN = 5
 
 
@@ -56,9 +60,7 @@ def match(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> KeyRep
     """
     return KeyReport(
         missing=tuple(
-            name
-            for name in expected
-            if name not in found and not name.endswith("num_batches_tracked")
+            name for name in expected if name not in found and not name.endswith(_COUNTER)
         ),
         unexpected=tuple(name for name in found if name not in expected),
         misshaped=tuple(
@@ -79,48 +81,100 @@ def _form(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
-def unwrap(
-    found: Mapping[str, Tensor], expected: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Takes the wrappers' prefixes off the names of a foreign state dict.
+@dataclass(frozen=True)
+class Place:
+    """Where names of a model are found in a state dict.
 
-    Wrappers are `module.`, `model.`, `backbone.`, `encoder.`, and MoCo's `encoder_q.` and
-    `base_encoder.`, in any combination, as data parallel training and self-supervised libraries
-    put them. The prefix under which most names
-    of the model are found is the one that holds it.
+    Attributes:
+        prefix: What stands before them; "" or with a dot at its end.
+        spelling: Number of the spelling under which they are the model's.
+        fits: How many have the shape of the model's too.
+        names: How many there are.
+    """
+
+    prefix: str
+    spelling: int
+    fits: int
+    names: int
+
+
+def places(
+    found: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    spellings: tuple[Spelling, ...] = (str,),
+) -> list[Place]:
+    """Finds under which prefixes a state dict holds names of a model.
+
+    No prefix is known beforehand: each name is cut at each of its dots, and what remains is looked
+    up. Only as many cuts are tried as the model's names are deep and long, so that time grows in
+    proportion to the file.
 
     Args:
         found: State dict of the file.
-        expected: State dict of the backbone.
+        expected: State dict of the model.
+        spellings: Ways to write the names.
 
     Returns:
-        The tensors under the prefix and those beside it, by bare names: (inside, outside).
+        The places, in the order of the file and of the spellings.
     """
-    votes = Counter(prefix for name in found for prefix, rest in _splits(name) if rest in expected)
-    prefix = votes.most_common(1)[0][0] if votes else ""
+    depth = max((name.count(".") for name in expected), default=0) + 1 + _INSERTED
+    longest = max(map(len, expected), default=0) * 2
+    names: Counter[tuple[str, int]] = Counter()
+    fits: Counter[tuple[str, int]] = Counter()
+    for name, tensor in found.items():
+        if name.endswith(_COUNTER):
+            continue
+        for start in _starts(name, depth, longest):
+            for number, spell in enumerate(spellings):
+                target = expected.get(spell(name[start:]))
+                if target is not None:
+                    key = (name[:start], number)
+                    names[key] += 1
+                    fits[key] += _fits(target, tensor)
+    return [
+        Place(prefix, number, fits[prefix, number], count)
+        for (prefix, number), count in names.items()
+    ]
+
+
+def _starts(name: str, depth: int, longest: int) -> list[int]:
+    """Where the last parts of a name begin, the whole name first."""
+    starts: list[int] = []
+    end = len(name)
+    while end >= 0 and len(starts) < depth:
+        end = name.rfind(".", max(0, len(name) - longest - 1), end)
+        if end < 0 and len(name) > longest:
+            break
+        starts.append(end + 1)
+    return starts[::-1]
+
+
+def unwrap(found: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Takes a prefix off the names of a state dict.
+
+    Args:
+        found: State dict of the file.
+        prefix: What the names of the model begin with.
+
+    Returns:
+        (inside, outside): the tensors under the prefix by the rest of their names, and those
+        beside it by what follows the part that they share with the prefix.
+    """
     inside = {
         name.removeprefix(prefix): tensor
         for name, tensor in found.items()
         if name.startswith(prefix)
     }
     beside = [name for name in found if not name.startswith(prefix)]
-    short = [bare(name)[1] for name in beside]
+    short = [name[len(shared_parts(name, prefix)) :] for name in beside]
     if len(set(short)) < len(short):
         short = beside  # two tensors never end under one name
-    outside = {new: found[name] for new, name in zip(short, beside, strict=True)}
-    return inside, outside
+    return inside, {new: found[name] for new, name in zip(short, beside, strict=True)}
 
 
-def bare(name: str) -> tuple[str, str]:
-    """All leading wrapper names, and the rest."""
-    return list(_splits(name))[-1]
-
-
-def _splits(name: str) -> Iterator[tuple[str, str]]:
-    """("", name), then each way to cut off leading wrapper names."""
-    prefix, rest = "", name
-    yield prefix, rest
-    while "." in rest and rest.split(".")[0] in _WRAPPERS:
-        wrapper, rest = rest.split(".", 1)
-        prefix += f"{wrapper}."
-        yield prefix, rest
+def shared_parts(name: str, prefix: str) -> str:
+    """What a name and a prefix begin with, up to and with a dot."""
+    end = 0
+    while (dot := prefix.find(".", end)) >= 0 and name.startswith(prefix[end : dot + 1], end):
+        end = dot + 1
+    return prefix[:end]

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from bdclean.weights.harmless import NAMES
+
 MOST_PICKLES = 5  # of a file without a zip archive: three that say what it is, content and keys
 # The instructions of torch's unpickler, which stops at any other.
 _KNOWN = frozenset(
@@ -239,7 +241,7 @@ class Machine:
             return _Other()
         if name == "_codecs.encode" and _is_one_of(arguments[1:], _ENCODINGS):
             return _Other()
-        if name in _HARMLESS or name.split(".")[0] not in _CALLED:
+        if name in _HARMLESS or name in NAMES or name.split(".")[0] not in _CALLED:
             return _Other()  # torch refuses those that it does not know
         raise AsksForError(name)
 

@@ -54,6 +54,18 @@ def _timm_vgg():
     return _split(network)
 
 
+def _densenet(kind):
+    network = kind(growth_rate=4, block_config=(1, 2))
+    network.classifier = nn.Identity()
+    return _split(network)
+
+
+def _swin():
+    network = torchvision.models.SwinTransformer([4, 4], 24, [1, 2], [1, 2], [4, 4])
+    network.head = nn.Identity()
+    return _split(network, 48)
+
+
 MODELS = {
     "resnet18": lambda: _own("resnet18"),
     "resnet34": lambda: _own("resnet34"),
@@ -81,6 +93,21 @@ MODELS = {
         )
     ),
     "timm convnext": lambda: _timm("convnext_atto"),
+    "mobilenet_v3": lambda: _own("torchvision:mobilenet_v3_small"),
+    "timm mobilenetv3": lambda: _timm("mobilenetv3_small_050"),
+    "regnet": lambda: _own("torchvision:regnet_x_400mf"),
+    "timm regnet": lambda: _timm("regnetx_002"),
+    "densenet": lambda: _densenet(torchvision.models.DenseNet),
+    "timm densenet": lambda: _densenet(timm.models.densenet.DenseNet),
+    "swin": _swin,
+    "timm swin": lambda: _timm(
+        "swin_tiny_patch4_window7_224",
+        depths=(1, 2),
+        embed_dim=24,
+        num_heads=(1, 2),
+        img_size=32,
+        window_size=4,
+    ),
 }
 
 
@@ -114,7 +141,14 @@ def test_names_are_distinct(model):
     assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "efficientnet", "vit", "vgg_bn"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("resnet18", "mobilenet_v2", "efficientnet", "vit", "vgg_bn"),
+        *("mobilenet_v3", "regnet", "densenet", "swin"),
+        *("timm mobilenetv3", "timm regnet", "timm densenet", "timm swin"),
+    ],
+)
 def test_stages_are_in_the_order_of_the_forward_pass(name):
     model = MODELS[name]().eval()
     order = []
@@ -164,6 +198,19 @@ def test_downsampling_of_convnext_joins_the_next_block():
     assert stages[3].name == "stages.1.blocks.0"
 
 
+def test_a_dense_layer_is_a_block_and_takes_the_transition_before_it_in():
+    stages = ordered_blocks(MODELS["densenet"]())
+    assert [stage.group for stage in stages] == [0, 1, 2, 2, 3]
+    kinds = [type(module).__name__ for module in stages[2].modules]
+    assert kinds == ["_DenseLayer", "_Transition"]
+
+
+def test_groups_of_regnet_and_swin_are_their_layers():
+    groups = [stage.group for stage in ordered_blocks(MODELS["regnet"]())]
+    assert groups == [0, 1, 2, 2] + [3] * 7 + [4] * 12 + [5]
+    assert [stage.group for stage in ordered_blocks(MODELS["swin"]())] == [0, 1, 2, 2, 3]
+
+
 def test_without_a_head_the_last_stage_is_a_block():
     stages = ordered_blocks(_own("resnet18", num_classes=None))
     assert stages[-1].name == "layer4.1"
@@ -181,10 +228,8 @@ def test_a_plain_network_is_taken_with_its_classifier():
     "network",
     [
         torch.nn.Sequential(nn.Conv2d(3, 4, 3)),
-        torchvision.models.DenseNet(growth_rate=4, block_config=(1, 1), num_init_features=8),
-        timm.create_model(
-            "swin_tiny_patch4_window7_224", depths=(1,), embed_dim=24, num_heads=(1,)
-        ),
+        torchvision.models.SqueezeNet("1_1"),
+        timm.models.mlp_mixer.MlpMixer(img_size=32, num_blocks=1, embed_dim=32),
     ],
     ids=lambda network: type(network).__name__,
 )

@@ -92,6 +92,7 @@ TORCH = {
         "int": changed(conv1__weight=torch.zeros(4, 3, 3, 3, dtype=torch.int64)),
     },
     "": {
+        "list": saved(lambda: [good()]),
         "float8": changed(conv1__weight=torch.zeros(4, 3, 3, 3).to(torch.float8_e5m2)),
         "double": changed(conv1__weight=torch.zeros(4, 3, 3, 3, dtype=torch.float64)),
         "half": changed(conv1__weight=torch.zeros(4, 3, 3, 3, dtype=torch.float16)),
@@ -99,7 +100,7 @@ TORCH = {
         "parameter": changed(conv1__weight=nn.Parameter(torch.zeros(4, 3, 3, 3))),
         "transposed": changed(conv1__weight=torch.zeros(3, 3, 3, 4).permute(3, 0, 1, 2)),
     },
-    " asks for the Python object '...": {
+    " asks for the Python object...": {
         "subclass": changed(conv1__weight=torch.zeros(4, 3, 3, 3).as_subclass(Sub)),
     },
     " has a dictionary with Python attributes of its own (items).": {
@@ -121,7 +122,6 @@ TORCH = {
     },
     f"{FIT}100 missing (...": {
         "int key": saved(lambda: {3: torch.zeros(1)}),
-        "tuple key": saved(lambda: {("a", 1): torch.zeros(1)}),
         "bytes key": saved(lambda: {b"a": torch.zeros(1)}),
         "escape key": saved(lambda: {"a\x1b[31m\n": torch.zeros(1)}),
     },
@@ -183,8 +183,6 @@ TORCH = {
     },
     " is damaged or holds more than tensors, and nothing in it is executed (...": {
         "empty zip": lambda p: zipfile.ZipFile(p, "w").close(),
-        "web page": raw(b"<!DOCTYPE html><html>..."),
-        "lfs": raw(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 123\n"),
         "tar": lambda p: tarfile.open(p, "w").close(),
     },
     " claims 4,722,366,482,869,645,213,696 bytes of tensors and has 621 in all.": {
@@ -196,9 +194,6 @@ TORCH = {
     " holds a set, not a state dict.": {
         "set": saved({1, 2}),
     },
-    " holds a list, not a state dict.": {
-        "list": saved(lambda: [good()]),
-    },
     " is not a state dict: 1 entries are no plain tensors (a).": {
         "counter": saved(lambda: Counter(a=1)),
         "device obj": saved(lambda: {"a": torch.device("cuda:99")}),
@@ -208,7 +203,16 @@ TORCH = {
     " is not a state dict: 2 entries are no plain tensors (state_dict, a).": {
         "nest of list": saved(lambda: {"state_dict": [1], "a": 3}),
     },
-    " asks for the Python object 'torch.nn.modules.linear.Linear' while loading....": {
+    " is not a state dict: 1 entries are no plain tensors (a tuple).": {
+        "tuple key": saved(lambda: {("a", 1): torch.zeros(1)}),
+    },
+    " is a web page, not the file that it is about; download the file itself.": {
+        "web page": raw(b"<!DOCTYPE html><html>..."),
+    },
+    " is a Git LFS pointer, not the file; run git lfs pull, or download the file itself.": {
+        "lfs": raw(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 123\n"),
+    },
+    " holds a whole pickled model: it asks for 'torch.nn.modules.linear.Linear'...": {
         "module": saved(lambda: nn.Linear(2, 2)),
     },
     f"{BROKEN}the name of a storage is none).": {
@@ -216,6 +220,9 @@ TORCH = {
     },
 }
 SAFETENSORS = {
+    "": {
+        "pt as st": saved(good),
+    },
     " is not a readable safetensors file (...": {
         "truncated st": cut(own(), -100),
         "empty st": raw(b""),
@@ -229,7 +236,6 @@ SAFETENSORS = {
         "dtype wrong": headed({"a": entry(dtype="F99")}, bytes(4)),
         "meta not text": headed({"__metadata__": {"a": 3}, "a": entry()}, bytes(4)),
         "not utf8": headed(b'{"\xff\xfe": {}}'),
-        "pt as st": saved(good),
     },
 }
 LARGE_TORCH = {
