@@ -145,8 +145,8 @@ def next_command(
     """
     protocol, data, run = record["protocol"], record["data"], RunFolder(folder)
     sizes = data.get("sizes", {})
-    if protocol.get("purified") is False:
-        return command("fit", going_on)
+    if protocol.get("purified") is False:  # cut short, or asked for scores and no more
+        return None if protocol.get("finished") else command("fit", going_on)
     if tests and protocol.get("head") == "none" and sizes.get("probe"):
         return _stacked(run, _PROBE, "probe")
     if tests and data.get("attack") and protocol:  # a module of another package has no protocol

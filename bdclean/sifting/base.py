@@ -316,7 +316,7 @@ class Sifter(StagedModule, ABC):
 
     def details(self) -> dict[str, Any]:
         """Whether the method ran to its end, and what it found."""
-        facts: dict[str, Any] = {"purified": self.purified}
+        facts: dict[str, Any] = {"finished": self.finished, "purified": self.purified}
         if "flagged" in self.results:
             facts["num_flagged"] = int(self.results["flagged"].sum())
         if len(self.results.get("lost_classes", ())):

@@ -116,6 +116,11 @@ def test_the_next_command(facts, told, run):
     assert after(facts).startswith(told)
 
 
+def test_a_run_that_was_asked_for_scores_and_no_more_has_nothing_to_go_on_with(run):
+    assert after(record(purified=False, finished=True)) is None
+    assert after(record(purified=False, finished=False)) == "bdclean fit -c a b --ckpt_path last"
+
+
 def test_a_run_on_photos_is_used_because_nothing_measures_it(run):
     for facts in (record(attack=None, head="none", purified=True), record(attack=None)):
         assert after(facts, tests=False) == LOAD
