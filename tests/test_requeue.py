@@ -143,7 +143,14 @@ def test_at_every_moment(moment, job, whole):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", [("on_before_backward", 2), ("on_before_backward", 4)], ids=str)
+@pytest.mark.parametrize(
+    "moment",
+    [
+        ("on_before_backward", 2),
+        pytest.param(("on_before_backward", 4), marks=pytest.mark.exhaustive),
+    ],
+    ids=str,
+)
 def test_a_requeued_defence_ends_with_its_probe(moment, job):
     words = [*CBD, "--model.weights", "suspect.safetensors"]
     assert run([*words, "--run", "whole"]) == 0, Path("log").read_text()

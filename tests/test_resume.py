@@ -67,7 +67,7 @@ def kill_after_checkpoint(process, checkpoint, how):
             signal.SIGKILL,
             marks=pytest.mark.exhaustive,
         ),
-        (
+        pytest.param(
             "train/supervised/fast",
             [
                 *("--model.width", "4", "--trainer.max_steps", "37", "--trainer.max_epochs", "-1"),
@@ -76,6 +76,7 @@ def kill_after_checkpoint(process, checkpoint, how):
                 *("--trainer.val_check_interval", "3", "--checkpoint.every_n_train_steps", "3"),
             ],
             signal.SIGKILL,
+            marks=pytest.mark.exhaustive,
         ),
     ],
     ids=["at an epoch's end", "within an epoch", "contrastive, within an epoch", "under limits"],

@@ -71,9 +71,20 @@ def test_within_the_imports(name, place):
     assert list(place.iterdir()) == []
 
 
+EACH_DAY = {("SIGINT", False), ("SIGTERM", True)}
+MOMENTS = [
+    pytest.param(
+        *(name, saved),
+        id=f"{'saved' if saved else 'nothing saved'}-{name}",
+        marks=() if (name, saved) in EACH_DAY else pytest.mark.exhaustive,
+    )
+    for name in STATUS
+    for saved in (False, True)
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", STATUS)
-@pytest.mark.parametrize("saved", [False, True], ids=["nothing saved", "saved"])
+@pytest.mark.parametrize(("name", "saved"), MOMENTS)
 def test_within_the_training(name, saved, place, begin):
     never = ["--checkpoint.every_n_epochs", "400", "--checkpoint.save_on_train_epoch_end", "true"]
     words = VICTIM if saved else [*VICTIM, *never]
