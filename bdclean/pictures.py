@@ -24,8 +24,9 @@ MEMORY = 800_000_000
 MOST_OF_A_JPEG = 250_000_000
 """Pixels of a JPEG file for which its decoder may halve the sides on the way, to save memory."""
 
-_PER_PIXEL, _OF_PROGRESSIVE, _OF_WEBP = 8, 12, 16
-"""Bytes at the peak, as measured: with a copy in another mode, with coefficients, with canvases."""
+_PER_PIXEL, _OF_PROGRESSIVE, _OF_WEBP, _OF_TEXT = 8, 12, 16, 100
+"""Bytes at the peak, as measured: with a copy in another mode, with coefficients, with canvases. A
+PPM file of text is decoded in Python, which takes a second for each million pixels."""
 
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _TURNS = {
@@ -39,7 +40,7 @@ _TURNS = {
 }
 """What the values of the EXIF tag ask for."""
 _ORIENTATION = 0x0112
-_READ = "BMP, GIF, JPEG, PNG, PPM, TIFF or WebP"
+_READ = "BMP, JPEG, PNG, PPM, TIFF or WebP"
 _CONVERT = f"convert it to {_READ}, or remove it"
 _OTHERS = (
     (0, b"%!PS", "PostScript"),
@@ -205,6 +206,8 @@ def _needed(file: Path, picture: Image.Image) -> int:
     per_pixel, width, height = _PER_PIXEL, *picture.size
     if picture.format == "WEBP":
         per_pixel = _OF_WEBP
+    elif _is_text(picture):
+        per_pixel = _OF_TEXT
     elif "progressive" in picture.info:
         per_pixel = _OF_PROGRESSIVE
     elif isinstance(picture, JpegImageFile) and width * height * per_pixel > MEMORY:
@@ -215,6 +218,11 @@ def _needed(file: Path, picture: Image.Image) -> int:
     if width * height * per_pixel > MEMORY:
         raise _too_large(file, MEMORY // per_pixel)
     return width * height * per_pixel
+
+
+def _is_text(picture: Image.Image) -> bool:
+    tiles: tuple[tuple[str, ...], ...] = getattr(picture, "tile", ())
+    return bool(tiles) and tiles[0][0] == "ppm_plain"
 
 
 def _converted(file: Path, picture: Image.Image, mode: str) -> Image.Image:

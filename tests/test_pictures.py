@@ -19,7 +19,7 @@ from bdclean.errors import AttackError
 from bdclean.pictures import UnreadableError, decoded, size_of
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
-KINDS = r"BMP, GIF, JPEG, PNG, PPM, TIFF or WebP"
+KINDS = r"BMP, JPEG, PNG, PPM, TIFF or WebP"
 CONVERT = f"convert it to {KINDS}, or remove it"
 REPAIR = "repair or remove it"
 SMALLER = "make it smaller or remove it"
@@ -307,6 +307,18 @@ def test_a_large_jpeg_is_decoded_smaller_and_no_other_picture(tmp_path, monkeypa
     for name in ("x.png", "deep.jpg"):
         with pytest.raises(UnreadableError, match="more than 0 million"), decoded(tmp_path / name):
             pass
+
+
+def test_a_picture_of_text_may_be_smaller_than_others(tmp_path):
+    file = tmp_path / "x.ppm"
+    for side, fits in ((20, True), (3000, False)):
+        file.write_bytes(b"P2 %d %d 255\n" % (side, side) + b"7 " * 400)
+        if fits:
+            with decoded(file) as picture:
+                assert picture.getpixel((0, 0)) == (7, 7, 7)
+        else:
+            with pytest.raises(UnreadableError, match="it has more than 8 million pixels"):
+                decoded(file).__enter__()
 
 
 def test_threads_share_the_memory(tmp_path, monkeypatch):

@@ -159,7 +159,7 @@ def test_a_product_without_a_head_needs_no_test_images(capsys):
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n"
 BROKEN = (
-    "Train/cat/3.png is not a readable image (it holds PostScript); convert it to BMP, GIF, JPEG, "
+    "Train/cat/3.png is not a readable image (it holds PostScript); convert it to BMP, JPEG, "
     "PNG, PPM, TIFF or WebP, or remove it, or leave out such files with --data.on_error skip."
 )
 

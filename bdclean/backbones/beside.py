@@ -35,6 +35,7 @@ _TRAINING_ONLY = (
     "criterion",
     "bn",
     "queues",
+    "n_averaged",  # of `torch.optim.swa_utils.AveragedModel`
 )
 # lightly's benchmarks keep a second network beside `backbone`, which is the one they evaluate.
 _SECOND = ("key_", "query_", "student_", "teacher_")

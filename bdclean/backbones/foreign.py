@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -102,7 +102,15 @@ def split_foreign(nests: Sequence[Nest], parts: Parts, weights: str | Path) -> F
     tops = {name.split(".")[0] for name in expected}
     projections = take_projections(rest, parts.num_features, tops)
     _tell(weights, chosen, copies, left_out, projections)
-    return Foreign({**state, **head, **rest}, num_classes, normalisation)
+    own = {f"backbone.{name}" for name in expected}
+    left = {_beside(name, own): tensor for name, tensor in rest.items()}
+    return Foreign({**left, **state, **head}, num_classes, normalisation)
+
+
+def _beside(name: str, own: Container[str]) -> str:
+    """The name of a tensor that has no place: never one that the network would take for its own."""
+    ours = name in own or name.startswith(("head.", "normalize."))
+    return f"{name} beside the network" if ours else name
 
 
 def _choose(found: Sequence[_Found], size: int) -> tuple[_Found, list[_Found]]:

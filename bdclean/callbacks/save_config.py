@@ -126,6 +126,11 @@ class SaveRunConfig(SaveConfigCallback):
             return lost
         another = run.belongs_to_another(self._text())
         if checkpoint is not None:
+            if self._would_be_lost(run, str(checkpoint)):
+                return (
+                    f"--ckpt_path {checkpoint} is of another run than that in {run.path}; give "
+                    "another folder with --run, or --ckpt_path last."
+                )
             if another and not self.may_change and not self._is_same(run):
                 return self._of_another(run)
             return self._of_other_settings(run)
@@ -144,6 +149,13 @@ class SaveRunConfig(SaveConfigCallback):
                 "or choose another folder with --run."
             )
         return None
+
+    def _would_be_lost(self, run: RunFolder, checkpoint: str) -> bool:
+        """Whether a run lies there, and the fit would go on with another one in its place."""
+        begun = RunFolder.of_checkpoint(checkpoint)
+        if begun is None or begun.path.resolve() == run.path.resolve():
+            return False
+        return run.is_finished or run.newest_checkpoint() is not None
 
     def _begins_anew(self, run: RunFolder) -> bool:
         """Whether another fit began here, and left nothing that this one could lose."""

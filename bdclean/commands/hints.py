@@ -104,7 +104,7 @@ def meant_as(word: str, options: Iterable[str]) -> str:
     """
     if "run" not in options:
         return ""
-    if re.fullmatch(r"-\w{2,}", word):
+    if re.fullmatch(r"-\w[\w.]+", word):
         return f" Did you mean -{word}?"
     if word.endswith((".yaml", ".yml")) or names(word):
         return f" Did you mean -c {word}?"

@@ -159,18 +159,33 @@ def _cached(
 
     Beside it lies a list of the broken files, where there are any. Rows at the end are empty then.
     """
-    if not store.is_file():
+    found = _stored(store, shape, files)
+    if found is None:
         try:
             _write(store, shape, files, resizing, reading)
         except FileError as error:
             raise DataError(f"{error} Make room, {_WAY_OUT}") from error
+        found = _stored(store, shape, files)
+    if found is None:
+        raise DataError(f"{store} is damaged as soon as it is written; {_WAY_OUT}")
+    if found[1] and reading.on_error == "raise":
+        raise next(iter(found[1].values()))
+    return found
+
+
+def _stored(
+    store: Path, shape: tuple[int, ...], files: Sequence[Path]
+) -> tuple[np.ndarray, dict[int, UnreadableError]] | None:
+    """What lies in the cache; None if nothing does, or it is damaged and to be written again."""
     beside, broken = store.with_suffix(".json"), {}
-    if beside.is_file():
-        for row, reason, cure in json.loads(beside.read_text()):
-            broken[row] = UnreadableError(files[row], reason, cure)
-    if broken and reading.on_error == "raise":
-        raise next(iter(broken.values()))
-    return np.load(store, mmap_mode="c"), broken
+    try:
+        images = np.lib.format.open_memmap(store, mode="c")
+        for row, reason, cure in json.loads(beside.read_text()) if beside.is_file() else ():
+            broken[range(len(files)).index(row)] = UnreadableError(files[row], reason, cure)
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return None
+    whole = images.shape == shape and images.dtype == np.uint8
+    return (images, broken) if whole else None
 
 
 def _cache_file(

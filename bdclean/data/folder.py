@@ -81,7 +81,9 @@ class ImageFolder(ImageDataModule):
         if given is None:
             empty = empty_classes(train, names)  # an attack may have taken all images of a class
             gone = [n for n in empty if test is None or not has_images(test / n)]
-            require_images(train, gone, f", or keep it with --data.num_classes {len(names)}")
+            require_images(
+                train, gone, f", or keep it with --data.num_classes {len(names)}, in all parts"
+            )
         elif given != len(names):
             raise ConfigError(
                 f"num_classes={given}: {train} has {len(names)} class folders; leave num_classes "

@@ -29,7 +29,7 @@ def _dictionary(*_: object) -> dict[Any, Any]:
     return OrderedDict()
 
 
-_DICTIONARIES = ("collections.defaultdict",)
+DICTIONARIES = ("collections.defaultdict",)
 _NUMPY_TYPES = (
     *("Bool", "Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64"),
     *("Float16", "Float32", "Float64", "Complex64", "Complex128", "Str", "Bytes", "Object"),
@@ -56,7 +56,7 @@ _OBJECTS = (
 )
 
 HARMLESS: tuple[tuple[Callable[..., Any], str], ...] = (
-    *((_dictionary, name) for name in _DICTIONARIES),
+    *((_dictionary, name) for name in DICTIONARIES),
     *((Nothing, name) for name in _OBJECTS),
 )
 """What `torch.serialization.safe_globals` takes: a stub, and the name for which it stands."""

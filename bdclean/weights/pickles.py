@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from bdclean.weights.harmless import NAMES
+from torch._utils import IMPORT_MAPPING, NAME_MAPPING
+
+from bdclean.weights.harmless import DICTIONARIES, NAMES
 
 MOST_PICKLES = 5  # of a file without a zip archive: three that say what it is, content and keys
 # The instructions of torch's unpickler, which stops at any other.
@@ -32,6 +34,7 @@ _BYTES |= {"ComplexFloat": 8, "ComplexDouble": 16}  # of an element; all others 
 _LARGEST_KEY = 2**61 - 1  # larger numbers have hashes of smaller ones
 _MOST_ODD_KEYS = 1000  # tuples and the like, whose hashes anybody can make equal
 _MOST_DIMENSIONS = 64
+_CHARACTERS = 10  # of a text, for one instruction
 _ENCODINGS = ("latin1", "latin-1", "utf-8", "utf8", "ascii")
 # Modules whose functions torch's unpickler calls, under the names of Python 2 as well.
 _CALLED = ("torch", "builtins", "__builtin__", "collections", "UserDict", "_codecs")
@@ -132,13 +135,17 @@ class Machine:
         self._marks: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
         for code, argument, _ in pickletools.genops(pickle):
-            self._left -= 1
-            if self._left < 0:
-                raise TooMuchError(f"has more than {self._most:,} instructions in its pickle")
+            self._charge(1)
             if code.name not in _KNOWN:
                 raise ValueError(code.name)
             self._do(code.name, argument)
         return self._stack.pop()
+
+    def _charge(self, work: int) -> None:
+        """Counts instructions, and how much one of them goes through: a pickle may repeat it."""
+        self._left -= work
+        if self._left < 0:
+            raise TooMuchError(f"has more than {self._most:,} instructions in its pickle")
 
     def _do(self, name: str, argument: Any) -> None:
         stack = self._stack
@@ -156,7 +163,7 @@ class Machine:
         elif name in _TUPLES:
             self._pack(_TUPLES[name])
         elif name == "GLOBAL":
-            stack.append(_Global(argument.replace(" ", ".").replace("__builtin__", "builtins")))
+            stack.append(_global(argument))
         elif name in _DOES:
             _DOES[name](self)
         elif name not in ("PROTO", "STOP"):
@@ -205,6 +212,7 @@ class Machine:
             fits = abs(key) < _LARGEST_KEY
         else:
             self._odd_keys += 1
+            self._charge(_work(key))
             flat = not isinstance(key, tuple) or not any(isinstance(k, tuple) for k in key)
             fits = flat and self._odd_keys <= _MOST_ODD_KEYS
         if not fits:
@@ -219,6 +227,7 @@ class Machine:
         arguments, function = self._stack.pop(), self._stack.pop()
         if not isinstance(function, _Global) or not isinstance(arguments, tuple):
             raise RefusedError("calls what is no function")
+        self._charge(sum(map(_work, arguments)))
         self._stack.append(self._call(function.name, arguments))
 
     def _call(self, name: str, arguments: tuple[Any, ...]) -> Any:
@@ -232,6 +241,8 @@ class Machine:
             function, _, inner, *_ = arguments
             if isinstance(function, _Global) and isinstance(inner, tuple):
                 return self._call(function.name, inner)
+        if name in DICTIONARIES:
+            return _Dict(is_ordered=True)
         if name in _KEYED and (first is None or isinstance(first, _List | _Dict)):
             for item in first if isinstance(first, _List) else ():
                 is_pair = name == "collections.OrderedDict" and isinstance(item, _List | tuple)
@@ -247,6 +258,7 @@ class Machine:
 
     def _build(self) -> None:
         state, target = self._stack.pop(), self._stack[-1]
+        self._charge(_work(state))
         if isinstance(target, _Tensor):
             raise RefusedError("changes a tensor after it was made")
         if not isinstance(target, _Dict):
@@ -287,6 +299,23 @@ class Machine:
                 "are in the file"
             )
         return _Tensor()
+
+
+def _global(argument: str) -> _Global:
+    """The function or class that torch finds, which goes by the names of Python 3."""
+    module, _, name = argument.partition(" ")
+    if (module, name) in NAME_MAPPING:
+        module, name = NAME_MAPPING[module, name]
+    return _Global(f"{IMPORT_MAPPING.get(module, module)}.{name}")
+
+
+def _work(value: Any) -> int:
+    """How many instructions it is worth to go through a value once."""
+    if isinstance(value, _Dict):
+        return len(value.keys)
+    if isinstance(value, str | bytes):
+        return len(value) // _CHARACTERS
+    return len(value) if isinstance(value, tuple | list) else 0
 
 
 _DOES = {

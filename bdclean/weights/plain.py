@@ -12,7 +12,9 @@ def _pruned(weight: Tensor, mask: Tensor) -> Tensor | None:
 
 def _weight_norm(length: Tensor, direction: Tensor) -> Tensor | None:
     """Of the formula weight = length * direction / norm(direction), for each output."""
-    if direction.ndim < 2 or length.shape != (len(direction), *[1] * (direction.ndim - 1)):
+    if not direction.is_floating_point() or direction.ndim < 2:
+        return None
+    if length.shape != (len(direction), *[1] * (direction.ndim - 1)):
         return None
     norms = direction.flatten(1).norm(dim=1).view(length.shape)
     product: Tensor = direction * (length / norms)
@@ -23,7 +25,8 @@ def _spectral_norm(weight: Tensor, left: Tensor, right: Tensor) -> Tensor | None
     """The weight over its largest singular value, as the two stored vectors give it."""
     if weight.ndim < 2 or weight[:1].numel() != right.numel() or len(weight) != left.numel():
         return None
-    return weight / torch.dot(left.flatten(), weight.flatten(1) @ right.flatten())
+    left, right = left.flatten().to(weight.dtype), right.flatten().to(weight.dtype)
+    return weight / torch.dot(left, weight.flatten(1) @ right)
 
 
 # How the names of the factors end, and what makes the weight of them.
@@ -42,7 +45,8 @@ def multiplied_out(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Takes what `torch.nn.utils` writes: `prune` (`weight_orig`, `weight_mask`), `weight_norm`
     (`weight_g`, `weight_v`) and `spectral_norm` (`weight_orig`, `weight_u`, `weight_v`), by their
-    older and newer names. Factors whose shapes do not fit together are left as they are.
+    older and newer names. Factors whose shapes do not fit together are left as they are, and so are
+    those of a file that would make more of its tensors than it has.
 
     Args:
         found: State dict of a file.
@@ -51,13 +55,17 @@ def multiplied_out(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
         The state dict, with the products at its end.
     """
     state = dict(found)
+    storages = {tensor.untyped_storage().data_ptr(): tensor for tensor in found.values()}
+    left = sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
     for endings, multiply in _LAYOUTS:
         for name in [name for name in state if name.endswith(endings[0])]:
             stem = name.removesuffix(endings[0])
             factors = [state[stem + end] for end in endings if stem + end in state]
             whole = len(factors) == len(endings) and factors[0].is_floating_point()
-            product = multiply(*factors) if whole else None
+            largest = max((factor.nbytes for factor in factors), default=0)
+            product = multiply(*factors) if whole and largest <= left else None
             if product is not None:
+                left -= largest
                 for end in endings:
                     del state[stem + end]
                 parent, _, last = stem.rpartition(_NEWER)

@@ -18,6 +18,7 @@ from bdclean.backbones.classifiers import find_classifiers
 from bdclean.backbones.source import WeightsSource
 from bdclean.errors import ConfigError, WeightsError
 from bdclean.types import ImageFacts
+from bdclean.weights import multiplied_out
 
 HALF = (0.5, 0.5, 0.5)
 WIDTH, FEATURES, CLASSES = 4, 32, 3
@@ -335,6 +336,69 @@ def test_factors_of_weights_are_multiplied_out(wrap, tmp_path):
 def test_what_has_no_place_is_reported(odd, names, tmp_path):
     with pytest.raises(WeightsError, match=rf"unexpected \({names}"):
         _load(BODY | odd, tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    ("state", "name"),
+    [
+        (_under("encoder.", BODY) | {"backbone.conv1.weight": BODY["conv1.weight"] * 0}, "conv1"),
+        (WHOLE | {"head.weight": torch.zeros(CLASSES, FEATURES)}, "head.weight"),
+        (WHOLE | {"head.bias": torch.zeros(CLASSES)}, "head.bias"),
+        (WHOLE | {"normalize.mean": torch.tensor([123.7, 116.3, 103.5])}, "normalize.mean"),
+        (
+            WHOLE
+            | {
+                "normalize.mean": torch.tensor([123.7, 116.3, 103.5]),
+                "normalize.std": torch.tensor([58.4, 57.1, 57.4]),
+            },
+            "normalize.mean",
+        ),
+    ],
+    ids=["backbone", "head", "bias", "mean", "mean and std of 255"],
+)
+def test_what_lies_beside_the_network_never_takes_the_place_of_a_part(state, name, tmp_path):
+    with pytest.raises(WeightsError, match=rf"unexpected \(\S*{name}\S* beside the network"):
+        _load(state, tmp_path / "x.pth")
+
+
+def test_the_counter_of_averaged_weights_is_left_out(tmp_path):
+    averaged = torch.optim.swa_utils.AveragedModel(_network().backbone)
+    model, told = _load(averaged.state_dict(), tmp_path / "x.pth")
+    assert "n_averaged serve training alone" in told[0]
+    assert torch.equal(model.backbone.conv1.weight, BODY["conv1.weight"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.bfloat16])
+def test_every_tensor_may_be_of_another_precision(dtype, tmp_path):
+    cast = {name: tensor.to(dtype) for name, tensor in WHOLE.items()}
+    model, told = _load(cast, tmp_path / "x.pth")
+    assert told == []
+    counter = model.backbone.bn1.num_batches_tracked
+    assert (counter.dtype, counter.item()) == (torch.int64, 1)
+    weight = model.backbone.conv1.weight
+    assert torch.equal(weight, BODY["conv1.weight"].to(dtype).float())
+
+
+def test_factors_of_other_types_are_no_traceback(tmp_path):
+    network = _network().backbone
+    spectral_norm(network.layer2[0].conv1)
+    state = network.state_dict()
+    odd = {name: t.double() if name.endswith(("_u", "_v")) else t for name, t in state.items()}
+    model, _ = _load(odd, tmp_path / "x.pth")
+    usual, _ = _load(state, tmp_path / "y.pth")
+    ours, theirs = (each.backbone.layer2[0].conv1.weight for each in (model, usual))
+    assert torch.allclose(ours, theirs, atol=1e-6)
+    whole = {"x.weight_g": torch.ones(2, 1), "x.weight_v": torch.ones(2, 3, dtype=torch.int64)}
+    with pytest.raises(WeightsError, match=r"unexpected \(x\.weight_g"):
+        _load(BODY | whole, tmp_path / "z.pth")
+
+
+def test_factors_never_make_more_than_the_file_has(tmp_path):
+    large = torch.ones(1000, 100)
+    names = [f"x{number}.weight" for number in range(50)]
+    found = {f"{name}{end}": large for name in names for end in ("_orig", "_mask")}
+    made = multiplied_out(found)
+    assert sum(name in made for name in names) == 1
 
 
 def test_numbers_of_a_network_with_pooling_do_not_fit_one_without(tmp_path):

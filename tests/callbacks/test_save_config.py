@@ -74,6 +74,17 @@ def test_a_run_goes_on_with_its_method_data_and_seed(key, checkpoint, begun, tmp
     assert names(begun) == before
 
 
+def test_a_checkpoint_of_another_run_does_not_take_the_place_of_one(begun, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(begun, other)
+    goes_on = sections(tmp_path, str(begun / "checkpoints" / "last.ckpt"))
+    with pytest.raises(ConfigError, match=r"last\.ckpt is of another run than that in .*other;"):
+        goes_on.require_own(other)
+    shutil.rmtree(other / "checkpoints")  # which holds nothing to lose
+    goes_on.require_own(other)
+    goes_on.require_own(begun)
+
+
 def test_all_keys_that_differ_are_named(begun, tmp_path):
     changed = sections(tmp_path, "last", seed_everything=1, model__init_args__width=8)
     with pytest.raises(ConfigError, match=r"^--model\.width \(4 -> 8\), --seed_.*leave them out"):

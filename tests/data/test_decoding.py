@@ -145,6 +145,45 @@ def test_what_lies_in_a_cache_that_cannot_be_written_is_read(files, monkeypatch)
         load(*files, 16)
 
 
+def npy(array, **how):
+    def write(path):
+        with path.open("wb") as file:
+            np.save(file, array, **how)
+
+    return write
+
+
+DAMAGED = {
+    "empty": (".npy", lambda path: path.write_bytes(b"")),
+    "cut": (".npy", lambda path: path.write_bytes(path.read_bytes()[:-1])),
+    "pickle": (".npy", npy(np.array([{}], dtype=object), allow_pickle=True)),
+    "zip": (".npy", lambda path: path.write_bytes(b"PK\3\4")),
+    "more rows": (".npy", npy(np.zeros((6, 3, 8, 8), np.uint8))),
+    "fewer rows": (".npy", npy(np.zeros((4, 3, 8, 8), np.uint8))),
+    "other size": (".npy", npy(np.zeros((5, 3, 4, 4), np.uint8))),
+    "other type": (".npy", npy(np.zeros((5, 3, 8, 8), np.float32))),
+    "scalar": (".npy", npy(np.array(3, np.uint8))),
+    "brace": (".json", lambda path: path.write_text("{")),
+    "number": (".json", lambda path: path.write_text("[1]")),
+    "no row": (".json", lambda path: path.write_text('[[999, "a", "b"]]')),
+    "negative": (".json", lambda path: path.write_text('[[-1, "a", "b"]]')),
+    "text": (".json", lambda path: path.write_text('[["a", "b", "c"]]')),
+    "bytes": (".json", lambda path: path.write_bytes(b"\xff")),
+    "deep": (".json", lambda path: path.write_text("[" * 100_000)),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_cache_is_written_again(case, files, tmp_path):
+    wanted = load(*files, 8).clone()
+    (stored,) = (tmp_path / "cache").rglob("*.npy")
+    suffix, damage = DAMAGED[case]
+    damage(stored.with_suffix(suffix))
+    assert torch.equal(load(*files, 8), wanted)
+    assert torch.equal(load(*files, 8), wanted)
+    assert cached(tmp_path) == [stored.name]
+
+
 def test_a_missing_cache_folder_is_made(files, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "not" / "there"))
     load(*files, 8)
@@ -217,7 +256,7 @@ def test_the_first_broken_file_and_the_switch_are_named(broken, reading, tmp_pat
         load(*broken, 8, reading=reading)
     assert str(refusal.value) == (
         f"{tmp_path}/set/1.png is not a readable image (it holds a web page); convert it to BMP, "
-        "GIF, JPEG, PNG, PPM, TIFF or WebP, or remove it, or leave out such files with "
+        "JPEG, PNG, PPM, TIFF or WebP, or remove it, or leave out such files with "
         "--data.on_error skip."
     )
     assert cached(tmp_path) == []

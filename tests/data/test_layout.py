@@ -107,7 +107,7 @@ def test_a_data_set_is_found(case, plant):
 
 EMPTY = (
     "{root}/bat holds no images; put images in, or remove the folder if it is no class, or keep it "
-    "with --data.num_classes 3."
+    "with --data.num_classes 3, in all parts."
 )
 ABOVE = (
     "{root}/%s is no class: it holds folders of images (%s) and no image of its own. If these are "
