@@ -127,7 +127,7 @@ METHODS = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_getting_started_plants_a_backdoor_and_removes_it(run):
     """Its commands on the digits as they stand, and about the numbers of its records."""
     text = (ROOT / "docs/getting_started.md").read_text()

@@ -30,7 +30,7 @@ if module.trainer.is_global_zero:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.ddp
 def test_both_processes_end_with_the_same_networks(run_script):
     assert "equal" in run_script(SCRIPT)
