@@ -2,6 +2,7 @@
 
 import difflib
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import torchvision
 from torch import nn
 from torchvision.models import MobileNetV2
 
-from bdclean.backbones.classifiers import find_classifiers
+from bdclean.backbones.classifiers import Classifiers, find_classifiers
 from bdclean.backbones.resnet import ResNetStem, resnet18, resnet34
 from bdclean.backbones.split import ModelInfo, Stem
 from bdclean.errors import ConfigError
@@ -161,25 +162,33 @@ def _solo(name: str, info: ModelInfo, num_features: int | None) -> Parts:
 
 
 def _timm(name: str, info: ModelInfo, num_features: int | None) -> Parts:
+    classifiers = _classifiers_of(name, info)
+    network = _create_timm(name, info, 1 if classifiers.is_more else 0)
+    if classifiers.is_more:
+        network = classifiers.cut_from(network)
+    features = num_features or _measure(network, info)
+    return Parts(network, features, classifiers.names, classifiers.bias)
+
+
+@lru_cache
+def _classifiers_of(name: str, info: ModelInfo) -> Classifiers:
+    """The classifiers of a network of timm, for which it is made twice, of shapes alone."""
+    return find_classifiers(partial(_create_timm, name, info))
+
+
+def _create_timm(name: str, info: ModelInfo, num_classes: int) -> nn.Module:
     import timm
 
     settings = timm.get_pretrained_cfg(name)
     fixed = settings is not None and settings.fixed_input_size
     arguments: dict[str, Any] = {"img_size": info.input_size} if fixed else {}
-
-    def create(num_classes: int) -> nn.Module:
-        try:
-            made: nn.Module = timm.create_model(
-                name, pretrained=False, num_classes=num_classes, **arguments
-            )
-        except (ValueError, RuntimeError, AssertionError, TypeError) as error:
-            raise _does_not_fit(info, error) from error
-        return made
-
-    classifiers = find_classifiers(create)
-    network = classifiers.cut_from(create(1)) if classifiers.is_more else create(0)
-    features = num_features or _measure(network, info)
-    return Parts(network, features, classifiers.names, classifiers.bias)
+    try:
+        made: nn.Module = timm.create_model(
+            name, pretrained=False, num_classes=num_classes, **arguments
+        )
+    except (ValueError, RuntimeError, AssertionError, TypeError) as error:
+        raise _does_not_fit(info, error) from error
+    return made
 
 
 def _measure(network: nn.Module, info: ModelInfo) -> int:

@@ -100,14 +100,17 @@ def load_images(
         DataError: Naming the first file that is not a readable image, or saying that none is; or if
             the disk of the cache is too full. A folder that may not be written is a warning.
     """
-    shape = (len(files), 3, input_size, input_size)
+    shape, found = (len(files), 3, input_size, input_size), None
     try:
-        store = _cache_file(files, names, input_size, resizing, reading) if reading.cache else None
-        if store is not None and (store.is_file() or _is_writable(store.parent)):
-            images, broken = _cached(store, shape, files, resizing, reading)
-        else:
-            images = np.empty(shape, dtype=np.uint8)
-            broken = _decode(images, files, resizing, reading)
+        if reading.cache:
+            store = _cache_file(files, names, input_size, resizing, reading)
+            found = _cached(store, shape, files, resizing, reading)
+        if found is None:
+            decoded_now = np.empty(shape, dtype=np.uint8)
+            found = decoded_now, _decode(decoded_now, files, resizing, reading)
+        images, broken = found
+        if broken and reading.on_error == "raise":
+            raise next(iter(broken.values()))
     except UnreadableError as error:
         if not error.broken:
             raise
@@ -154,22 +157,21 @@ def _cached(
     files: Sequence[Path],
     resizing: Resizing,
     reading: Reading,
-) -> tuple[np.ndarray, dict[int, UnreadableError]]:
+) -> tuple[np.ndarray, dict[int, UnreadableError]] | None:
     """Maps the file of the cache, which is written first where there is none.
 
     Beside it lies a list of the broken files, where there are any. Rows at the end are empty then.
+
+    Returns:
+        The images and the broken files; None where the cache may not be written.
     """
     found = _stored(store, shape, files)
-    if found is None:
+    if found is None and _is_writable(store.parent):
         try:
             _write(store, shape, files, resizing, reading)
         except FileError as error:
             raise DataError(f"{error} Make room, {_WAY_OUT}") from error
         found = _stored(store, shape, files)
-    if found is None:
-        raise DataError(f"{store} is damaged as soon as it is written; {_WAY_OUT}")
-    if found[1] and reading.on_error == "raise":
-        raise next(iter(found[1].values()))
     return found
 
 

@@ -36,8 +36,8 @@ _MOST_ODD_KEYS = 1000  # tuples and the like, whose hashes anybody can make equa
 _MOST_DIMENSIONS = 64
 _CHARACTERS = 10  # of a text, for one instruction
 _ENCODINGS = ("latin1", "latin-1", "utf-8", "utf8", "ascii")
-# Modules whose functions torch's unpickler calls, under the names of Python 2 as well.
-_CALLED = ("torch", "builtins", "__builtin__", "collections", "UserDict", "_codecs")
+# Modules whose functions torch's unpickler calls.
+_CALLED = ("torch", "builtins", "collections", "_codecs")
 _HARMLESS = frozenset(
     {
         "builtins.complex",

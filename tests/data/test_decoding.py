@@ -133,8 +133,8 @@ def test_a_cache_that_cannot_be_written_is_told_and_left_out(files, tmp_path, mo
     assert torch.equal(found, wanted)
 
 
-def test_what_lies_in_a_cache_that_cannot_be_written_is_read(files, monkeypatch):
-    wanted = load(*files, 8)
+def test_what_lies_in_a_cache_that_cannot_be_written_is_read(files, tmp_path, monkeypatch):
+    wanted = load(*files, 8).clone()
 
     def refused(*args, **kwargs):
         raise PermissionError(errno.EACCES, "Permission denied")
@@ -143,6 +143,10 @@ def test_what_lies_in_a_cache_that_cannot_be_written_is_read(files, monkeypatch)
     assert torch.equal(load(*files, 8), wanted)  # without a warning
     with pytest.warns(UserWarning, match="Permission denied"):
         load(*files, 16)
+    (stored,) = (tmp_path / "cache").rglob("*.npy")
+    stored.write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="Permission denied"):
+        assert torch.equal(load(*files, 8), wanted)
 
 
 def npy(array, **how):
