@@ -10,11 +10,12 @@ import yaml
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([ROOT / "README.md", *DOCS.rglob("*.md")])
+TEXTS = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 NOT_API = {"commands", "configs"}  # used from the command line alone
 GROUND = {"errors", "files", "progress", "runs", "types"}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_lines_are_at_most_100_characters(page):
     lines = page.read_text().splitlines()
     long = [line for line in lines if len(line) > 100 and not line.lstrip().startswith("|")]
