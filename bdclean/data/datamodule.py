@@ -33,7 +33,7 @@ from bdclean.data.poisoning import (
 )
 from bdclean.data.sources import read_flat_folder
 from bdclean.data.splits import RoleRows, Splits, draw_from_folder
-from bdclean.data.views import Labels, ViewMaker, require_shown
+from bdclean.data.views import Labels, ViewMaker, require_classes, require_shown
 from bdclean.errors import ConfigError, DataError
 from bdclean.functional.seeds import global_seed
 from bdclean.types import Batch, BatchPlace, ImageFacts, Role, TrainingSet, View
@@ -194,6 +194,8 @@ class ImageDataModule(LightningDataModule, ABC):
         Raises:
             ConfigError: If the role is empty, or may not show its labels.
         """
+        if labels:
+            require_classes(self.num_classes)
         if labels and role == "defense":
             require_shown(self.defense_root, self.defense_labels)
         if role == "defense" and self.defense_root is not None:

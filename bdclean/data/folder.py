@@ -1,5 +1,6 @@
 """Any folder of images."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -81,9 +82,7 @@ class ImageFolder(ImageDataModule):
         if given is None:
             empty = empty_classes(train, names)  # an attack may have taken all images of a class
             gone = [n for n in empty if test is None or not has_images(test / n)]
-            require_images(
-                train, gone, f", or keep it with --data.num_classes {len(names)}, in all parts"
-            )
+            require_images(train, gone, f", or keep it with --data.num_classes {len(names)}")
         elif given != len(names):
             raise ConfigError(
                 f"num_classes={given}: {train} has {len(names)} class folders; leave num_classes "
@@ -121,16 +120,17 @@ class ImageFolder(ImageDataModule):
         self._require_root("test")
         train, test = self._layout.train, self._test_folder()
         classes, found = class_folders(train), class_folders(test)
-        if classes != found:
-            odd = sorted(set(classes) ^ set(found))
+        unused = empty_classes(train, set(classes) - set(found))  # as num_classes counts them
+        odd = sorted(set(classes) ^ set(found) ^ set(unused))
+        if odd:
             raise DataError(
                 f"{train} and {test} differ in the class folders {odd[:5]}; both need the same "
                 "ones."
             )
-        empty = empty_classes(test, found)
-        if 0 < len(empty) < len(found):
+        empty = empty_classes(test, classes)
+        if 0 < len(empty) < len(classes):
             rank_zero_warn(f"{test / empty[0]} holds no images, so its class is not measured.")
-        return self._read(test)
+        return self._read(test, classes)
 
     def _require_root(self, part: str) -> None:
         if self.root is None:
@@ -156,5 +156,6 @@ class ImageFolder(ImageDataModule):
             "(--test_after_fit false)."
         )
 
-    def _read(self, folder: Path) -> ImageSet:
-        return read_class_folder(folder, self.input_size, reading=self.reading)
+    def _read(self, folder: Path, classes: Sequence[str] | None = None) -> ImageSet:
+        size, sparse = self.input_size, classes is not None
+        return read_class_folder(folder, size, classes=classes, sparse=sparse, reading=self.reading)

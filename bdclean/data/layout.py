@@ -68,10 +68,14 @@ def find_layout(root: Path, *, strict: bool = False) -> Layout:
             which tell that `train` is no class.
 
     Raises:
-        DataError: If it is not clear which folder holds the training images.
+        DataError: If there is no such folder, or it is not clear which one holds the training
+            images.
     """
     if not root.is_dir():
-        return Layout(root / "train")
+        raise DataError(
+            f"root={root}: there is no such folder; give one that holds train/CLASS/IMAGE.jpg and "
+            "test/CLASS/IMAGE.jpg, or the class folders themselves."
+        )
     names = folders_in(root)
     train, test = _part(root, names, "train"), _part(root, names, "test")
     val = next((root / name for name in names if part_of(name) == "val"), None)
@@ -95,6 +99,11 @@ def find_layout(root: Path, *, strict: bool = False) -> Layout:
         rank_zero_warn(
             f"{root} holds {train.name}/ beside other folders with images ({_listed(others)}), "
             "which are not read."
+        )
+    if val is not None and test is None:
+        rank_zero_warn(
+            f"{root} holds {val.name}/ and no folder of test images. {val.name}/ is not read; to "
+            "measure on it, name it test."
         )
     return Layout(train, test, val)
 

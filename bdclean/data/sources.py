@@ -27,6 +27,7 @@ def read_class_folder(
     input_size: int,
     *,
     classes: Sequence[str] | None = None,
+    sparse: bool = False,
     resizing: Resizing = "fill",
     reading: Reading = Reading(),  # noqa: B008  (frozen)
 ) -> ImageSet:
@@ -36,6 +37,7 @@ def read_class_folder(
         root: The folder above the class folders.
         input_size: Side of the images in pixels.
         classes: Their folders in the order of the labels; None takes all there are, sorted.
+        sparse: Whether some of `classes` may have no images, or no folder.
         resizing: See `bdclean.data.decoding.Resizing`.
         reading: See `bdclean.data.decoding.Reading`.
 
@@ -45,9 +47,8 @@ def read_class_folder(
     """
     chosen = class_folders(root) if classes is None else classes
     files = _listed(root, chosen)
-    if classes is None:
-        warn_of_pictures_beside(root)
-    if classes is not None and [] in files:
+    warn_of_pictures_beside(root)
+    if classes is not None and not sparse and [] in files:
         raise DataError(f"{root / classes[files.index([])]} holds no images; copy it again.")
     labels = torch.cat([torch.full((len(f),), k) for k, f in enumerate(files)])
     everything = [file for of_class in files for file in of_class]

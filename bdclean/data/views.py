@@ -14,6 +14,19 @@ Labels = Literal["hidden", "visible"]
 """Whether the labels of the defence role may be seen."""
 
 
+def require_classes(num_classes: int) -> None:
+    """Checks that there is something to learn from labels.
+
+    Raises:
+        ConfigError: If there is a single class.
+    """
+    if num_classes < 2:
+        raise ConfigError(
+            "The data has a single class, and a classifier must tell two apart at least; give the "
+            "folder above the class folders, or use a method without labels."
+        )
+
+
 def require_shown(defense_root: str | None, labels: Labels) -> None:
     """Checks that the images of the defence role may show their labels.
 

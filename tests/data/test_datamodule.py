@@ -288,7 +288,7 @@ def test_a_flat_folder_is_decoded_once_beforehand_or_held_in_memory(tmp_path, mo
 @pytest.mark.parametrize(
     ("make", "error", "text"),
     [
-        (lambda p: ImageFolder(root=str(p / "none")), DataError, "No folder"),
+        (lambda p: ImageFolder(root=str(p / "none")), DataError, "there is no such folder"),
         (lambda p: ImageFolder(), ConfigError, "^root=null: "),
         (lambda p: ImageFolder(root=str(p / "set"), num_classes=3), ConfigError, "has 2"),
         (lambda p: CIFAR10(root=str(p)).stored, DataError, "cifar-10-batches-py"),

@@ -10,6 +10,7 @@ from bdclean.commands.class_folders import classes_of, training_folder
 from bdclean.data import Digits, ImageFolder
 from bdclean.data.layout import part_of
 from bdclean.errors import BdcleanError
+from bdclean.types import View
 
 WORDS = {"input_size": 8, "cache": False}
 CLASSES = ["cat", "dog"]
@@ -86,6 +87,7 @@ READ = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*is not read; to measure on it")
 @pytest.mark.parametrize("case", READ)
 def test_a_data_set_is_found(case, plant):
     paths, train, test = READ[case]
@@ -107,7 +109,7 @@ def test_a_data_set_is_found(case, plant):
 
 EMPTY = (
     "{root}/bat holds no images; put images in, or remove the folder if it is no class, or keep it "
-    "with --data.num_classes 3, in all parts."
+    "with --data.num_classes 3."
 )
 ABOVE = (
     "{root}/%s is no class: it holds folders of images (%s) and no image of its own. If these are "
@@ -115,7 +117,10 @@ ABOVE = (
     "folder."
 )
 ASKED = {
-    "no folder": ([], "No folder {root}/train. Expected {root}/train/CLASS/IMAGE.jpg, one folder"),
+    "no folder": (
+        [],
+        "root={root}: there is no such folder; give one that holds train/CLASS/IMAGE.jpg and test/",
+    ),
     "an empty class": (both("", "bat/"), EMPTY),
     "a class of rubbish": (both("", "bat/Thumbs.db", "bat/._0.png"), EMPTY),
     "a class of photos that are not read": (
@@ -192,6 +197,22 @@ def test_an_empty_class_may_keep_its_number(plant):
     assert ImageFolder(root=str(root), num_classes=3, **WORDS).num_classes == 3
 
 
+def test_an_empty_class_may_lack_a_folder_of_test_images(plant):
+    root = plant([*both("train", "train/bat/"), *both("test")])
+    data = ImageFolder(root=str(root), num_classes=3, **WORDS)
+    with pytest.warns(UserWarning, match="/test/bat holds no images, so its class is not measured"):
+        assert data.test_set.classes == ("bat", "cat", "dog")
+    assert data.test_set.labels.tolist() == [1, 2]
+
+
+def test_a_single_class_has_no_labels_to_learn(plant):
+    data = ImageFolder(root=str(plant(["cat/0.png", "cat/1.png"])), **WORDS)
+    with pytest.raises(BdcleanError, match="a single class, and a classifier must tell two apart"):
+        data.set_view(View("train", labels=True))
+    data.set_view(View("train"))
+    assert data.num_rows(View("train")) == 2
+
+
 TESTED = {
     "val in place of test": (
         [*both("train"), *both("val")],
@@ -212,6 +233,7 @@ TESTED = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*is not read; to measure on it")
 @pytest.mark.parametrize("case", TESTED)
 def test_test_images_are_asked_about(case, plant):
     paths, sentence = TESTED[case]
@@ -220,6 +242,12 @@ def test_test_images_are_asked_about(case, plant):
     with pytest.raises(BdcleanError) as question:
         _ = data.test_set
     assert str(question.value).startswith(sentence.format(root=root))
+
+
+def test_validation_images_are_no_test_set_in_silence(plant):
+    root = plant([*both("train"), *both("valid")])
+    with pytest.warns(UserWarning, match=r"valid/ is not read; to measure on it, name it test\."):
+        ImageFolder(root=str(root), **WORDS)
 
 
 def test_what_is_left_out_is_told(plant):
