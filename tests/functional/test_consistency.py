@@ -2,9 +2,12 @@ import pytest
 import torch
 from torch import nn
 
+from bdclean.errors import ConfigError
 from bdclean.functional.consistency import (
     PatchScore,
     adversarial_patch,
+    grid_centres,
+    margin_fall,
     patch_mask,
     prediction_change,
 )
@@ -51,6 +54,23 @@ def test_prediction_change_is_the_divergence_from_before():
     torch.testing.assert_close(prediction_change(before, after), wanted)
     assert prediction_change(before, after)[1] == 0
     assert prediction_change(before, after)[0] != prediction_change(after, before)[0]
+
+
+def test_the_margin_is_that_of_the_class_named_before():
+    before = torch.tensor([[2.0, 0.0, -1.0], [0.0, 1.0, 3.0], [1.0, 0.0, 0.0]])
+    after = torch.tensor([[0.0, 1.5, 9.0], [0.0, 1.0, 2.5], [4.0, 0.0, 0.0]])
+    assert margin_fall(before, after).tolist() == [2 - -9, 2 - 1.5, 1 - 4]
+
+
+@pytest.mark.parametrize(("count", "line"), [(1, [16]), (4, [8, 24]), (9, [5, 16, 26])])
+def test_a_grid_shares_the_image_out(count, line):
+    wanted = [[row, column] for row in line for column in line]
+    assert grid_centres(count, 32).tolist() == wanted
+
+
+def test_a_grid_has_as_many_rows_as_columns():
+    with pytest.raises(ConfigError, match=r"num_masks=3: patch\.places=grid needs a square number"):
+        PatchScore(places="grid")
 
 
 @pytest.mark.parametrize("inner", ["kl", "ce"])
@@ -119,6 +139,20 @@ def test_the_least_effect_of_all_patches_counts(net, images):
     assert (least <= first).all()  # the first patch is the same
     assert (least < first).float().mean() > 0.5
     assert (least > 0).all()
+
+
+def test_the_median_effect_on_a_grid_by_hand(net, images):
+    """All images have the same patches, and the middle one of their effects counts."""
+    pgd = PGD(8, 4, 0.5, random_start=False)
+    score = PatchScore("square", 1, pgd, "ce", 9, "grid", "margin", "median")
+    before = net(images).detach()
+    falls = []
+    for centre in grid_centres(9, 8):
+        mask = patch_mask(centre.expand(3, 2), 1, 8)
+        moved = adversarial_patch(images, before, mask, net, pgd, "ce")
+        falls.append(margin_fall(before, net(moved).detach()))
+    wanted = torch.stack(falls).sort(0).values[4]
+    torch.testing.assert_close(score(images, net, net, torch.Generator()).detach(), wanted)
 
 
 def test_a_patch_on_the_trigger_moves_only_the_score_of_that_patch():
