@@ -13,10 +13,11 @@ from torchvision.models import MobileNetV2
 from bdclean.backbones.classifiers import Classifiers, find_classifiers
 from bdclean.backbones.resnet import ResNetStem, resnet18, resnet34
 from bdclean.backbones.split import ModelInfo, Stem
-from bdclean.errors import ConfigError
+from bdclean.errors import ConfigError, in_a_sentence
 
 OWN = ("resnet18", "resnet34", "mobilenet_v2")
 SMALL_IMAGE = 64  # pixels; up to here "auto" is the stem for small images
+_RELATIVES = 8  # that are compared with a file
 # torchvision's table (expansion, channels, blocks, stride), with stride 1 in the second row.
 _SMALL_MOBILENET = [
     [1, 16, 1, 1],
@@ -132,9 +133,45 @@ def _mobilenet(width: int, *, small: bool) -> Parts:
     return Parts(network, features, ("classifier.1",))
 
 
+def is_made_for_a_size(arch: str) -> bool:
+    """Whether the layers of a canonical architecture depend on the size of the images."""
+    library, _, name = arch.rpartition(":")
+    if library == "timm":
+        import timm
+
+        settings = timm.get_pretrained_cfg(name)
+        return settings is not None and bool(settings.fixed_input_size)
+    return library == "torchvision" and name.startswith("vit_")
+
+
+def usual_size(arch: str) -> int | None:
+    """Side of the images that a canonical architecture is published for, if it is known."""
+    library, _, name = arch.rpartition(":")
+    if library != "timm":
+        return 224 if library == "torchvision" else None
+    import timm
+
+    settings = timm.get_pretrained_cfg(name)
+    return None if settings is None else int(settings.input_size[-1])
+
+
+def relatives(arch: str) -> list[str]:
+    """Architectures whose names are like this canonical one, the likest first."""
+    library, _, name = arch.rpartition(":")
+    if library == "timm":
+        import timm
+
+        known, library = timm.list_models(), "timm"
+    else:
+        known, library = torchvision.models.list_models(module=torchvision.models), "torchvision"
+    close = difflib.get_close_matches(name, known, n=_RELATIVES, cutoff=0.5)
+    others = [f"{library}:{each}" for each in close if each != name]
+    return [*(each for each in OWN if arch in OWN and each != arch), *others]
+
+
 def _torchvision(name: str, info: ModelInfo, num_features: int | None) -> Parts:
     arguments: dict[str, int | bool] = {}
-    if name.startswith("vit_"):
+    if is_made_for_a_size(info.arch):
         arguments["image_size"] = info.input_size
     if name in ("googlenet", "inception_v3"):
         arguments.update(aux_logits=False, init_weights=True)
@@ -179,8 +216,7 @@ def _classifiers_of(name: str, info: ModelInfo) -> Classifiers:
 def _create_timm(name: str, info: ModelInfo, num_classes: int) -> nn.Module:
     import timm
 
-    settings = timm.get_pretrained_cfg(name)
-    fixed = settings is not None and settings.fixed_input_size
+    fixed = is_made_for_a_size(info.arch)
     arguments: dict[str, Any] = {"img_size": info.input_size} if fixed else {}
     try:
         made: nn.Module = timm.create_model(
@@ -204,5 +240,9 @@ def _measure(network: nn.Module, info: ModelInfo) -> int:
 
 
 def _does_not_fit(info: ModelInfo, error: Exception) -> ConfigError:
-    reason = str(error).strip().split("\n")[0]
-    return ConfigError(f"arch={info.arch!r} does not take input_size={info.input_size}: {reason}")
+    reason = in_a_sentence(str(error).strip().split("\n")[0])
+    usual = usual_size(info.arch)
+    hint = f" Its usual input_size is {usual}." if usual not in (None, info.input_size) else ""
+    return ConfigError(
+        f"arch={info.arch!r} does not take input_size={info.input_size}: {reason}{hint}"
+    )

@@ -1,17 +1,18 @@
 """Builds models from a description and from weights files. Never downloads anything."""
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from bdclean.backbones.architectures import Parts, canonical, make_parts
 from bdclean.backbones.foreign import split_foreign, warn_of_solo_learn
+from bdclean.backbones.near import what_fits
+from bdclean.backbones.skeleton import check_memory, shapes
 from bdclean.backbones.split import ModelInfo, SplitModel, Stem
 from bdclean.errors import BdcleanError, ConfigError, WeightsError
 from bdclean.files import FORMAT_KEY
@@ -23,7 +24,6 @@ from bdclean.weights import Nest, check_plain, match, read_nests, write
 IMAGENET_MEAN: RGB = (0.485, 0.456, 0.406)
 IMAGENET_STD: RGB = (0.229, 0.224, 0.225)
 DEFAULT_INPUT_SIZE = 32
-_WEIGHTS_BEGIN_AS = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)
 
 
 def build(info: ModelInfo) -> SplitModel:
@@ -167,7 +167,7 @@ def _load_own(
     (nest,) = nests
     check_plain(nest, weights)
     model = build_for(info, nest.tensors, weights)
-    _load(model, nest.tensors, weights)
+    _load(model, nest.tensors)
     return model
 
 
@@ -190,38 +190,16 @@ def build_for(info: ModelInfo, state: Mapping[str, Tensor], weights: str | Path)
         ) from error
     skeleton = _skeleton(info, weights)
     _check(skeleton, state, weights)
+    check_memory(skeleton.backbone, printable(weights))
     return _assemble(make_parts(info, skeleton.num_features), info)
-
-
-def _inner(error: BdcleanError) -> str:
-    """What an error says, for the middle of another sentence."""
-    return printable(error).rstrip(".")
-
-
-class _WithoutNumbers(TorchFunctionMode):
-    """Makes weights of shapes alone, and real numbers of what networks compute shapes from."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in _WEIGHTS_BEGIN_AS and kwargs.get("device") is None:
-            kwargs["device"] = "meta"
-        return func(*args, **kwargs)
 
 
 def _skeleton(info: ModelInfo, weights: str | Path) -> SplitModel:
     """A model of shapes alone: a file may ask for any size, and is not to take memory for it."""
     try:
-        try:
-            with torch.device("meta"):
-                return _assemble(make_parts(info), info)
-        except ConfigError as error:
-            if not isinstance(error.__cause__, NotImplementedError):
-                raise
-        # torchvision's RegNets need numbers while they are built
-        with _WithoutNumbers():
-            return _assemble(make_parts(info), info)
+        parts = shapes(info, printable(weights))
+        with torch.device("meta"):
+            return _assemble(parts, info)
     except ConfigError as error:
         raise WeightsError(
             f"{weights}: its metadata describes no model ({_inner(error)})."
@@ -231,6 +209,11 @@ def _skeleton(info: ModelInfo, weights: str | Path) -> SplitModel:
             f"{weights}: no {info.arch} can be built with the width, num_classes and input_size in "
             "its metadata."
         ) from error
+
+
+def _inner(error: BdcleanError) -> str:
+    """What an error says, for the middle of another sentence."""
+    return printable(error).rstrip(".")
 
 
 def _load_foreign(
@@ -267,24 +250,30 @@ def _load_foreign(
     info = replace(info, num_classes=found.num_classes, mean=mean, std=std)
     model = _assemble(parts, info)
     own = {f"normalize.{key}": value for key, value in model.normalize.state_dict().items()}
-    _load(model, {**own, **found.state}, weights)
+    state = {**own, **found.state}
+    _check(model, state, weights, lambda: what_fits(nests, model, state, weights))
+    _load(model, state)
     return model
 
 
-def _load(model: SplitModel, state: Mapping[str, Tensor], weights: str | Path) -> None:
-    _check(model, state, weights)
+def _load(model: SplitModel, state: Mapping[str, Tensor]) -> None:
     # The versions of its layers, which a weights file does not keep: MNASNet asks for its own.
     versions = OrderedDict(state)
     versions._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
     model.load_state_dict(versions, strict=False)  # absent: num_batches_tracked at most
 
 
-def _check(model: SplitModel, state: Mapping[str, Tensor], weights: str | Path) -> None:
+def _check(
+    model: SplitModel,
+    state: Mapping[str, Tensor],
+    weights: str | Path,
+    hint: Callable[[], str] = str,
+) -> None:
     report = match(model.state_dict(), state)
     if not report.ok:
         raise WeightsError(
             f"{weights} does not fit {model.info.arch} (width {model.info.width}, stem "
-            f"{model.info.stem}, input size {model.info.input_size}): {report.message()}."
+            f"{model.info.stem}, input size {model.info.input_size}): {report.message()}.{hint()}"
         )
 
 

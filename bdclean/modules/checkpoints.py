@@ -28,8 +28,8 @@ _OF_GROUPS = ("loops", "callbacks")  # each of their values is a mapping as well
 _KEPT: dict[str, Callable[[Any], bool]] = {
     "networks": lambda value: isinstance(value, Mapping) and all(map(_is_text, value.values())),
     "plan": lambda value: isinstance(value, list | tuple) and all(map(_is_outline, value)),
-    "stage": lambda value: type(value) is int,
-    "steps": lambda value: type(value) is int,
+    "stage": lambda value: type(value) is int and value >= 0,
+    "steps": lambda value: type(value) is int and value >= 0,
     "results": lambda value: isinstance(value, Mapping) and all(map(_is_result, value.items())),
 }
 _PATHS = ("best_model_path", "kth_best_model_path", "last_model_path", "dirpath")

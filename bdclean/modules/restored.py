@@ -1,6 +1,7 @@
 """What a checkpoint would restore, compared with what a new run has, before anything is."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from lightning import Trainer
@@ -13,6 +14,9 @@ from bdclean.modules.trainer import loaded_checkpoint, loop_state
 
 # Of optimizers: what has the shape of its parameter.
 _LIKE_PARAMETERS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+_PHASES = ("ready", "started", "processed", "completed")  # of a batch, a step or an epoch
+_COUNTS = frozenset({"last_epoch", "_step_count"})  # of schedulers
+_LARGEST_COUNT = 2**53
 
 
 def networks_of(record: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, SplitModel]:
@@ -54,10 +58,30 @@ def check_state(trainer: Trainer, file: str) -> None:
     if checkpoint is None:
         return
     odd = odd_part(loop_state(trainer), checkpoint["loops"], "loops", whole=True)
+    odd = odd or _odd_count(checkpoint["loops"], "loops") or _odd_total(checkpoint)
     odd = odd or _odd_optimizer(trainer, checkpoint["optimizer_states"])
     odd = odd or _odd_scheduler(trainer, checkpoint["lr_schedulers"])
     if odd is not None:
         raise ConfigError(f"{file}: {none_of_ours(f'its entry {odd} is odd or missing')}")
+
+
+def _odd_count(loops: Mapping[str, Any], key: str) -> str | None:
+    """The first count of a loop in which more has ended than has begun."""
+    counts = [(phase, loops[phase]) for phase in _PHASES if phase in loops]
+    for (_, before), (phase, after) in pairwise(counts):
+        if after > before:
+            return f"{key}.{phase}"
+    odds = (_odd_count(v, f"{key}.{k}") for k, v in loops.items() if isinstance(v, Mapping))
+    return next((odd for odd in odds if odd is not None), None)
+
+
+def _odd_total(checkpoint: Mapping[str, Any]) -> str | None:
+    """The number of steps beside the loops, if it differs from what they have counted."""
+    fit = checkpoint["loops"]["fit_loop"]
+    automatic = fit["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]
+    manual = fit["epoch_loop.manual_optimization.optim_step_progress"]
+    steps = sum(each["total"]["completed"] for each in (automatic, manual))
+    return None if checkpoint["global_step"] == steps else "global_step"
 
 
 def _odd_optimizer(trainer: Trainer, states: Sequence[Any]) -> str | None:
@@ -70,12 +94,19 @@ def _odd_optimizer(trainer: Trainer, states: Sequence[Any]) -> str | None:
             return odd
         if not {"state", "param_groups"} <= state.keys():
             return key
-        if not all({"lr", "params"} <= group.keys() for group in state["param_groups"]):
-            return f"{key}.param_groups"
+        groups = zip(expected["param_groups"], state["param_groups"], strict=True)
+        for place, (own, group) in enumerate(groups):
+            if not {"lr", "params"} <= group.keys():
+                return f"{key}.param_groups"
+            # Numbers from 0 on, as torch gives them: by these, parameters find their momentum.
+            if repr([*group["params"]]) != repr(own["params"]):
+                return f"{key}.param_groups.{place}.params"
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for place, entry in state["state"].items():
             fits = isinstance(entry, Mapping)
-            if fits and type(place) is int and place < len(parameters):
+            if type(place) is int and not 0 <= place < len(parameters):
+                return f"{key}.state.{place}"
+            if fits and type(place) is int:
                 likes = [entry[name] for name in _LIKE_PARAMETERS if entry.get(name) is not None]
                 shape = parameters[place].shape
                 fits = all(isinstance(like, Tensor) and like.shape == shape for like in likes)
@@ -92,8 +123,9 @@ def _odd_scheduler(trainer: Trainer, states: Sequence[Any]) -> str | None:
         key, expected = f"lr_schedulers.{number}", config.scheduler.state_dict()
         if (odd := odd_part(expected, state, key, whole=False)) is not None:
             return odd
-        if "last_epoch" in expected and "last_epoch" not in state:
-            return f"{key}.last_epoch"
+        for name in _COUNTS.intersection(expected):
+            if not _is_count(state.get(name)):
+                return f"{key}.{name}"
         for name in state.keys() - expected.keys():
             if hasattr(config.scheduler, str(name)):  # it would hide a method
                 return f"{key}.{name}"
@@ -153,9 +185,15 @@ def odd_part(expected: Any, found: Any, key: str, *, whole: bool) -> str | None:
     return None if _is_alike(expected, found, whole) else key
 
 
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _LARGEST_COUNT
+
+
 def _is_alike(expected: Any, found: Any, counts: bool) -> bool:
     if isinstance(expected, bool | str):
         return type(found) is type(expected)
+    if counts and isinstance(expected, int):
+        return _is_count(found)
     if isinstance(expected, int | float | Tensor):
         if isinstance(found, Tensor):
             return found.numel() == 1 or found.shape == getattr(expected, "shape", None)

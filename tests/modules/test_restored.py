@@ -80,7 +80,6 @@ def found(content, key):
     return key
 
 
-SAME = dict.fromkeys(("ready", "started", "processed", "completed"), 99)
 # What is said of a checkpoint, then where its content is another, and which one. Of our entry:
 OURS_ODD = {
     f"its entry {OURS}.networks is of a wrong type": {
@@ -101,10 +100,12 @@ OURS_ODD = {
         "a stage is a text": ((OURS, "stage"), "0"),
         "a stage is half a one": ((OURS, "stage"), 0.5),
         "a stage is true": ((OURS, "stage"), True),
+        "a stage is below 0": ((OURS, "stage"), -1),
     },
     f"its entry {OURS}.steps is of a wrong type": {
         "steps are none": ((OURS, "steps"), None),
         "steps are a text": ((OURS, "steps"), "3"),
+        "steps are below 0": ((OURS, "steps"), -3),
     },
     f"its entry {OURS}.results is of a wrong type": {
         "results are none": ((OURS, "results"), None),
@@ -127,6 +128,32 @@ STATE_ODD = {
         "a count is a text": ((*EPOCHS, "processed"), "1"),
         "a count is below 0": ((*EPOCHS, "processed"), -5),
         "a count is true": ((*EPOCHS, "processed"), True),
+        "a count is endless": ((*EPOCHS, "processed"), 1e30),
+        "a count is whole and a float": ((*EPOCHS, "processed"), 1.0),
+        "a count is no number": ((*EPOCHS, "processed"), math.nan),
+        "a count is a tensor": ((*EPOCHS, "processed"), torch.tensor(1)),
+        "a count is too large": ((*EPOCHS, "processed"), 10**30),
+        "more epochs were processed than started": ((*EPOCHS, "processed"), 2),
+    },
+    "its entry loops.fit_loop.epoch_loop.batch_progress.total.ready is odd or missing": {
+        "a count of batches is a float": (
+            (*FIT, "epoch_loop.batch_progress", "total", "ready"),
+            1e30,
+        ),
+    },
+    "its entry loops.fit_loop.epoch_loop.batch_progress.current.started is odd or missing": {
+        "more batches have started than were ready": (
+            (*FIT, "epoch_loop.batch_progress", "current", "started"),
+            lambda count: count + 1,
+        ),
+    },
+    "its entry global_step is odd or missing": {
+        "another number of steps": (("global_step",), 99),
+        "other steps than the loops have counted": (
+            (*FIT, "epoch_loop.automatic_optimization.optim_progress", "optimizer", "step", "total")
+            + ("completed",),
+            0,
+        ),
     },
     "its entry loops.fit_loop.epoch_loop.batch_progress is odd or missing": {
         "batches are none": ((*FIT, "epoch_loop.batch_progress"), None),
@@ -155,6 +182,23 @@ STATE_ODD = {
     },
     "its entry optimizer_states.0.param_groups.0.params is odd or missing": {
         "too few parameters": ((*GROUP, "params"), [1]),
+        "parameters in another order": ((*GROUP, "params"), lambda ids: ids[::-1]),
+        "parameters named twice": ((*GROUP, "params"), lambda ids: [0, *ids[:-1]]),
+        "parameters that are not there": ((*GROUP, "params"), lambda ids: [i + 1 for i in ids]),
+        "parameters below 0": ((*GROUP, "params"), lambda ids: [i - len(ids) for i in ids]),
+        "parameters by floats": ((*GROUP, "params"), lambda ids: [float(i) for i in ids]),
+    },
+    "its entry optimizer_states.0.param_groups.0.params.0 is odd or missing": {
+        "parameters by truths": ((*GROUP, "params"), lambda ids: [False, True, *ids[2:]]),
+    },
+    "its entry optimizer_states.0.state.-1 is odd or missing": {
+        "a momentum of a parameter below 0": (
+            (*OPTIMIZER, "state"),
+            lambda state: state | {-1: state[0]},
+        ),
+    },
+    "its entry optimizer_states.0.state.999 is odd or missing": {
+        "a momentum of no parameter": ((*OPTIMIZER, "state"), lambda state: state | {999: state[0]}),
     },
     "its entry optimizer_states.0.state is odd or missing": {
         "a state is a list": ((*OPTIMIZER, "state"), [1]),
@@ -171,6 +215,8 @@ STATE_ODD = {
     "its entry lr_schedulers.0.last_epoch is odd or missing": {
         "a schedule that ended at a text": ((*SCHEDULER, "last_epoch"), "1"),
         "a schedule without its epoch": ((*SCHEDULER, "last_epoch"), MISSING),
+        "a schedule that ended at half a step": ((*SCHEDULER, "last_epoch"), 0.5),
+        "a schedule that ended nowhere": ((*SCHEDULER, "last_epoch"), 1e30),
     },
     "its entry lr_schedulers.0.step is odd or missing": {
         "a schedule whose method is hidden": ((*SCHEDULER, "step"), 3),

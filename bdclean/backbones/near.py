@@ -1,0 +1,134 @@
+"""What a foreign file fits that does not fit what was asked for: another size, width or depth."""
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from bdclean.backbones.architectures import (
+    OWN,
+    canonical,
+    is_made_for_a_size,
+    relatives,
+    usual_size,
+)
+from bdclean.backbones.foreign import split_foreign
+from bdclean.backbones.skeleton import shapes
+from bdclean.backbones.split import ModelInfo, SplitModel
+from bdclean.errors import BdcleanError
+from bdclean.printable import printable
+from bdclean.weights import Nest, match, places
+
+_FEWEST = 4  # names that differ; a relative differs in more
+_SHARED = 4  # a relative has one name of so many
+_TOKENS = 6  # positions that are none of the image: of the class, of distillation, registers
+_OPTIONS = {"input_size": "--data.input_size"}  # links the models' from there
+_ODD = (BdcleanError, RuntimeError, TypeError, ValueError, OverflowError)
+
+
+def what_fits(
+    nests: Sequence[Nest], model: SplitModel, state: Mapping[str, Tensor], weights: str | Path
+) -> str:
+    """Finds what the file was made for, among what is near to what was asked for.
+
+    Args:
+        nests: State dicts of the file.
+        model: As it was asked for.
+        state: That of the file by the names of the model, as far as they fit.
+        weights: The file.
+
+    Returns:
+        A sentence that follows another one and says what to give; empty if nothing near fits.
+    """
+    for other in _candidates(nests, model, state):
+        try:
+            fits = _fits(nests, other, model, weights)
+        except _ODD:
+            continue
+        if fits:
+            keys = ("arch", "width", "stem", "input_size")
+            changed = {
+                key: getattr(other, key)
+                for key in keys
+                if getattr(other, key) != getattr(model.info, key)
+            }
+            if changed.get("arch", "resnet").rpartition(":")[0]:
+                changed.pop("stem", None)  # that of the architecture
+            given = ", ".join(f"{key}={value}" for key, value in changed.items())
+            options = (f"{_OPTIONS.get(k, f'--model.{k}')} {v}" for k, v in changed.items())
+            return f" It fits {given}; on the command line {' '.join(options)}."
+    return ""
+
+
+def _candidates(
+    nests: Sequence[Nest], model: SplitModel, state: Mapping[str, Tensor]
+) -> Iterator[ModelInfo]:
+    backbone, expected = model.backbone.state_dict(), model.state_dict()
+    shared = [place.names for nest in nests for place in places(nest.tensors, backbone)]
+    if max(shared, default=0) * _SHARED < len(backbone):
+        return
+    info = replace(model.info, num_classes=None)
+    if is_made_for_a_size(info.arch):
+        yield from (replace(info, input_size=size) for size in _sizes(model, state))
+    differ = [k for k, v in expected.items() if k in state and state[k].shape != v.shape]
+    if len(expected.keys() ^ state.keys()) + len(differ) < _FEWEST:
+        return
+    for arch in (info.arch, *relatives(info.arch)):
+        if arch in OWN:
+            for stem in ("cifar", "imagenet"):
+                for width in _widths(nests, arch):
+                    yield replace(info, arch=arch, stem=stem, width=width)
+        else:
+            yield canonical(replace(info, arch=arch, stem="auto", width=64))
+
+
+def _sizes(model: SplitModel, state: Mapping[str, Tensor]) -> list[int]:
+    """Sizes of images that the file may be for, by how many positions it has."""
+    own, usual = model.info.input_size, usual_size(model.info.arch)
+    patch = next((m.stride[0] for m in model.modules() if isinstance(m, nn.Conv2d)), 1)
+    sizes = [] if usual is None else [usual]
+    expected = model.state_dict()
+    for name, tensor in expected.items():
+        if name not in state or state[name].shape == tensor.shape:
+            continue
+        for ours, theirs in zip(tensor.shape, state[name].shape, strict=False):
+            for here, there in _grids(ours, theirs):
+                sizes += [there * patch, there * own // here]
+        break
+    return [size for size in dict.fromkeys(sizes) if size != own]
+
+
+def _grids(ours: int, theirs: int) -> Iterator[tuple[int, int]]:
+    """Sides of square grids that may have so many positions."""
+    if ours == theirs:
+        return
+    yield ours, theirs
+    for tokens in range(_TOKENS):
+        here, there = ours - tokens, theirs - tokens
+        if here > 0 < there and math.isqrt(here) ** 2 == here and math.isqrt(there) ** 2 == there:
+            yield math.isqrt(here), math.isqrt(there)
+
+
+def _widths(nests: Sequence[Nest], arch: str) -> set[int]:
+    """Of what may be the first layer of the network, in the state dicts of a file."""
+    first, usual = ("features.0.0.weight", 32) if arch == "mobilenet_v2" else ("conv1.weight", 64)
+    return {
+        max(1, len(tensor) * 64 // usual)
+        for nest in nests
+        for name, tensor in nest.tensors.items()
+        if name.endswith(first) and tensor.ndim == 4 and tensor.shape[1] == 3
+    }
+
+
+def _fits(nests: Sequence[Nest], info: ModelInfo, asked: SplitModel, weights: str | Path) -> bool:
+    same = (info.arch, info.width) == (asked.info.arch, asked.info.width)
+    parts = shapes(info, printable(weights), asked.num_features if same else None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = split_foreign(nests, parts, weights)
+    backbone = {f"backbone.{name}": tensor for name, tensor in parts.backbone.state_dict().items()}
+    head = ("head.weight", "head.bias") if found.num_classes is not None else ()
+    return match(backbone, {k: v for k, v in found.state.items() if k not in head}).ok
