@@ -1,10 +1,12 @@
 """Files that are whole or absent, and hashes of what is in them."""
 
+import errno
 import hashlib
 import json
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,7 +28,7 @@ _LEFT = re.compile(r"\..+\.([0-9a-f]{8}\.tmp|ckpt\.\d+)")
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str], size: int | None = None) -> Iterator[Path]:
     """Writes a file whole or not at all; missing folders are made.
 
     The block writes to the path that it is given, which lies in the same folder, because a rename
@@ -35,6 +37,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Args:
         path: The file to write.
+        size: Bytes that it will have, if they are known: what is said of a full disk.
 
     Yields:
         An empty file to write to.
@@ -59,7 +62,19 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise FileError(f"{path} cannot be written: {error.strerror or error}.") from error
+        room = _room(path.parent, size) if error.errno == errno.ENOSPC else ""
+        raise FileError(f"{path} cannot be written: {error.strerror or error}.{room}") from error
+
+
+def _room(folder: Path, size: int | None) -> str:
+    """How much a full disk still takes, when what was written in vain is gone."""
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return ""
+    needs = "" if size is None else f"it has {size:,} bytes, and "
+    told = f"{needs}{free:,} bytes are free there."
+    return f" {told[0].upper()}{told[1:]}"
 
 
 def leftovers(folder: Path) -> list[Path]:
@@ -81,7 +96,7 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     Raises:
         FileError: If it cannot be written.
     """
-    with replacing(path) as temporary:
+    with replacing(path, len(content)) as temporary:
         temporary.write_bytes(content)
 
 

@@ -1,9 +1,12 @@
 """Files are whole or absent, and what cannot be written is told."""
 
+import errno
 import hashlib
 import os
 import resource
+import shutil
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -122,3 +125,19 @@ def test_what_killed_processes_left_is_swept(tmp_path):
     sweep(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {*kept, ".folder.0a1b2c3d.tmp"}
     sweep(tmp_path / "nowhere")
+
+
+def test_a_full_disk_is_told_with_what_is_missing(tmp_path, monkeypatch):
+    def fail(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1234))
+    with pytest.raises(FileError) as told:
+        write_bytes(tmp_path / "x", bytes(5000))
+    said = f"{tmp_path / 'x'} cannot be written: No space left on device."
+    assert str(told.value) == f"{said} It has 5,000 bytes, and 1,234 bytes are free there."
+    with pytest.raises(FileError) as told, replacing(tmp_path / "x"):
+        pass
+    assert str(told.value) == f"{said} 1,234 bytes are free there."
+    assert list(tmp_path.iterdir()) == []

@@ -136,7 +136,23 @@ def load_model(
             "model can answer nothing; take another copy of the file, or a model whose "
             "training has not diverged."
         )
+    if (name := _negative_spread(model)) is not None:
+        raise WeightsError(
+            f"{weights}: {name} holds numbers below 0, and no variance or standard deviation is; "
+            "take another copy of the file."
+        )
     return model
+
+
+def _negative_spread(model: SplitModel) -> str | None:
+    """The first variance or standard deviation that is none, by its name."""
+    for name, buffer in model.named_buffers():
+        least = 0 if buffer.numel() == 0 else buffer.min()
+        if name == "normalize.std" and least == 0:
+            return name
+        if name.endswith(("running_var", "normalize.std", "head.std")) and least < 0:
+            return name
+    return None
 
 
 def _load_own(

@@ -99,9 +99,15 @@ def split_foreign(nests: Sequence[Nest], parts: Parts, weights: str | Path) -> F
     left_out += take_training_only(rest, parts.auxiliary)
     normalisation = take_normalisation(rest)
     head, num_classes = take_head(rest, parts)
+    unused: list[str] = []
+    if num_classes is None:
+        others = [
+            nest for nest in nests if all(nest is not each.nest for each in (chosen, *copies))
+        ]
+        head, num_classes, unused = _head_beside(others, chosen.nest.where, parts)
     tops = {name.split(".")[0] for name in expected}
     projections = take_projections(rest, parts.num_features, tops)
-    _tell(weights, chosen, copies, left_out, projections)
+    _tell(weights, chosen, copies, left_out, projections, unused)
     own = {f"backbone.{name}" for name in expected}
     left = {_beside(name, own): tensor for name, tensor in rest.items()}
     return Foreign({**left, **state, **head}, num_classes, normalisation)
@@ -133,6 +139,7 @@ def _tell(
     copies: Sequence[_Found],
     left_out: Sequence[str],
     projections: Sequence[str],
+    unused: Sequence[str],
 ) -> None:
     """Warns of what is not taken, in one sentence."""
     told = []
@@ -150,8 +157,44 @@ def _tell(
             parts = sorted(set(map(printable, names)), key=lambda part: ("." in part, part))
             named = ", ".join(parts[:_SHOWN]) + (", ..." if len(parts) > _SHOWN else "")
             told.append(f"{len(names)} tensors under {named} {what} and are left out")
+    if unused:
+        named = ", ".join(map(printable, unused[:_SHOWN]))
+        told.append(f"what lies in {named} may be a head of this network and is not used")
     if told:
         warnings.warn(f"{weights}: {'; '.join(told)}.", stacklevel=3)
+
+
+def _head_beside(
+    nests: Sequence[Nest], where: str, parts: Parts
+) -> tuple[dict[str, Tensor], int | None, list[str]]:
+    """The classifier, if it lies in another dict than the backbone.
+
+    Args:
+        nests: The other dicts of the file.
+        where: The keys that lead to the backbone.
+        parts: Of the architecture.
+
+    Returns:
+        As `take_head`, of the first dict beside the backbone that is one, and else where there are
+        layers that take the features.
+    """
+    parent, unused = where.rpartition(".")[0], []
+    for nest in nests:
+        above, _, key = nest.where.rpartition(".")
+        if where and nest.where == parent:
+            rest = dict(nest.tensors)
+        elif nest.where and above == parent:
+            rest = {f"{key}.{name}": tensor for name, tensor in nest.tensors.items()}
+        else:
+            continue
+        take_training_only(rest, parts.auxiliary)
+        takes = any(t.ndim == 2 and t.shape[1] == parts.num_features for t in rest.values())
+        head, num_classes = take_head(rest, parts)
+        if num_classes is not None and "head.bias" in head:
+            return head, num_classes, []
+        if takes:
+            unused.append(nest.where or "the top level")
+    return {}, None, unused
 
 
 def _take_copies(

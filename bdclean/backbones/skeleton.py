@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 from bdclean.backbones.architectures import Parts, is_made_for_a_size, make_parts, usual_size
 from bdclean.backbones.split import ModelInfo
-from bdclean.errors import ConfigError, WeightsError
+from bdclean.errors import ConfigError
 from bdclean.weights import bounds
 
 _WEIGHTS_BEGIN_AS = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Real
 from typing import Any, Literal, Self
 
 import torch
@@ -59,7 +60,10 @@ class ModelInfo:
         if self.head not in ("linear", "probe"):
             raise ConfigError(f"head={self.head!r}: it must be linear or probe.")
         for key in ("mean", "std"):
-            values = tuple(float(value) for value in getattr(self, key))
+            given = tuple(getattr(self, key))
+            if not all(isinstance(value, Real) and not isinstance(value, bool) for value in given):
+                raise ConfigError(f"{key}={given}: each value must be a number.")
+            values = tuple(float(value) for value in given)
             if len(values) != 3:
                 raise ConfigError(f"{key}={values}: it needs one number for each of R, G, B.")
             object.__setattr__(self, key, values)  # lists of a config file become tuples

@@ -26,7 +26,7 @@ from bdclean.files import SAFETENSORS, write_bytes
 from bdclean.printable import printable
 from bdclean.weights import bounds
 from bdclean.weights.harmless import HARMLESS
-from bdclean.weights.kinds import kind_of, refuse_model
+from bdclean.weights.kinds import kind_of, refuse_arrays, refuse_model
 from bdclean.weights.nests import Nest, find_nests, name_of
 
 _RECORD, _MODEL = "bdclean", "model"  # what our modules keep in checkpoints, and of which network
@@ -71,7 +71,7 @@ def read_nests(path: str | Path) -> tuple[list[Nest], dict[str, str]]:
         bounds.check_size(path, printable(path))
         if kind_of(path) == "safetensors":
             state, metadata = _read_safetensors(path)
-            nests = [Nest("", state)] if state else []
+            nests = find_nests(state)
         else:
             nests, metadata = _networks_of(_read_torch(path), path)
     except OSError as error:
@@ -162,6 +162,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _read_torch(path: Path) -> Any:
     refuse_model(path)
+    refuse_arrays(path, bounds.most_text())
     bounds.check_torch_file(path, printable(path))
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals([*HARMLESS]):

@@ -29,6 +29,11 @@ def _dictionary(*_: object) -> dict[Any, Any]:
     return OrderedDict()
 
 
+def _list(*_: object) -> list[Any]:
+    """In place of a list of another kind; the unpickler fills it."""
+    return []
+
+
 DICTIONARIES = ("collections.defaultdict",)
 _NUMPY_TYPES = (
     *("Bool", "Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64"),
@@ -38,6 +43,7 @@ _OBJECTS = (
     "argparse.Namespace",
     "types.SimpleNamespace",
     *("builtins.list", "builtins.dict", "builtins.int", "builtins.float"),
+    *("builtins.range", "builtins.slice", "builtins.frozenset"),
     *(f"datetime.{name}" for name in ("datetime", "date", "time", "timedelta", "timezone")),
     *(f"pathlib.{name}" for name in ("Path", "PosixPath", "WindowsPath")),
     *(f"pathlib.Pure{name}" for name in ("Path", "PosixPath", "WindowsPath")),
@@ -57,6 +63,7 @@ _OBJECTS = (
 
 HARMLESS: tuple[tuple[Callable[..., Any], str], ...] = (
     *((_dictionary, name) for name in DICTIONARIES),
+    (_list, "collections.deque"),
     *((Nothing, name) for name in _OBJECTS),
 )
 """What `torch.serialization.safe_globals` takes: a stub, and the name for which it stands."""

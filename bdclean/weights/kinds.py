@@ -14,6 +14,8 @@ TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".pkl", ".pickle", ".t
 _HEAD = 512  # bytes that are looked at; the name of a tar archive's format is at 257
 _MODEL_SCAN = 1 << 20  # bytes in which a pickled model names its first layer
 _LAYER = re.compile(rb"c(torch\.nn\.modules\.[\w.]{1,80})\n(\w{1,80})\n")
+# How the pickle of an array begins, as `GLOBAL` of older protocols and as text of newer ones.
+_ARRAY = re.compile(rb"numpy\._?core\.(multiarray|numeric)[^a-z]{1,4}(_reconstruct|_frombuffer)")
 _PICKLES = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
 _UNPACK = "unpack it and give the weights file in it"
 _CONVERT = "convert it to a PyTorch state dict where its library is at hand"
@@ -131,4 +133,24 @@ def refuse_model(path: Path) -> None:
             f"{printable(path)} holds a whole pickled model: it asks for {name!r} while loading. A "
             "pickle can run any code that way, so it is refused. Ask its author for its tensors, "
             "as a .safetensors file or by torch.save(model.state_dict(), 'weights.pth')."
+        )
+
+
+def refuse_arrays(path: Path, most: int) -> None:
+    """Refuses a pickle of NumPy arrays without a tensor, before it is measured as one of tensors.
+
+    Args:
+        path: The file.
+        most: Bytes that are looked at; a longer pickle is not read anyway.
+
+    Raises:
+        WeightsError: If it is one.
+    """
+    with path.open("rb") as file:
+        pickle = file.read(most)
+    if _ARRAY.search(pickle) is not None and b"_rebuild_" not in pickle:
+        raise WeightsError(
+            f"{printable(path)} holds NumPy arrays, not tensors, and a pickle of them can run any "
+            "code. Where it can be trusted, write its state dict anew: torch.save({name: "
+            "torch.tensor(array) for name, array in state.items()}, 'weights.pth')."
         )

@@ -12,6 +12,7 @@ _DEPTH = 8  # levels of containers
 _CONTAINERS = 10_000  # that are looked at; an optimizer holds one for each parameter
 _ITEMS = 100  # of a list
 _SHOWN = 80  # characters of a key
+_EXTRA = "_extra_state"  # what PyTorch calls an entry for anything that a layer keeps beside
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,12 @@ def _nest(where: str, content: Mapping[Any, Any]) -> Nest | None:
         return None
     tensors = {name_of(key): value for key, value in content.items() if _is_plain(value)}
     others = tuple(name_of(key) for key in content if name_of(key) not in tensors)
-    return Nest(where, tensors, others)
+    kept = {name: tensor for name, tensor in tensors.items() if not _is_extra(name)}
+    return Nest(where, kept, tuple(name for name in others if not _is_extra(name)))
+
+
+def _is_extra(name: str) -> bool:
+    return name.rpartition(".")[2] == _EXTRA
 
 
 def name_of(key: object) -> str:

@@ -31,6 +31,7 @@ _KNOWN = frozenset(
 _CONSTANTS = {"NONE": None, "NEWFALSE": False, "NEWTRUE": True, "EMPTY_TUPLE": ()}
 _BYTES = {"Half": 2, "BFloat16": 2, "Short": 2, "Float": 4, "Int": 4, "Double": 8, "Long": 8}
 _BYTES |= {"ComplexFloat": 8, "ComplexDouble": 16}  # of an element; all others have one
+_LARGEST_ELEMENT = 16  # bytes
 _LARGEST_KEY = 2**61 - 1  # larger numbers have hashes of smaller ones
 _MOST_ODD_KEYS = 1000  # tuples and the like, whose hashes anybody can make equal
 _MOST_DIMENSIONS = 64
@@ -118,6 +119,7 @@ class Machine:
         self._left, self._most, self._size = most, most, size
         self.storages: dict[str, int] = {}
         self._claimed = 0
+        self._repeated = 0
         self._odd_keys = 0
 
     def follow(self, pickle: io.BytesIO) -> Any:
@@ -290,15 +292,27 @@ class Machine:
         self._stack.append(_Storage(numel))
 
     def _tensor(self, arguments: tuple[Any, ...]) -> _Tensor:
-        storage, _, sizes, *_ = arguments
+        storage, _, sizes, *others = arguments
         if not isinstance(storage, _Storage) or not _are_sizes(sizes):
             _damaged("a tensor")
-        if math.prod(sizes) > storage.numel:
+        if math.prod(sizes) > storage.numel and not self._may_repeat(storage, sizes, others):
             raise RefusedError(
                 f"has a tensor of {math.prod(sizes):,} numbers of which only {storage.numel:,} "
                 "are in the file"
             )
         return _Tensor()
+
+    def _may_repeat(self, storage: _Storage, sizes: tuple[int, ...], others: list[Any]) -> bool:
+        """Whether a tensor shows the same numbers again, as `expand` does, and is small.
+
+        All such tensors together are no larger than the file.
+        """
+        strides = others[0] if others else ()
+        if not _are_sizes(strides) or len(strides) != len(sizes):
+            return False
+        reach = sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
+        self._repeated += math.prod(sizes) * _LARGEST_ELEMENT
+        return reach < storage.numel and self._repeated <= self._size
 
 
 def _global(argument: str) -> _Global:

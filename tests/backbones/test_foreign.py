@@ -400,3 +400,55 @@ def test_half_precision_files_load_in_float32(tmp_path, theirs):
 def test_a_foreign_model_builds_again_from_its_info(tmp_path, theirs):
     model = _load(_save(theirs.state_dict(), tmp_path / "x.pth"))
     assert build(model.info).state_dict().keys() == model.state_dict().keys()
+
+
+HEAD = {"weight": torch.ones(7, 64), "bias": torch.zeros(7)}
+BESIDE = {
+    "head": (("head",), HEAD, 7),
+    "classifier": (("classifier",), HEAD, 7),
+    "named twice": (
+        ("fc",),
+        {"fc.weight": HEAD["weight"], "fc.bias": HEAD["bias"]},
+        7,
+    ),
+    "numbered": (("linear",), {"0.weight": HEAD["weight"], "0.bias": HEAD["bias"]}, 7),
+    "another name": (("probe_of_mine",), HEAD, None),
+    "without a bias": (("head",), {"weight": HEAD["weight"]}, None),
+    "several layers": (
+        ("head",),
+        {"0.weight": torch.ones(64, 64), "2.weight": HEAD["weight"]},
+        None,
+    ),
+    "of other features": (("head",), {"weight": torch.ones(7, 65), "bias": HEAD["bias"]}, 0),
+    "of training": (("projector",), HEAD, 0),
+    "deeper": (("more", "head"), HEAD, 0),
+}
+
+
+@pytest.mark.parametrize("kind", BESIDE)
+@pytest.mark.parametrize("outer", ["", "state_dict"])
+def test_a_head_in_a_dict_beside_that_of_the_backbone(kind, outer, tmp_path, theirs, recwarn):
+    """It becomes the head (7 classes), or is told of (None), or is none (0)."""
+    keys, head, classes = BESIDE[kind]
+    theirs.fc = nn.Identity()
+    content = {"backbone": theirs.state_dict()}
+    for key in keys[::-1]:
+        head = {key: head}
+    content |= head
+    torch.save({outer: content} if outer else content, tmp_path / "x.pth")
+    model = _load(tmp_path / "x.pth")
+    told = [str(each.message) for each in recwarn if "may be a head" in str(each.message)]
+    assert model.info.num_classes == (classes or None)
+    assert len(told) == (classes is None)
+    if classes:
+        assert torch.equal(model.head.weight, HEAD["weight"])
+    if told:
+        where = f"{outer}.{keys[0]}".strip(".")
+        assert f"what lies in {where} may be a head of this network and is not used." in told[0]
+
+
+def test_a_head_beside_the_dict_of_the_backbone(tmp_path, theirs):
+    theirs.fc = nn.Identity()
+    head = {f"head.{name}": tensor for name, tensor in HEAD.items()}
+    torch.save({"encoder": theirs.state_dict(), **head}, tmp_path / "x.pth")
+    assert _load(tmp_path / "x.pth").info.num_classes == 7

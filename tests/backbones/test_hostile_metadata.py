@@ -3,6 +3,8 @@
 import pytest
 from hostile import check, in_bounds, load, own, table
 
+from bdclean.weights import read, write
+
 pytestmark = pytest.mark.filterwarnings("ignore")
 FIT = " does not fit resnet18 (width 4, stem cifar, input size 8): "
 UNDESCRIBED = ": its metadata describes no model ("
@@ -18,6 +20,9 @@ METADATA = {
         "float width": own(width="1e400"),
         "width bool": own(width="true"),
         "mean text": own(mean='"abc"'),
+        "mean of truths": own(mean="[true,false,true]"),
+        "std of truths": own(std="[true,true,true]"),
+        "std of texts": own(std='["0.5","0.5","0.5"]'),
         "mean 1e400": own(mean="[1e400,0,0]"),
         "std list list": own(std="[[1],[1],[1]]"),
         "stem list": own(stem="[1]"),
@@ -104,3 +109,23 @@ def test_odd_metadata(make, sentence, tmp_path):
 def test_metadata_that_asks_for_everything(make, sentence, tmp_path):
     make(tmp_path / "x.safetensors")
     in_bounds(tmp_path / "x.safetensors", sentence)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("backbone.bn1.running_var", -0.5),
+        ("backbone.layer4.1.bn2.running_var", -1e-9),
+        ("normalize.std", -0.2),
+    ],
+)
+def test_spreads_below_zero(name, value, tmp_path):
+    own()(tmp_path / "good.safetensors")
+    state, metadata = read(tmp_path / "good.safetensors")
+    state[name].view(-1)[1] = value
+    write(state, tmp_path / "x.safetensors", metadata)
+    check(
+        load(tmp_path / "x.safetensors"),
+        f": {name} holds numbers below 0, and no variance or standard deviation is; take another "
+        "copy of the file.",
+    )

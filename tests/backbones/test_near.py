@@ -16,12 +16,18 @@ SQUARE = (0.5, 0.5, 0.5)
 
 
 def _own(**values):
-    return build(ModelInfo(**{"num_classes": 3, "input_size": 8, **values}, mean=SQUARE, std=SQUARE))
+    return build(
+        ModelInfo(**{"num_classes": 3, "input_size": 8, **values}, mean=SQUARE, std=SQUARE)
+    )
 
 
 def _state(**values):
     model = _own(**values)
-    return {**model.backbone.state_dict(), "fc.weight": model.head.weight, "fc.bias": model.head.bias}
+    return {
+        **model.backbone.state_dict(),
+        "fc.weight": model.head.weight,
+        "fc.bias": model.head.bias,
+    }
 
 
 def _timm(name, **options):
@@ -64,7 +70,8 @@ NEAR = {
     "narrower and deeper, inside a dictionary": (
         lambda: {"net": {f"module.{k}": v for k, v in _state(arch="resnet34", width=4).items()}},
         {"arch": "resnet18", "width": 8, "input_size": 8},
-        "It fits arch=resnet34, width=4; on the command line --model.arch resnet34 --model.width 4.",
+        "It fits arch=resnet34, width=4; on the command line --model.arch resnet34 "
+        "--model.width 4.",
     ),
     "narrower MobileNet": (
         lambda: _state(arch="mobilenet_v2", width=16),
@@ -112,15 +119,15 @@ def test_a_refusal_says_what_the_file_fits(kind, tmp_path):
 def test_metadata_with_an_endless_input_size(tmp_path):
     """MaxViT's layers take as many calls of torch as the size squared."""
     path = tmp_path / "x.safetensors"
-    own(arch='"timm:maxvit_pico_rw_256"', width="64", stem='"imagenet"', input_size="22400")(path)
+    own(arch='"timm:maxvit_tiny_tf_224"', width="64", stem='"imagenet"', input_size="22400")(path)
     in_bounds(path, " describes a network that takes minutes to build, more than is read of an ...")
 
 
-def test_large_images_are_not_counted_through_where_layers_do_not_depend_on_them(monkeypatch):
+def test_large_images_are_not_gone_through_where_layers_do_not_depend_on_them(monkeypatch):
     asked = []
     monkeypatch.setattr(skeletons, "make_parts", lambda info, _: asked.append(info.input_size))
     for arch, size in (
-        ("timm:sequencer2d_s", 22400),
+        ("timm:resnet18", 10**9),
         ("timm:resnet18", 64),
         ("timm:vit_tiny_patch16_224", 22400),
         ("torchvision:resnet50", 10**9),

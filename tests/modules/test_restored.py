@@ -17,6 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 HONEST = []  # made once: everything here is a copy that is damaged
 OURS = "bdclean"
 FIT = ("loops", "fit_loop")
+OPTIMIZED = (*FIT, "epoch_loop.automatic_optimization.optim_progress")
 EPOCHS = (*FIT, "epoch_progress", "current")
 OPTIMIZER = ("optimizer_states", 0)
 GROUP = (*OPTIMIZER, "param_groups", 0)
@@ -150,8 +151,7 @@ STATE_ODD = {
     "its entry global_step is odd or missing": {
         "another number of steps": (("global_step",), 99),
         "other steps than the loops have counted": (
-            (*FIT, "epoch_loop.automatic_optimization.optim_progress", "optimizer", "step", "total")
-            + ("completed",),
+            (*OPTIMIZED, "optimizer", "step", "total", "completed"),
             0,
         ),
     },
@@ -198,7 +198,10 @@ STATE_ODD = {
         ),
     },
     "its entry optimizer_states.0.state.999 is odd or missing": {
-        "a momentum of no parameter": ((*OPTIMIZER, "state"), lambda state: state | {999: state[0]}),
+        "a momentum of no parameter": (
+            (*OPTIMIZER, "state"),
+            lambda state: state | {999: state[0]},
+        ),
     },
     "its entry optimizer_states.0.state is odd or missing": {
         "a state is a list": ((*OPTIMIZER, "state"), [1]),

@@ -94,6 +94,7 @@ TORCH = {
     "": {
         "list": saved(lambda: [good()]),
         "float8": changed(conv1__weight=torch.zeros(4, 3, 3, 3).to(torch.float8_e5m2)),
+        "expanded fit": changed(conv1__weight=torch.zeros(1).expand(4, 3, 3, 3)),
         "double": changed(conv1__weight=torch.zeros(4, 3, 3, 3, dtype=torch.float64)),
         "half": changed(conv1__weight=torch.zeros(4, 3, 3, 3, dtype=torch.float16)),
         "neg": changed(conv1__weight=torch.zeros(4, 3, 3, 3, dtype=torch.complex64).conj().imag),
@@ -270,9 +271,6 @@ LARGE_TORCH = {
                 )
             }
         ),
-    },
-    " has a tensor of 108 numbers of which only 1 are in the file.": {
-        "expanded fit": changed(conv1__weight=torch.zeros(1).expand(4, 3, 3, 3)),
     },
     " has 21.5 GB, more than is read...": {
         "sparse20 pt": grown(saved(good), 20 << 30),

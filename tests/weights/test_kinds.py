@@ -13,7 +13,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save
+from safetensors.torch import save, save_file
 from torch import nn
 
 from bdclean.errors import WeightsError
@@ -136,6 +136,28 @@ def test_a_whole_model_is_named_with_the_line_that_saves_its_tensors(zipped, tmp
     assert "torch.save(model.state_dict(), 'weights.pth')" in said
 
 
+@pytest.mark.parametrize("size", [3, 600])
+@pytest.mark.parametrize("way", ["torch", "legacy", 2, 3, 4, 5])
+@pytest.mark.parametrize("nested", [True, False])
+def test_numpy_arrays_are_named_with_the_line_that_makes_tensors_of_them(
+    size, way, nested, tmp_path
+):
+    state = {f"layer{n}.weight": np.zeros((size, size), np.float32) for n in range(4)}
+    content = {"state_dict": state, "epoch": 3} if nested else state
+    path = tmp_path / "x.pkl"
+    if isinstance(way, int):
+        path.write_bytes(pickle.dumps(content, way))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=way == "torch")
+    with pytest.raises(WeightsError) as told:
+        read(path)
+    assert str(told.value) == (
+        f"{path} holds NumPy arrays, not tensors, and a pickle of them can run any code. Where it "
+        "can be trusted, write its state dict anew: torch.save({name: torch.tensor(array) for "
+        "name, array in state.items()}, 'weights.pth')."
+    )
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_torchscript_is_named_with_the_line_that_saves_its_tensors(tmp_path):
@@ -163,6 +185,12 @@ BESIDE = {
     "dtype": torch.float16,
     "version": torch.__version__,
     "uuid": uuid.UUID(int=3),
+    "deque": collections.deque([1, 2], maxlen=3),
+    "range": range(3),
+    "slice": slice(3),
+    "frozenset": frozenset({1, 2}),
+    "expanded tensor": torch.arange(3).expand(4, 3),
+    "extra state": {"layer._extra_state": torch.ones(3), "_extra_state": None},
     "set": {1, 2},
     "complex": 1j,
     "bytes": b"abc",
@@ -184,6 +212,34 @@ def test_a_state_dict_in_a_defaultdict_is_found(tmp_path):
     assert read(tmp_path / "x.pth")[0].keys() == STATE.keys()
 
 
+@pytest.mark.parametrize("extra", [None, b"abc", {"a": 1}, torch.ones(3), [1]])
+@pytest.mark.parametrize("name", ["_extra_state", "layer._extra_state"])
+def test_what_layers_keep_beside_their_tensors_is_left_out(extra, name, tmp_path):
+    torch.save({"net": STATE | {name: extra}}, tmp_path / "x.pth")
+    assert read(tmp_path / "x.pth")[0].keys() == STATE.keys()
+
+
+def test_what_layers_keep_beside_their_tensors_is_left_out_of_safetensors(tmp_path):
+    save_file(STATE | {"layer._extra_state": torch.ones(3)}, tmp_path / "x.safetensors")
+    assert read(tmp_path / "x.safetensors")[0].keys() == STATE.keys()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_small_tensor_that_repeats_its_numbers_is_read(zipped, tmp_path):
+    state = STATE | {"places": torch.arange(3).expand(4, 3), "one": torch.ones(1).expand(2, 2)}
+    torch.save(state, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
+    found, _ = read(tmp_path / "x.pth")
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+
+
+def test_tensors_that_repeat_their_numbers_are_no_larger_than_the_file(tmp_path):
+    one = torch.ones(1)
+    many = {f"x{n}": one.expand(2, 2, 2) for n in range(200)}
+    torch.save(many, tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match="has a tensor of 8 numbers of which only 1 are in the"):
+        read(tmp_path / "x.pth")
+
+
 def test_harmless_objects_are_not_made(tmp_path, monkeypatch):
     """In their place come stubs, which take anything and keep nothing."""
     made = []
@@ -203,7 +259,7 @@ def test_harmless_objects_are_not_made(tmp_path, monkeypatch):
         pytest.param(argparse.ArgumentParser, id="class"),
         pytest.param(pathlib.Path.unlink, id="method"),
         pytest.param(np.load, id="NumPy function"),
-        pytest.param(collections.deque([1]), id="deque"),
+        pytest.param(collections.ChainMap({}), id="ChainMap"),
     ],
 )
 def test_no_other_object_is_let_through(odd, tmp_path):
