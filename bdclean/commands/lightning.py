@@ -53,8 +53,8 @@ from bdclean.files import sweep
 from bdclean.functional.precision import cpu_has_bfloat16
 from bdclean.locks import RunLock, require_held
 from bdclean.modules import BackdoorModule
-from bdclean.modules.checkpoints import odd_state
-from bdclean.modules.trainer import is_trial, named_checkpoint
+from bdclean.modules.checkpoints import named_checkpoint, odd_state
+from bdclean.modules.trainer import is_trial
 from bdclean.runs import RunFolder, weights_files
 from bdclean.types import ImageFacts
 

@@ -23,18 +23,18 @@ from bdclean.backbones.head import ProbeHead
 from bdclean.errors import ConfigError
 from bdclean.metrics.scores import Scores
 from bdclean.modules.arguments import keep_arguments, plain
-from bdclean.modules.checkpoints import RECORD, check_complete, record_of, telling_damage
+from bdclean.modules.checkpoints import (
+    RECORD,
+    check_complete,
+    named_checkpoint,
+    record_of,
+    telling_damage,
+)
 from bdclean.modules.finite import StaysFinite, check_outputs
 from bdclean.modules.needs import Needs
 from bdclean.modules.reading import data_of, loader_names, read, viewable_data
 from bdclean.modules.restored import check_state, networks_of
-from bdclean.modules.trainer import (
-    check_callbacks,
-    check_limits,
-    check_precision,
-    is_fitting,
-    named_checkpoint,
-)
+from bdclean.modules.trainer import check_callbacks, check_limits, check_precision, is_fitting
 from bdclean.types import Batch, Findings, View
 
 Split = Literal["val", "test"]

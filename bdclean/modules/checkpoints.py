@@ -8,6 +8,7 @@ from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
+from lightning import Trainer
 from torch import Tensor
 
 from bdclean.errors import BdcleanError, ConfigError, WeightsError, behind, in_words
@@ -44,6 +45,11 @@ def named(path: str | os.PathLike[str] | None) -> str:
     if path is None:
         return "--ckpt_path"
     return str(path) if Path(path).name.startswith(_OF_REQUEUE) else f"--ckpt_path {path}"
+
+
+def named_checkpoint(trainer: Trainer | None) -> str:
+    """The option and the file of the checkpoint that is read, as the user types them."""
+    return named(None if trainer is None else trainer.ckpt_path)
 
 
 def check_there(path: str | os.PathLike[str]) -> None:

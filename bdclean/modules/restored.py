@@ -10,7 +10,7 @@ from torch import Tensor
 from bdclean.backbones import ModelInfo, SplitModel, build_for
 from bdclean.errors import ConfigError
 from bdclean.modules.checkpoints import none_of_ours
-from bdclean.modules.trainer import loaded_checkpoint, loop_state
+from bdclean.modules.trainer import counted_steps, loaded_checkpoint, loop_state
 
 # Of optimizers: what has the shape of its parameter.
 _LIKE_PARAMETERS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
@@ -58,7 +58,9 @@ def check_state(trainer: Trainer, file: str) -> None:
     if checkpoint is None:
         return
     odd = odd_part(loop_state(trainer), checkpoint["loops"], "loops", whole=True)
-    odd = odd or _odd_count(checkpoint["loops"], "loops") or _odd_total(checkpoint)
+    odd = odd or _odd_count(checkpoint["loops"], "loops")
+    if odd is None and counted_steps(checkpoint["loops"]) != checkpoint["global_step"]:
+        odd = "global_step"
     odd = odd or _odd_optimizer(trainer, checkpoint["optimizer_states"])
     odd = odd or _odd_scheduler(trainer, checkpoint["lr_schedulers"])
     if odd is not None:
@@ -73,15 +75,6 @@ def _odd_count(loops: Mapping[str, Any], key: str) -> str | None:
             return f"{key}.{phase}"
     odds = (_odd_count(v, f"{key}.{k}") for k, v in loops.items() if isinstance(v, Mapping))
     return next((odd for odd in odds if odd is not None), None)
-
-
-def _odd_total(checkpoint: Mapping[str, Any]) -> str | None:
-    """The number of steps beside the loops, if it differs from what they have counted."""
-    fit = checkpoint["loops"]["fit_loop"]
-    automatic = fit["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]
-    manual = fit["epoch_loop.manual_optimization.optim_step_progress"]
-    steps = sum(each["total"]["completed"] for each in (automatic, manual))
-    return None if checkpoint["global_step"] == steps else "global_step"
 
 
 def _odd_optimizer(trainer: Trainer, states: Sequence[Any]) -> str | None:

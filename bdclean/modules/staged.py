@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from bdclean.errors import ConfigError
 from bdclean.modules.base import BackdoorModule
+from bdclean.modules.checkpoints import named_checkpoint
 from bdclean.modules.reading import share_buffers, steps_per_epoch
 from bdclean.modules.recipe import Recipe
 from bdclean.modules.restored import Results
@@ -23,7 +24,6 @@ from bdclean.modules.trainer import (
     check_unused,
     ended_early,
     ignore_eval_mode,
-    named_checkpoint,
     reduce_logged,
     set_max_epochs,
     setup_optimizers,

@@ -24,7 +24,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from bdclean.errors import ConfigError
-from bdclean.modules.checkpoints import named
 
 # As if no limit was given: Lightning makes 1000 of None before `setup` is called, so that a given
 # 1000 looks the same; -1 means "without end".
@@ -71,11 +70,6 @@ def has_validated(trainer: Trainer) -> bool:
     return not sum(trainer.num_val_batches) or trainer.current_epoch + 1 >= every
 
 
-def named_checkpoint(trainer: Trainer | None) -> str:
-    """The option and the file of the checkpoint that is read, as the user types them."""
-    return named(None if trainer is None else trainer.ckpt_path)
-
-
 def loaded_checkpoint(trainer: Trainer) -> dict[str, Any] | None:
     """The checkpoint that Lightning is about to restore; None of a new run."""
     return trainer._checkpoint_connector._loaded_checkpoint or None
@@ -84,6 +78,14 @@ def loaded_checkpoint(trainer: Trainer) -> dict[str, Any] | None:
 def loop_state(trainer: Trainer) -> dict[str, Any]:
     """What a checkpoint keeps of the loops of a fit, without that of its loaders."""
     return {"fit_loop": trainer.fit_loop.state_dict() | {"state_dict": {}}}
+
+
+def counted_steps(loops: dict[str, Any]) -> int:
+    """How many steps of optimizers a `loop_state` has counted."""
+    fit = loops["fit_loop"]
+    automatic = fit["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]
+    manual = fit["epoch_loop.manual_optimization.optim_step_progress"]
+    return sum(int(each["total"]["completed"]) for each in (automatic, manual))
 
 
 def ignore_eval_mode() -> None:

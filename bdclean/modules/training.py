@@ -11,8 +11,9 @@ from torch.optim import Optimizer
 from bdclean.checks import MOST_FLOAT
 from bdclean.errors import ConfigError, in_a_sentence, in_words
 from bdclean.modules.base import BackdoorModule
+from bdclean.modules.checkpoints import named_checkpoint
 from bdclean.modules.reading import data_of, share_buffers, steps_per_epoch
-from bdclean.modules.trainer import is_fitting, named_checkpoint
+from bdclean.modules.trainer import is_fitting
 from bdclean.types import View, ViewableData
 
 
