@@ -30,10 +30,15 @@ class RunRecord(Callback):
 
     A fit writes the weights and `result.json`, with `identification` where the method judges the
     samples of its training set; a test that follows in the same process adds its metrics to it.
-    A test alone writes `test.json`. Only the first process writes.
+    A test alone writes `test.json`. Only the first process writes. A fit that goes on with a run
+    that has ended trains nothing, and leaves its files as they are.
 
     Args:
         folder: The run folder; None takes the logger's.
+
+    Attributes:
+        record: As it was written, or found.
+        stays: Whether the fit was one of a run that has ended, so that its record stays.
     """
 
     def __init__(self, folder: str | None = None) -> None:
@@ -41,7 +46,8 @@ class RunRecord(Callback):
         self.record: dict[str, Any] = {}
         self._seconds = {"train": 0.0, "evaluation": 0.0}
         self._started = 0.0
-        self._fitted = False
+        self._fitted = self._trained = False
+        self.stays = False
 
     def state_dict(self) -> dict[str, Any]:
         """Seconds of training so far, so that a resumed run reports the sum."""
@@ -57,12 +63,19 @@ class RunRecord(Callback):
             torch.cuda.reset_peak_memory_stats()
         self._started = time.perf_counter()
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """There is something to train."""
+        self._trained = True
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes weights, plan and trigger, and the record without metrics."""
         self._seconds["train"] += time.perf_counter() - self._started
         self._fitted = True
         run = run_to_write(trainer, self.folder)
         if run is None:
+            return
+        if self._has_ended(trainer, run):
+            self.record, self.stays = run.read_record(), True
             return
         self.record = self._facts(trainer, pl_module, run)
         self.record["hashes"]["cell"] = run.cell(self.record["data"].get("plan_hash"))
@@ -72,6 +85,14 @@ class RunRecord(Callback):
         if isinstance(pl_module, BackdoorModule):
             self._add_product(pl_module, data, run)
         self._write(run.record)
+
+    def _has_ended(self, trainer: Trainer, run: RunFolder) -> bool:
+        """Whether this fit went on with a run that was at its end, and has all of its files."""
+        if self._trained or trainer.ckpt_path is None or not run.is_finished:
+            return False
+        cost = run.read_record().get("cost")
+        steps = cost.get("steps") if isinstance(cost, dict) else None
+        return steps == trainer.global_step and run.weights.is_file()
 
     def _add_product(self, module: BackdoorModule, data: Any, run: RunFolder) -> None:
         """Writes what the module made, and adds it to the record."""

@@ -60,8 +60,7 @@ class SaveRunConfig(SaveConfigCallback):
         """
         if self.already_saved or is_trial(trainer):
             return
-        run = RunFolder(Path(trainer.default_root_dir))
-        refusal = None
+        run, refusal = self._run(trainer), None
         if trainer.is_global_zero:
             refusal = self._refusal(run) or too_full(run, pl_module)
         refusal = trainer.strategy.broadcast(refusal)
@@ -74,7 +73,7 @@ class SaveRunConfig(SaveConfigCallback):
             return
         self.already_saved = True
         if trainer.is_global_zero:
-            run = RunFolder(Path(trainer.default_root_dir))
+            run = self._run(trainer)
             self._warn_of_changes(run)
             if self._begins_anew(run):
                 clear(run)
@@ -82,8 +81,12 @@ class SaveRunConfig(SaveConfigCallback):
                 run.save_config(self._text())
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves if there was nothing to train."""
-        self.on_train_start(trainer, pl_module)
+        """Saves if there was nothing to train, unless the run that goes on had ended."""
+        if self.config.get("ckpt_path") is None or not self._run(trainer).is_finished:
+            self.on_train_start(trainer, pl_module)
+
+    def _run(self, trainer: Trainer) -> RunFolder:
+        return RunFolder(Path(trainer.default_root_dir))
 
     # ------------------------------------------------------------------ what has changed
 

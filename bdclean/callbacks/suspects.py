@@ -21,6 +21,8 @@ from bdclean.types import Findings, KnowsTruth, TrainingSet
 COLUMNS = ("index", "file", "label", "score", "flagged", "proposed")
 NAMES = ("label_name", "proposed_name")
 NUM_PICTURES = 100
+_LAST = "scores.png"
+"""The file that is written last: where it is, all are."""
 _EVALUATED = ("val/acc", "val/asr")
 _Courses = dict[str, dict[int, float]]
 
@@ -51,8 +53,10 @@ class Suspects(Callback):
         self._begun = True
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the files; each is whole or absent."""
+        """Writes the files; each is whole or absent. Those of a run that has ended stay."""
         run = run_to_write(trainer, self.folder)
+        if run is not None and not self._begun and (run.path / _LAST).is_file():
+            return
         findings = pl_module.findings() if isinstance(pl_module, BackdoorModule) else None
         data = data_of(trainer)
         if run is not None and findings is not None and isinstance(data, KnowsTruth):
@@ -127,15 +131,15 @@ def _write_files(run: RunFolder, findings: Findings, data: KnowsTruth) -> None:
     sheet = draw_sheet(data.training_images(shown), captions, red.bool(), heading)
     save_png(sheet, run.path / "suspects.png")
 
-    others = {k: s for k, s in findings.further.items() if not torch.equal(s, findings.score)}
-    scores = {"score": findings.score, **others}
-    save_png(draw_scores(scores, _groups(findings, known)), run.path / "scores.png")
-
     evaluated = evaluations(run)
     courses = {"round": _rounds(findings, known, evaluated), "epoch": evaluated}
     courses = {unit: lines for unit, lines in courses.items() if lines}
     if courses:
         save_png(draw_courses(courses), run.path / "rounds.png")
+
+    others = {k: s for k, s in findings.further.items() if not torch.equal(s, findings.score)}
+    scores = {"score": findings.score, **others}
+    save_png(draw_scores(scores, _groups(findings, known)), run.path / _LAST)
 
 
 def _caption(known: TrainingSet, findings: Findings, row: int) -> str:

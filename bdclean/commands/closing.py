@@ -39,10 +39,24 @@ TRIAL = (
 
 def written(folder: Path, names: Sequence[str] = _PRODUCTS) -> str:
     """The line of files, those that are there."""
-    files = [name for name in names if (folder / name).is_file()]
+    return f"Written to {_shown(folder)}: {_files(folder, names)}"
+
+
+def _held(folder: Path) -> str:
+    """The line of a run that has ended before."""
+    return (
+        f"Nothing was written, since {_shown(folder)} holds this run, which has ended: "
+        f"{_files(folder, _PRODUCTS)}. A longer one is a new run, with another folder for --run."
+    )
+
+
+def _files(folder: Path, names: Sequence[str]) -> str:
+    return ", ".join(name for name in names if (folder / name).is_file())
+
+
+def _shown(folder: Path) -> Path:
     here = Path.cwd()
-    shown = folder.relative_to(here) if folder.is_relative_to(here) else folder
-    return f"Written to {shown}: {', '.join(files)}"
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
 
 def measured(metrics: Mapping[str, Any], attack: str | None, images: str = "test") -> str:
@@ -82,6 +96,7 @@ def after_fit(
     untested: str | None = None,
     *,
     tests: bool = True,
+    stays: bool = False,
 ) -> list[str]:
     """What a fit says at its end, in lines.
 
@@ -91,8 +106,12 @@ def after_fit(
         going_on: The words of a fit that goes on with one that a limit stopped.
         untested: Why nothing was measured; None if it was.
         tests: Whether the data has test images.
+        stays: Whether the run had ended before, so that nothing was written.
     """
-    lines = [written(folder), untested or _measured_in(record)]
+    lines = [_held(folder) if stays else written(folder)]
+    if stays and record["metrics"]:
+        untested = None
+    lines.append(untested or _measured_in(record))
     if not_planted := _not_planted(record):
         lines.append(not_planted)
     pictures = folder / "suspects.png"

@@ -9,16 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar
 
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 from torch import distributed
 
 from bdclean import stopping
@@ -40,8 +37,7 @@ from bdclean.callbacks import (
 from bdclean.callbacks.products import require_files, require_writable
 from bdclean.callbacks.read_test_set import has_test_images, why_untested
 from bdclean.checks import check_between
-from bdclean.commands import closing, making, ranks, run_place
-from bdclean.commands.messages import of_trainer
+from bdclean.commands import closing, making, ranks, run_place, trainer_settings
 from bdclean.commands.parsing import in_users_words
 from bdclean.commands.quiet import quieten
 from bdclean.commands.rooms import import_rooms
@@ -50,7 +46,6 @@ from bdclean.commands.trainer_help import asks_for_help, trainer_help
 from bdclean.commands.words import as_typed, of_run, spelled
 from bdclean.errors import BdcleanError, ConfigError, behind
 from bdclean.files import sweep
-from bdclean.functional.precision import cpu_has_bfloat16
 from bdclean.locks import RunLock, require_held
 from bdclean.modules import BackdoorModule
 from bdclean.modules.checkpoints import named_checkpoint, odd_state
@@ -240,27 +235,18 @@ class BdcleanCLI(LightningCLI):
         # Lightning reads a requeued job's checkpoint there for any command that names none
         root = run.path if self.subcommand == "fit" else run.checkpoints
         kwargs |= {"default_root_dir": str(root), "plugins": plugins, "callbacks": callbacks}
-        try:
+        with trainer_settings.in_our_words(vars(config), run.path):
             trainer = super().instantiate_trainer(**kwargs)
-        except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
-            raise ConfigError(of_trainer(str(error), vars(config))) from error
-        except OSError as error:
-            raise ConfigError(
-                f"--run={run.path}: it cannot be written ({error.strerror or error})."
-            ) from error
+        for saved in (each for each in callbacks if isinstance(each, SaveRunConfig)):
+            saved.require_own(run.path)  # after all that is wrong with the command itself
         ranks.take_over(trainer)
-        on_cpu = isinstance(trainer.accelerator, CPUAccelerator)
-        if on_cpu and trainer.precision.startswith("bf16") and not cpu_has_bfloat16():
-            rank_zero_info(
-                "This CPU has no instructions for bfloat16: --trainer.precision 32-true is faster."
-            )
+        trainer_settings.advise(trainer)
         return trainer
 
     def _own_callbacks(self, config: Any) -> list[Callback]:
         run, callbacks = str(self.run_folder.path), list[Callback]()
         if self._writes and self.subcommand == "fit":
             saved = self.save(self._parser("fit"), self.config["fit"])
-            saved.require_own(Path(run))  # before loggers and checkpoints touch it
             callbacks += [saved, LambdaCallback(on_train_batch_end=lambda *_: require_held())]
         read = weights_files(self.config[self.name].as_dict())
         callbacks += [ExactResume(read), Requeue(run), RunRecord(run), Suspects(run)]
@@ -348,19 +334,23 @@ class BdcleanCLI(LightningCLI):
         tests = has_test_images(self.datamodule)
         wanted = self._get(self.config_init, "test_after_fit")
         untested = why_untested(self.model, self.datamodule, wanted=wanted)
-        if untested is None:
+        stays = self._recorder.stays and bool(untested or self._recorder.record["metrics"])
+        stays = self.trainer.strategy.broadcast(stays)
+        if untested is None and not stays:
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         if self.trainer.is_global_zero:
             on = closing.unlimited(self.words, self._get(self.config_init, "trainer", default={}))
-            record, folder = self._record(), self.run_folder.path
-            self._say(*closing.after_fit(record, folder, on, untested, tests=tests))
+            record, folder = self._recorder.record, self.run_folder.path
+            told = closing.after_fit(record, folder, on, untested, tests=tests, stays=stays)
+            self._say(*told)
 
     def after_test(self) -> None:
         """Says what was measured."""
         if is_trial(self.trainer):
             self._say(closing.TRIAL)
         elif self.trainer.is_global_zero:
-            self._say(*closing.after_test(self._record(), self.run_folder.path, self.words))
+            record = self._recorder.record
+            self._say(*closing.after_test(record, self.run_folder.path, self.words))
 
     def after_validate(self) -> None:
         """Says what was measured; nothing is written but the logger's files."""
@@ -383,9 +373,10 @@ class BdcleanCLI(LightningCLI):
     def _say(self, *lines: str) -> None:
         print("\n".join(lines))
 
-    def _record(self) -> dict[str, Any]:
+    @property
+    def _recorder(self) -> RunRecord:
         callbacks = vars(self.trainer)["callbacks"]
-        return next(each for each in callbacks if isinstance(each, RunRecord)).record
+        return next(each for each in callbacks if isinstance(each, RunRecord))
 
     def _how_to_go_on(self, what: str) -> str:
         if self.subcommand != "fit":

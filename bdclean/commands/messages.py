@@ -14,7 +14,6 @@ from typing import Any
 from bdclean.commands import hints
 from bdclean.commands.rooms import KEYS, arguments_of, find_class
 from bdclean.commands.type_words import WORDS, allowed_for, either
-from bdclean.errors import in_a_sentence
 from bdclean.printable import printable
 
 _KEY = re.compile(r'Parser key "([^"]+)"')
@@ -136,26 +135,6 @@ def _begins(message: str, key: str, value: Any) -> bool:
 def _shown(value: Any) -> str:
     """A value as messages show it, tuples as lists."""
     return str(list(value) if isinstance(value, tuple) else value)
-
-
-def of_trainer(said: str, settings: Mapping[str, Any]) -> str:
-    """What Lightning says of a setting of its Trainer, with the key as users type it.
-
-    Args:
-        said: Of any length; the first sentence counts.
-        settings: Those of the Trainer.
-    """
-    first = re.split(r"(?<=[\w)`'\]])\. |\n", said.strip())[0].rstrip(".")
-    if "Timer(duration=" in first:
-        return f"--trainer.max_time={settings['max_time']}: it must be DD:HH:MM:SS."
-    places = {key: found.start() for key in settings if (found := re.search(rf"\b{key}\b", first))}
-    if not places:
-        return f"trainer: {in_a_sentence(first)}"
-    key = min(places, key=lambda each: places[each])
-    value = settings[key]
-    shown = str(value).lower() if isinstance(value, bool) else value
-    near = hints.near_class(str(value), key)
-    return f"--trainer.{key}={shown}: {in_a_sentence(first)}{f' Did you mean {near}?' * bool(near)}"
 
 
 def room_of(trace: TracebackType | None) -> str | None:

@@ -170,6 +170,11 @@ def newest_checkpoint(command: str, run: RunFolder) -> str | None:
         return str(newest) if newest.name.startswith("hpc_ckpt_") else LAST
     if command != "fit":
         raise ConfigError(f"--ckpt_path last: {run.path} holds no checkpoint.")
+    if run.is_finished:
+        raise ConfigError(
+            f"--ckpt_path last: {run.path} holds this run, which has ended, and no checkpoint; "
+            "name another folder with --run."
+        )
     if stopping.is_first():
         print(f"There is no checkpoint in {run.path} yet, so the fit starts from scratch.")
     return None

@@ -6,7 +6,8 @@ from typing import Literal
 
 import pytest
 
-from bdclean.commands.messages import dotted, of_trainer, parse_error, room_of
+from bdclean.commands.messages import dotted, parse_error, room_of
+from bdclean.commands.trainer_settings import of_trainer
 from bdclean.commands.type_words import either, in_words
 from bdclean.errors import BdcleanError, ConfigError, behind
 
