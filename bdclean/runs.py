@@ -18,12 +18,10 @@ from bdclean.errors import ConfigError, DataError
 from bdclean.files import (
     FORMAT_KEY,
     SAFETENSORS,
-    leftovers,
     safetensors_metadata,
     sha256_of_file,
     write_text,
 )
-from bdclean.locks import NAME as LOCK
 from bdclean.yaml_text import parse, read
 
 if TYPE_CHECKING:  # reading a record takes neither torch nor Lightning
@@ -150,14 +148,6 @@ class RunFolder:
             return False
         ours = any("class_path: bdclean." in line for line in lines)
         return ours and any(line.startswith("run:") for line in lines)
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing lies here but what a killed command left before it wrote anything."""
-        if not self.path.exists():
-            return True
-        left = {self.path / LOCK, *leftovers(self.path)}
-        return all(file in left for file in self.path.iterdir())
 
     @property
     def is_finished(self) -> bool:

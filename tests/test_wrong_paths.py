@@ -489,8 +489,9 @@ WORDS |= {
     ),
     "a strategy of Lightning": (
         [*BASE, "--trainer.strategy", "DDPStrateg"],
-        "--trainer.strategy=DDPStrateg: You selected an invalid strategy name: "
-        "`strategy='ddpstrateg'`. Did you mean DDPStrategy?",
+        "--trainer.strategy=DDPStrateg: it must be auto, ddp, ddp_find_unused_parameters_false, "
+        "ddp_find_unused_parameters_true, fsdp, fsdp_cpu_offload or single_device. Did you mean "
+        "DDPStrategy?",
     ),
     "a precision": (
         [*BASE, "--trainer.precision", "17"],

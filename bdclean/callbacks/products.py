@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from bdclean.errors import ConfigError, DataError
 from bdclean.files import write_bytes
+from bdclean.printable import printable
 from bdclean.runs import LAST, RunFolder, read_record, weights_files
 
 OF_FIT = (
@@ -26,6 +27,13 @@ OF_FIT = (
 )
 """Files that a fit writes beside its config and checkpoints."""
 _OF_OTHERS = ("config.yaml", "test.json", "predictions-clean.safetensors")
+_NOTES = (
+    *(".out", ".err", ".log", ".txt", ".md"),
+    *(".yaml", ".yml", ".sh", ".sbatch", ".slurm"),
+)
+"""Ends of files that people put into a run folder before the run: logs, notes, configs, scripts."""
+_LOGS = ("lightning_logs", "wandb", "mlruns")
+"""Folders of loggers, which write before a fit has its config."""
 
 
 def products(run: RunFolder) -> Iterator[Path]:
@@ -38,6 +46,25 @@ def products(run: RunFolder) -> Iterator[Path]:
 def is_barren(run: RunFolder) -> bool:
     """Whether a fit of ours began here, and ended before it had anything but losses to keep."""
     return run.is_run and all(file == run.metrics for file in products(run))
+
+
+def stranger(run: RunFolder) -> Path | None:
+    """What lies there that no run leaves, and no user puts there for one; None without such a file.
+
+    Args:
+        run: The folder; it need not exist.
+    """
+    if not run.path.is_dir():
+        return None
+    return next((each for each in sorted(run.path.iterdir()) if not _is_note(each)), None)
+
+
+def _is_note(file: Path) -> bool:
+    if file.name.startswith("."):
+        return True
+    if file.is_dir():
+        return file.name in _LOGS or (file.name == "checkpoints" and not any(file.glob("[!.]*")))
+    return file.suffix in _NOTES
 
 
 def clear(run: RunFolder) -> None:
@@ -80,14 +107,17 @@ def foreign(run: RunFolder, checkpoint: str | None) -> str | None:
     """
     if run.config.is_file() or _lies_in(checkpoint, run):
         return None
-    file = next(products(run), None)
-    if file is None:
-        return None
-    name = file.relative_to(run.path)
-    return (
-        f"--run {run.path}: it holds {name}, but no config.yaml of a run, and a fit writes "
-        "files of such names; name a new or empty folder."
-    )
+    if file := next(products(run), None):
+        return (
+            f"--run {run.path}: it holds {_name(file, run)}, but no config.yaml of a run, and a "
+            "fit writes files of such names; name a new or empty folder."
+        )
+    if file := stranger(run):
+        return (
+            f"--run {run.path}: it holds {_name(file, run)}, but no config.yaml of a run; name a "
+            "new or empty folder."
+        )
+    return None
 
 
 def overwritten(run: RunFolder, config: Mapping[str, Any]) -> str | None:
@@ -134,6 +164,10 @@ def require_writable(run: RunFolder) -> None:
         probe = run.checkpoints / ".probe"
         write_bytes(probe, b"")
         probe.unlink()
+
+
+def _name(file: Path, run: RunFolder) -> str:
+    return printable(file.relative_to(run.path))
 
 
 def _lies_in(checkpoint: str | None, run: RunFolder) -> bool:

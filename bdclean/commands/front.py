@@ -18,6 +18,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_only
 
 from bdclean.callbacks import SaveRunConfig
+from bdclean.callbacks.products import stranger
 from bdclean.commands import lightning
 from bdclean.commands.parsing import Parser
 from bdclean.commands.words import spelled
@@ -92,7 +93,7 @@ class FrontParser(Parser):
             name = word.partition("=")[0]
             if name in self._taken:
                 raise ConfigError(f"{name}: {self._taken[name]}.")
-            near = get_close_matches(name, self._own, n=1, cutoff=0.85)
+            near = get_close_matches(name, self._own, n=1, cutoff=0.8)
             if near and word.startswith("--"):
                 raise ConfigError(f"{name}: there is no such option. Did you mean {near[0]}?")
 
@@ -111,6 +112,28 @@ class _FrontCLI(lightning.BdcleanCLI):
 
     def after_fit(self) -> None:
         """Nothing."""
+
+
+class _FrontWords(_FrontCLI):
+    """Words that are read, and no more."""
+
+    def instantiate_classes(self) -> None:
+        """Makes nothing."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs nothing."""
+
+
+def check_words(words: list[str]) -> None:
+    """Refuses words that `bdclean fit` does not know, before seconds of looking at images.
+
+    Args:
+        words: Those after `fit`.
+
+    Raises:
+        ConfigError: If an option or a value is wrong.
+    """
+    lightning.run("fit", words, _FrontWords, "")
 
 
 def fit(words: list[str], again: str) -> tuple[Any, Any]:
@@ -165,7 +188,7 @@ def check_run(run: Path, places: Iterable[Path]) -> None:
                 f"--run {run}: it lies in {place}, which stays as it is; name a folder outside."
             )
     RunLock(run).refuse_if_held()
-    if not RunFolder(run).is_empty and not RunFolder(run).is_run:
+    if stranger(RunFolder(run)) is not None and not RunFolder(run).is_run:
         raise ConfigError(
             f"--run {run}: it holds files, but no run of bdclean; name a new or empty folder."
         )

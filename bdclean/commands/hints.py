@@ -4,6 +4,7 @@ import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import SequenceMatcher, get_close_matches
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ def meant(name: str, known: Iterable[str]) -> str:
     options = [each for each in options if each != name]  # which a config cannot give, as `help`
     found = _same_end(name, options) or _swapped(name, options)
     found = found or _near_end(name, options) or _near(name, options)
+    found = found or _deeper(name, options) or _one_off(name, options)
     if found:
         return f" Did you mean --{found}?"
     how = next((how for begin, how in _HOW if name.startswith(begin)), "The command's --help")
@@ -147,6 +149,24 @@ def _near(name: str, options: Sequence[str]) -> str | None:
     return near[0] if near else None
 
 
+def _deeper(name: str, options: Sequence[str]) -> str | None:
+    """The one group of options of that name, which stands in another: `data.splits`."""
+    ends = (f".{each}.".find(f".{name}.") for each in options)
+    groups = {each[: end + len(name)] for each, end in zip(options, ends, strict=True) if end > 0}
+    return groups.pop() if len(groups) == 1 else None
+
+
+def _one_off(name: str, options: Sequence[str]) -> str | None:
+    """The option that differs in one letter, which in a short word is much: `out` for `oot`."""
+    return next((each for each in options if len(name) > 2 and _differ_in_one(name, each)), None)
+
+
+def _differ_in_one(one: str, other: str) -> bool:
+    begin = len(commonprefix([one, other]))
+    end = len(commonprefix([one[begin:][::-1], other[begin:][::-1]]))
+    return max(len(one), len(other)) - begin - end == 1
+
+
 def near_class(name: str | None, key: str) -> str | None:
     """The class of torch or Lightning that may be meant at a key such as `model.optimizer`.
 
@@ -155,8 +175,19 @@ def near_class(name: str | None, key: str) -> str | None:
         key: Dotted, of the option.
     """
     short, names = str(name).rpartition(".")[2], others_of(key)
-    near = get_close_matches(short, names, n=1, cutoff=_NEAR)
-    return near[0] if near else _swapped(short, names)
+    return _near_name(short, names)
+
+
+def _near_name(name: str, names: Iterable[str]) -> str | None:
+    """The name of a class that may be meant: `CIFAR10` by `cifar-10`."""
+    plain = {_plain(each): each for each in names}
+    near = get_close_matches(_plain(name), plain, n=1, cutoff=_NEAR)
+    found = near[0] if near else _swapped(_plain(name), list(plain))
+    return None if found is None else plain[found]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]", "", name).lower()
 
 
 def no_class(name: Any, bases: Sequence[type], key: str = "") -> str:
@@ -181,8 +212,7 @@ def no_class(name: Any, bases: Sequence[type], key: str = "") -> str:
         return _base_class(below)
     if inspect.isclass(given) and bases and not issubclass(given, tuple(bases)):
         return f"it is no {' or '.join(base.__name__ for base in bases)}.{known}"
-    near = get_close_matches(str(name).rpartition(".")[2], names, n=1, cutoff=_NEAR)
-    meant = near[0] if near else near_class(name, key)
+    meant = _near_name(str(name).rpartition(".")[2], names) or near_class(name, key)
     return f"there is no such class.{f' Did you mean {meant}?' if meant else known}"
 
 

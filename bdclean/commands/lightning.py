@@ -43,7 +43,7 @@ from bdclean.commands.quiet import quieten
 from bdclean.commands.rooms import import_rooms
 from bdclean.commands.run_place import check_run, newest_checkpoint, require_words, run_folder
 from bdclean.commands.trainer_help import asks_for_help, trainer_help
-from bdclean.commands.words import as_typed, of_run, spelled
+from bdclean.commands.words import as_typed, of_run, spelled, values_in
 from bdclean.errors import BdcleanError, ConfigError, behind
 from bdclean.files import sweep
 from bdclean.locks import RunLock, require_held
@@ -297,6 +297,9 @@ class BdcleanCLI(LightningCLI):
             self._alone() as leave,
             ranks.ending_together(self.trainer, leave, self._how_to_go_on),
         ):
+            named = not self._writes or "--run" in dict(values_in(self.words))
+            if subcommand == "fit" and not named:
+                self._say(f"No --run is given: this run writes into {self.run_folder.path}.")
             try:
                 super()._run_subcommand(subcommand)
             except BaseException as error:

@@ -15,7 +15,7 @@ from bdclean.commands.hints import require_concrete
 from bdclean.commands.messages import NO_VALUE, dotted, parse_error, room_of
 from bdclean.commands.own_modules import failure
 from bdclean.commands.rooms import BASES, arguments_of
-from bdclean.commands.words import expanded
+from bdclean.commands.words import expanded, values_in
 from bdclean.errors import BdcleanError, ConfigError, behind
 
 
@@ -64,6 +64,7 @@ class OneDialect:
             name = word.partition("=")[0]
             if name in self._renamed:
                 raise ConfigError(f"{name}: it is called {self._renamed[name]} now.")
+        self._require_once(words)
         parse = super().parse_args  # type: ignore[misc]
         parsed = parse(words, *more, **kwargs)
         require_concrete(parsed)
@@ -100,6 +101,21 @@ class OneDialect:
             raise ConfigError(said) from ex
         super().error(message, ex)  # type: ignore[misc]
         raise AssertionError
+
+    def _require_once(self, words: Sequence[str]) -> None:
+        """Refuses an option of ours with two values. Of settings of classes the last one counts."""
+        actions = [each for parser in self._parsers() for each in vars(parser)["_actions"]]
+        names = {name for each in actions if each.nargs != 0 for name in each.option_strings}
+        several = {"-c", "--config", *(f"--{key}" for key in BASES)}
+        given: dict[str, str] = {}
+        for name, value in values_in(words):
+            if name not in names or name in several or "." in name:
+                continue
+            if name in given:
+                raise ConfigError(
+                    f"{name}: it is given twice, as {given[name]} and as {value}; give it once."
+                )
+            given[name] = value
 
     def _parsers(self) -> list[Any]:
         """This parser and those of its subcommands."""

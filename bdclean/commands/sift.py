@@ -18,6 +18,7 @@ from torch import Tensor
 from bdclean.callbacks.suspects import ranking
 from bdclean.commands import closing, front
 from bdclean.commands.class_folders import classes_of, count_images, image_size, training_folder
+from bdclean.commands.words import values_in
 from bdclean.data import ImageFolder
 from bdclean.errors import ConfigError
 from bdclean.functional.precision import cpu_has_bfloat16
@@ -37,6 +38,7 @@ _FEW = 1000
 """Images below which findings mean little: a tenth of fewer is less than 100 poisoned images. 60
 planted no backdoor among 1,000 digits, and 100 with a larger patch did."""
 _SHOWN = 5  # classes
+_ANY_SIZE = 32  # pixels, as long as nobody looks at the images
 _UNUSABLE = "This result is not usable"
 _LOOK = (
     f"{_UNUSABLE} before you have looked at its pictures: more than half of one class is flagged, "
@@ -111,6 +113,7 @@ def run_sift(args: Sequence[str], fit: front.Fit | None = None) -> None:
     default = "runs/sift-scores" if options.dry_run else "runs/sift"
     run = Path(default if options.run is None else options.run)
     target = None if options.copy_clean is None else Path(options.copy_clean)
+    front.check_words(_words(options, options.size or _ANY_SIZE, others, run))
     source = training_folder(Path(options.folder))
     classes = classes_of(source)
     # A class folder may be a link to elsewhere.
@@ -123,6 +126,8 @@ def run_sift(args: Sequence[str], fit: front.Fit | None = None) -> None:
     first = front.is_first_process()
     if first:
         _warn_of_few(count_images(source))
+    if first and options.run is None:
+        print(f"No --run is given: this sift writes into {run}.")
     if first and words[-1] == front.CONTINUE:
         print(_standing(RunFolder(run), options.dry_run))
     fit = fit or partial(front.fit, again=shlex.join(["bdclean", "sift", *args]))
@@ -168,6 +173,8 @@ def _words(options: Namespace, size: int, others: Sequence[str], run: Path) -> l
         "data.root": options.folder,
     }
     begun = front.going_on(run, others)
+    given = {name.lstrip("-") for name, _ in values_in(others)}
+    settings = {key: value for key, value in settings.items() if key not in given}
     return [*front.as_words(settings), *fast, *others, *front.as_words(last), *begun]
 
 
