@@ -40,6 +40,17 @@ def in_words(error: BaseException) -> str:
     return " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number with what it counts: `1 image`, `2,347 images`.
+
+    Args:
+        number: How many.
+        one: What a single one is called, or said to be.
+        many: As well of several; empty adds an s.
+    """
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
 def behind(error: BaseException | None, *kinds: type[BaseException]) -> BaseException | None:
     """The first error of some kinds that caused `error`, which may be `error` itself.
 

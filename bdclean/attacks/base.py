@@ -28,7 +28,7 @@ from bdclean.attacks.checks import (
 from bdclean.attacks.parts import Adversarial, FurtherTest
 from bdclean.attacks.plan import PoisonPlan
 from bdclean.attacks.trigger import Trigger
-from bdclean.errors import AttackError
+from bdclean.errors import AttackError, counted
 from bdclean.functional.seeds import derive_seed
 from bdclean.types import AugmentationName, BatchPlace
 
@@ -326,7 +326,8 @@ class Attack(ABC):
         wanted = self._num_wanted(labels)
         if wanted > len(pool):
             warnings.warn(
-                f"rate={self.rate}: this share of the {self.rate_base} is {wanted} rows, but only "
+                f"rate={self.rate}: this share of the {self.rate_base} is "
+                f"{counted(wanted, 'row')}, but only "
                 f"{len(pool)} may be poisoned; all of them are.",
                 stacklevel=3,  # the caller of `plan`
             )
@@ -339,7 +340,8 @@ class Attack(ABC):
         wanted = round(self.cover_rate * len(labels))
         if wanted > len(pool):
             warnings.warn(
-                f"cover_rate={self.cover_rate}: this share is {wanted} rows, but only {len(pool)} "
+                f"cover_rate={self.cover_rate}: this share is {counted(wanted, 'row')}, but only "
+                f"{len(pool)} "
                 "may be covers; all of them are.",
                 stacklevel=3,  # the caller of `plan`
             )

@@ -109,9 +109,15 @@ def _resolve(arch: str) -> str:
     # is_model() knows registered names alone, so that no name leads to a download.
     if library in ("", "timm") and timm.is_model(name):
         return f"timm:{name}"
-    known = sorted({*OWN, *torchvision_names, *timm.list_models()})
-    close = difflib.get_close_matches(name, known, n=3)
-    hint = f" Did you mean {', '.join(close)}?" if close else ""
+    libraries = {
+        "torchvision": torchvision_names,
+        "timm": timm.list_models(),
+        "solo": [each for each in torchvision_names if each.startswith("resnet")],
+    }
+    known = libraries.get(library, {*OWN, *torchvision_names, *timm.list_models()})
+    close = difflib.get_close_matches(name, sorted(known), n=3)
+    names = [f"{library}:{each}" if library in libraries else each for each in close]
+    hint = f" Did you mean {', '.join(names)}?" if close else ""
     raise ConfigError(
         f"arch={arch!r} is unknown.{hint} Allowed: {', '.join(OWN)}, torchvision:<name>, "
         "timm:<name>, solo:<name of a ResNet>."

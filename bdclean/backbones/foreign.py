@@ -16,6 +16,7 @@ from bdclean.backbones.beside import (
     take_projections,
     take_training_only,
 )
+from bdclean.errors import counted
 from bdclean.printable import printable
 from bdclean.weights import Nest, Place, Spelling, check_plain, multiplied_out, places, unwrap
 from bdclean.weights.match import shared_parts
@@ -150,18 +151,25 @@ def _tell(
             f"{others}"
         )
     for names, what in (
-        (left_out, "serve training alone"),
-        (projections, "are a head of several layers (a projection)"),
+        (left_out, {"tensor": "serves training alone", "tensors": "serve training alone"}),
+        (
+            projections,
+            {
+                "tensor": "is a head (a projection)",
+                "tensors": "are a head of several layers (a projection)",
+            },
+        ),
     ):
         if names:
             parts = sorted(set(map(printable, names)), key=lambda part: ("." in part, part))
             named = ", ".join(parts[:_SHOWN]) + (", ..." if len(parts) > _SHOWN else "")
-            told.append(f"{len(names)} tensors under {named} {what} and are left out")
+            one, many = (f"{noun} under {named} {does}" for noun, does in what.items())
+            told.append(counted(len(names), f"{one} and is left out", f"{many} and are left out"))
     if unused:
         named = ", ".join(map(printable, unused[:_SHOWN]))
         told.append(f"what lies in {named} may be a head of this network and is not used")
     if told:
-        warnings.warn(f"{weights}: {'; '.join(told)}.", stacklevel=3)
+        warnings.warn(f"{printable(weights)}: {'; '.join(told)}.", stacklevel=3)
 
 
 def _head_beside(
@@ -221,8 +229,8 @@ def warn_of_solo_learn(nests: Sequence[Nest], weights: str | Path, arch: str) ->
     tops = {name.split(".")[0] for nest in nests for name in nest.tensors}
     if {"backbone", "classifier"} <= tops and tops & set(_SOLO):
         warnings.warn(
-            f"{weights} looks like a file of solo-learn, whose first convolution for CIFAR pads by "
-            f"2 pixels; {arch} pads by 1 and computes other features. If so, name it solo:{arch}.",
+            f"{printable(weights)} looks like a file of solo-learn, whose first convolution for "
+            f"CIFAR pads by 2 pixels; {arch} pads by 1 and computes other features. If so, name it solo:{arch}.",
             stacklevel=2,
         )
 

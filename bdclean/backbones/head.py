@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bdclean.errors import ConfigError
+from bdclean.errors import ConfigError, counted
 from bdclean.functional.probe import feature_statistics, logistic_regression, standardise
 from bdclean.types import Batch
 
@@ -85,8 +85,8 @@ class KNNHead(nn.Module):
         super().__init__()
         if not len(features) or k < 1 or temperature <= 0:
             raise ConfigError(
-                f"k={k} and temperature={temperature} over {len(features)} images: nearest "
-                "neighbours need images (data.splits.probe), and both numbers above 0."
+                f"k={k} and temperature={temperature} over {counted(len(features), 'image')}: "
+                "nearest neighbours need images (data.splits.probe), and both numbers above 0."
             )
         self.num_classes, self.k, self.temperature = num_classes, min(k, len(features)), temperature
         self.register_buffer("bank", F.normalize(features.float(), dim=1).T.contiguous())

@@ -12,6 +12,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from bdclean.errors import counted
 from bdclean.modules.trainer import is_fitting, is_trial, requeue_signal
 from bdclean.runs import RunFolder
 
@@ -101,7 +102,7 @@ def save_and_requeue(trainer: Trainer, file: Path) -> None:
         logger.save()
     trainer.save_checkpoint(file)
     if trainer.is_global_zero:
-        requeue_job(f"it goes on after {trainer.global_step:,} steps")
+        requeue_job(f"it goes on after {counted(trainer.global_step, 'step')}")
 
 
 def requeue_job(then: str) -> None:

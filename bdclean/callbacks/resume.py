@@ -19,7 +19,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from bdclean.errors import ConfigError, WeightsError
+from bdclean.errors import ConfigError, WeightsError, counted
 from bdclean.files import replacing, sha256_of_file
 from bdclean.functional.seeds import derive_seed, global_seed
 from bdclean.modules.checkpoints import check_parts, check_there, named, none_of_ours
@@ -31,6 +31,7 @@ from bdclean.modules.trainer import (
     pending_gradients,
     stop_again,
 )
+from bdclean.printable import printable
 from bdclean.types import HasIdentity, ResumableLoader
 from bdclean.weights.bounds import check_nests, check_torch_file, damaged, refused
 
@@ -135,8 +136,9 @@ class ExactResume(Callback):
             of = f" of {epochs}" if epochs is not None and epochs > 0 else ""
             self._say(
                 trainer,
-                f"Goes on from {self._resumed_from}: {f'stage {stage}, ' if stage else ''}epoch "
-                f"{trainer.current_epoch + 1}{of}, after {trainer.global_step:,} steps.",
+                f"Goes on from {printable(self._resumed_from)}: "
+                f"{f'stage {stage}, ' if stage else ''}epoch "
+                f"{trainer.current_epoch + 1}{of}, after {counted(trainer.global_step, 'step')}.",
             )
 
     def _gradient(self, name: str, parameter: Tensor, trainer: Trainer) -> Tensor:
@@ -150,7 +152,9 @@ class ExactResume(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says so if there was nothing left to train."""
         if self._resumed_from is not None:
-            self._say(trainer, f"{self._resumed_from}: this run has ended; nothing is trained.")
+            self._say(
+                trainer, f"{printable(self._resumed_from)}: this run has ended; nothing is trained."
+            )
 
     def _say(self, trainer: Trainer, text: str) -> None:
         if trainer.is_global_zero:

@@ -126,7 +126,8 @@ def _write_files(run: RunFolder, findings: Findings, data: KnowsTruth) -> None:
 
     shown = ranking(findings.score)[:NUM_PICTURES]
     captions = [_caption(known, findings, row) for row in shown.tolist()]
-    heading = f"The {len(shown)} most suspicious of {len(known.labels):,} samples"
+    which = "with the highest scores" if findings.flagged is None else "most suspicious"
+    heading = f"The {len(shown)} {which} of {len(known.labels):,} samples"
     red = torch.zeros(len(shown)) if findings.flagged is None else findings.flagged[shown]
     sheet = draw_sheet(data.training_images(shown), captions, red.bool(), heading)
     save_png(sheet, run.path / "suspects.png")

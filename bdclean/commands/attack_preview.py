@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bdclean.commands.pictures import png_path, save_picture
 from bdclean.data import ImageDataModule, RoleImages
-from bdclean.errors import ConfigError
+from bdclean.errors import ConfigError, counted
 from bdclean.figures.triggers import Preview, draw, psnr
 from bdclean.functional.seeds import derive_seed
 
@@ -38,7 +38,8 @@ def preview(name: str, data: ImageDataModule, images: int = 1, seed: int = 0) ->
     triggered = cast(RoleImages, data.test_dataloader()[1].dataset)
     if len(triggered) < images:
         raise ConfigError(
-            f"--images is {images}, but only {len(triggered)} test images count for the success "
+            f"--images is {images}, but only "
+            f"{counted(len(triggered), 'test image counts', 'test images count')} for the success "
             f"rate of {name}; ask for no more."
         )
     generator = torch.Generator().manual_seed(derive_seed("preview", seed))

@@ -116,7 +116,7 @@ def after_fit(
         lines.append(not_planted)
     pictures = folder / "suspects.png"
     if "identification" in record and pictures.is_file():
-        lines.append(f"Look at {pictures}: the most suspicious training samples.")
+        lines.append(f"Look at {pictures}: the training samples with the highest scores.")
     after = next_command(record, folder, going_on, tests=tests)
     return lines if after is None else [*lines, f"Next: {after}"]
 

@@ -22,11 +22,12 @@ from bdclean.commands.own_modules import allow
 from bdclean.commands.parsing import Parser
 from bdclean.commands.pictures import png_path, save_picture
 from bdclean.data import ImageDataModule
-from bdclean.errors import ConfigError
+from bdclean.errors import ConfigError, counted
 from bdclean.figures.features import FeatureMap, feature_map, plot_features
 from bdclean.functional.contrastive import nt_xent
 from bdclean.functional.pgd import PGD, pgd
 from bdclean.functional.seeds import derive_seed
+from bdclean.printable import printable
 from bdclean.progress import follow
 from bdclean.runs import RunFolder
 
@@ -55,7 +56,7 @@ def run_figure(args: Sequence[str]) -> None:
         target = None if data.attack is None else data.attack.single_target()
         for title, model in models(run, run.read_config()):
             maps.append(draw_map(title, model, images, chosen, target))
-            print(f"{title}: {len(maps[-1].clean)} clean images", flush=True)
+            print(f"{printable(title)}: {counted(len(maps[-1].clean), 'clean image')}", flush=True)
     save_picture(plot_features(maps), out)
     print(f"Written to {out}")
 
@@ -157,7 +158,7 @@ def models(run: RunFolder, config: dict[str, Any]) -> list[tuple[str, SplitModel
         found.insert(0, (f"{name}: before", source.load()))
     elif source.weights is not None:
         print(
-            f"{name}: no panel of the model before, as {source.weights} is not there.",
+            printable(f"{name}: no panel of the model before, as {source.weights} is not there."),
             file=sys.stderr,
         )
     return found

@@ -4,7 +4,6 @@ import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import SequenceMatcher, get_close_matches
-from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -162,9 +161,15 @@ def _one_off(name: str, options: Sequence[str]) -> str | None:
 
 
 def _differ_in_one(one: str, other: str) -> bool:
-    begin = len(commonprefix([one, other]))
-    end = len(commonprefix([one[begin:][::-1], other[begin:][::-1]]))
+    begin = _same(one, other)
+    end = _same(one[begin:][::-1], other[begin:][::-1])
     return max(len(one), len(other)) - begin - end == 1
+
+
+def _same(one: str, other: str) -> int:
+    """The letters at the beginning that two words have in common."""
+    alike = (a == b for a, b in zip(one, other, strict=False))
+    return next((n for n, same in enumerate(alike) if not same), min(len(one), len(other)))
 
 
 def near_class(name: str | None, key: str) -> str | None:

@@ -20,7 +20,7 @@ from bdclean.commands import closing, front
 from bdclean.commands.class_folders import classes_of, count_images, image_size, training_folder
 from bdclean.commands.words import values_in
 from bdclean.data import ImageFolder
-from bdclean.errors import ConfigError
+from bdclean.errors import ConfigError, counted
 from bdclean.functional.precision import cpu_has_bfloat16
 from bdclean.printable import printable
 from bdclean.runs import RunFolder
@@ -137,16 +137,17 @@ def run_sift(args: Sequence[str], fit: front.Fit | None = None) -> None:
             kept = _report(model.findings() if model.finished else None, data, run)
             if target is not None and copy is not None:
                 front.copy_files(_COPY, source, kept, copy, target)
-                print(f"{len(kept)} files copied to {target}.")
-            print(f"Next: {_next(options, others, run, bool(kept))}")
+                print(f"{counted(len(kept), 'file')} copied to {target}.")
+            if not options.dry_run or _leads_on(model.findings(), data):
+                print(f"Next: {_next(options, others, run, bool(kept))}")
 
 
 def _warn_of_few(count: int) -> None:
     if count < _FEW:
         print(
-            f"Warning: with {count:,} images, fewer than {_FEW:,}, flags and scores mean little: "
-            "so few seldom hold enough poisoned images to plant a backdoor, and clean ones get "
-            "flagged.",
+            f"Warning: with {counted(count, 'image')}, fewer than {_FEW:,}, flags and scores mean "
+            "little: so few seldom hold enough poisoned images to plant a backdoor, and clean ones "
+            "get flagged.",
             file=sys.stderr,
         )
 
@@ -176,6 +177,13 @@ def _words(options: Namespace, size: int, others: Sequence[str], run: Path) -> l
     given = {name.lstrip("-") for name, _ in values_in(others)}
     settings = {key: value for key, value in settings.items() if key not in given}
     return [*front.as_words(settings), *fast, *others, *front.as_words(last), *begun]
+
+
+def _leads_on(scored: Findings | None, data: ImageFolder) -> bool:
+    """Whether a whole sift may find more than a dry run that told scores."""
+    if scored is None or _are_equal(scored.score):
+        return False
+    return not _doubt(None, data.training_set())
 
 
 def _next(options: Namespace, others: Sequence[str], run: Path, kept: bool) -> str:
@@ -225,7 +233,10 @@ def _report(found: Findings | None, data: ImageFolder, run: Path) -> list[str]:
     samples, flagged = data.training_set(), found.flagged
     print(_worst(found, samples, run) if flagged is None else _summary(found, samples, run))
     if held_out := len(data.stored) - len(samples.labels):
-        print(f"{held_out} images held out by data.splits are neither judged nor copied.")
+        print(
+            f"{counted(held_out, 'image')} held out by data.splits {_be(held_out)} neither judged "
+            "nor copied."
+        )
     if flagged is None:
         return []
     return [samples.files[row] for row in (~flagged).nonzero().flatten().tolist()]
@@ -248,7 +259,7 @@ def _summary(found: Findings, samples: TrainingSet, run: Path) -> str:
         f"also with them, under the labels it gave them: {run}/model.safetensors"
     )
     return (
-        f"{doubt}{count} of {total} images are flagged ({100 * count / total:.1f} %): "
+        f"{doubt}{count} of {total} images {_be(count)} flagged ({100 * count / total:.1f} %): "
         f"{run}/suspects.csv, {run}/suspects.png. Not all of them need be poisoned.\n"
         f"{_by_class(found, flagged, samples, told=not doubt)}{models}"
     )
@@ -310,16 +321,24 @@ def _by_class(found: Findings, flagged: Tensor, samples: TrainingSet, *, told: b
     return "".join(lines)
 
 
+def _be(count: int) -> str:
+    return "is" if count == 1 else "are"
+
+
 def _worst(found: Findings, samples: TrainingSet, run: Path) -> str:
+    """What a dry run tells of its scores, which are no finding yet."""
+    scored = counted(len(found.score), "image")
+    told = f"{_doubt(None, samples)}Scores of {scored}: {run}/suspects.csv."
+    last = f"Nothing was flagged. Do not use {run}/model.safetensors: it has seen all images."
+    if _are_equal(found.score):
+        return f"{told} All are equal, so that they tell nothing.\n{last}"
     order = ranking(found.score)[:10].tolist()
     names = [printable(samples.files[row]) for row in order]
     scores = [float(found.score[row]) + 0.0 for row in order]  # -0.0 becomes 0.0
     lines = [f"  {score:10.2e}  {name}" for score, name in zip(scores, names, strict=True)]
-    return "\n".join(
-        [
-            f"{_doubt(None, samples)}Scores of {len(found.score)} images: {run}/suspects.csv. The "
-            f"{len(names)} most suspicious ones, with the highest scores, as CLASS/FILE:",
-            *lines,
-            f"Nothing was flagged. Do not use {run}/model.safetensors: it has seen all images.",
-        ]
-    )
+    return "\n".join([f"{told} The {len(names)} highest, as CLASS/FILE:", *lines, last])
+
+
+def _are_equal(score: Tensor) -> bool:
+    """Whether all scores are one number, or none, as those of a network that did not learn."""
+    return bool(score.isnan().all()) or bool((score == score[0]).all())

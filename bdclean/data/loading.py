@@ -9,7 +9,7 @@ from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader, DistributedSampler
 
 from bdclean.data.images import Rows
-from bdclean.errors import ConfigError
+from bdclean.errors import ConfigError, counted
 from bdclean.functional.seeds import derive_seed
 from bdclean.types import Batch, BatchPlace
 
@@ -112,7 +112,8 @@ def evaluation_loader(
     """
     if 0 < len(dataset) < world_size:
         raise ConfigError(
-            f"A set of {len(dataset)} images cannot be evaluated on {world_size} devices; evaluate "
+            f"A set of {counted(len(dataset), 'image')} cannot be evaluated on {world_size} "
+            "devices; evaluate "
             "on one (--trainer.devices 1)."
         )
     sampler: UnrepeatedDistributedSampler | None = None

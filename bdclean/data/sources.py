@@ -118,8 +118,9 @@ def _warn_of_broken(root: Path, names: Sequence[str], found: Decoded) -> None:
     row, error = next(iter(found.broken.items()))
     count, total = len(found.broken), len(names)
     rank_zero_warn(
-        f"{count:,} of {total:,} image files below {root} cannot be read and are left out, "
-        f"{names[row]} for one ({error.reason}). result.json names the first ones."
+        f"{count:,} of {total:,} image files below {root} cannot be read and "
+        f"{'is' if count == 1 else 'are'} left out, {names[row]} for one ({error.reason}). "
+        "result.json names the first ones."
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bdclean.checks import check_not_negative, check_seed
-from bdclean.errors import ConfigError
+from bdclean.errors import ConfigError, counted
 from bdclean.functional.seeds import derive_seed
 from bdclean.types import Role
 
@@ -133,8 +133,8 @@ def _balanced(order: Tensor, labels: Tensor, num_classes: int, count: int) -> Te
         rows = order[labels[order] == k][:per_class]
         if len(rows) < per_class:
             raise ConfigError(
-                f"splits.probe={count}: class {k} has only {len(rows)} images left for its "
-                f"{per_class}; ask for fewer."
+                f"splits.probe={count}: class {k} has only {counted(len(rows), 'image')} left for "
+                f"its {per_class}; ask for fewer."
             )
         picks.append(rows)
     return torch.cat(picks)

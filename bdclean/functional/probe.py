@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bdclean.errors import ConfigError
+from bdclean.errors import ConfigError, counted
 
 PROBE_MILESTONES = (0.375, 0.75)  # epochs 15 and 30 of 40: the rate falls to a tenth
 VARIANCE_FLOOR = 1e-5  # added to the variance, as in eval_linear.py
@@ -28,7 +28,7 @@ def feature_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
         ConfigError: If there are fewer than two rows.
     """
     if len(features) < 2:
-        raise ConfigError(f"The probe has {len(features)} images; it needs at least 2.")
+        raise ConfigError(f"The probe has {counted(len(features), 'image')}; it needs at least 2.")
     # In double, so that the order of the rows and the device do not show in the result.
     variance, mean = torch.var_mean(F.normalize(features.double(), dim=1), dim=0)
     return mean.float(), (variance + VARIANCE_FLOOR).sqrt().float()

@@ -23,7 +23,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from bdclean.errors import ConfigError
+from bdclean.errors import ConfigError, counted
 
 # As if no limit was given: Lightning makes 1000 of None before `setup` is called, so that a given
 # 1000 looks the same; -1 means "without end".
@@ -183,7 +183,7 @@ def check_unused(trainer: Trainer) -> None:
     """
     if trainer.current_epoch:
         raise ConfigError(
-            f"This Trainer has trained {trainer.current_epoch} epochs already; make a "
+            f"This Trainer has trained {counted(trainer.current_epoch, 'epoch')} already; make a "
             "new Trainer for a new fit."
         )
 
@@ -221,7 +221,8 @@ def set_max_epochs(trainer: Trainer, epochs: int) -> None:
     given = trainer.fit_loop.max_epochs
     if given not in _UNLIMITED and given != epochs:
         raise ConfigError(
-            f"trainer.max_epochs={given}, but the method's own settings add up to {epochs} epochs. "
+            f"trainer.max_epochs={given}, but the method's own settings add up to "
+            f"{counted(epochs, 'epoch')}. "
             f"Leave trainer.max_epochs at -1 (or set it to {epochs}), and change the epochs of the "
             "method."
         )
@@ -263,7 +264,8 @@ def steps_of(trainer: Trainer, batches: int) -> int:
     by_epoch = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches != 0
     if by_epoch and isinstance(every, int) and every > batches:
         raise ConfigError(
-            f"trainer.val_check_interval={every}: an epoch has {batches} batches; take that many "
+            f"trainer.val_check_interval={every}: an epoch has "
+            f"{counted(batches, 'batch', 'batches')}; take that many "
             "or fewer, or set --trainer.check_val_every_n_epoch null."
         )
     return max(1, math.ceil(batches / trainer.accumulate_grad_batches))

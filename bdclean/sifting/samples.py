@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bdclean.errors import ConfigError
+from bdclean.errors import ConfigError, counted
 from bdclean.types import Batch
 
 
@@ -19,13 +19,15 @@ def require_same_samples(now: Tensor, before: Tensor) -> None:
     way_out = "Bring the data back as it was, or start a new run in another folder."
     if len(now) != len(before):
         raise ConfigError(
-            f"The checkpoint's run had {len(before)} training samples, and now there are "
+            f"The checkpoint's run had {counted(len(before), 'training sample')}, and now there "
+            "are "
             f"{len(now)}. {way_out}"
         )
     # Another machine may decode or perturb an image by a pixel value more or less.
     others = int(((now - before).abs() > 1 / 255).any(1).sum())
     if others:
         raise ConfigError(
-            f"{others} of the {len(now)} training samples have another image or label than in the "
-            f"checkpoint's run. {way_out}"
+            f"{others} of the {len(now)} training samples {'has' if others == 1 else 'have'} "
+            "another "
+            f"image or label than in the checkpoint's run. {way_out}"
         )

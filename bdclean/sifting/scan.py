@@ -26,7 +26,7 @@ from torch import Tensor
 
 from bdclean.backbones.perturber import BatchNormMode
 from bdclean.checks import check_choice, check_positive, check_seed
-from bdclean.errors import ConfigError
+from bdclean.errors import ConfigError, counted
 from bdclean.functional.scan import analyse as analyse_features
 from bdclean.functional.scan import rank_by_class
 from bdclean.modules import Needs, Recipe, Stage, StageOptimizer
@@ -136,7 +136,7 @@ class SCAn(Sifter):
         counts = torch.bincount(labels, minlength=self.num_classes)
         if counts.min() < 2:
             raise ConfigError(
-                f"Of class {int(counts.argmin())} there are {int(counts.min())} clean images; "
+                f"Class {int(counts.argmin())} has {counted(int(counts.min()), 'clean image')}; "
                 "SCAn needs 2 or more of every class. Set --data.splits.probe to at least "
                 f"{2 * self.num_classes}, better to several hundred."
             )

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from bdclean.errors import FileError, WeightsError
+from bdclean.errors import FileError, WeightsError, counted
 from bdclean.files import SAFETENSORS, write_bytes
 from bdclean.printable import printable
 from bdclean.weights import bounds
@@ -226,9 +226,12 @@ def _without_tensors(content: Any, path: Path) -> WeightsError:
 
 def _not_plain(path: str | Path, names: Sequence[str]) -> WeightsError:
     return WeightsError(
-        f"{path} is not a state dict: {len(names)} entries are no plain tensors "
-        f"({', '.join(map(printable, names[:5]))})."
+        f"{path} is not a state dict: {_odd(len(names))} ({', '.join(map(printable, names[:5]))})."
     )
+
+
+def _odd(count: int) -> str:
+    return counted(count, "entry is no plain tensor", "entries are no plain tensors")
 
 
 def _tell_of_unfinished(record: Mapping[str, Any], path: Path) -> None:
@@ -238,9 +241,11 @@ def _tell_of_unfinished(record: Mapping[str, Any], path: Path) -> None:
         return
     if 0 <= stage < len(plan) and isinstance(plan[stage], list | tuple) and plan[stage]:
         warnings.warn(
-            f"{path} is a checkpoint of an unfinished run of {record.get('method')}: its network "
-            f"{_MODEL!r} is taken as it was in the stage {plan[stage][0]}, number {stage + 1} of "
-            f"{len(plan)}.",
+            printable(
+                f"{path} is a checkpoint of an unfinished run of {record.get('method')}: its "
+                f"network {_MODEL!r} is taken as it was in the stage {plan[stage][0]}, number "
+                f"{stage + 1} of {len(plan)}."
+            ),
             stacklevel=2,
         )
 

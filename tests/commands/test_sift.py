@@ -88,7 +88,7 @@ def test_a_folder_in_suspects_and_a_model_out(folder, tmp_path, capsys):
     words = ["sift", str(folder), "--run", str(out), "--copy_clean", str(tmp_path / "no"), *QUICK]
     with pytest.raises(SystemExit):
         main(words)
-    assert "1 of the 90 training samples have another image or label" in capsys.readouterr().err
+    assert "1 of the 90 training samples has another image or label" in capsys.readouterr().err
     pictures[0].unlink()
     with pytest.raises(SystemExit):
         main(words)

@@ -73,7 +73,7 @@ def ragged():
 
 # What is said after the path of each file, "..." for more; nothing of those that are read.
 TORCH = {
-    " is not a state dict: 1 entries are no plain tensors (conv1.weight).": {
+    " is not a state dict: 1 entry is no plain tensor (conv1.weight).": {
         "meta": changed(conv1__weight=torch.zeros(4, 3, 3, 3, device="meta")),
         "nested": saved(lambda: {W: ragged()}),
         "sparse": saved(lambda: {W: torch.eye(3).to_sparse()}),
@@ -195,7 +195,7 @@ TORCH = {
     " holds a set, not a state dict.": {
         "set": saved({1, 2}),
     },
-    " is not a state dict: 1 entries are no plain tensors (a).": {
+    " is not a state dict: 1 entry is no plain tensor (a).": {
         "counter": saved(lambda: Counter(a=1)),
         "device obj": saved(lambda: {"a": torch.device("cuda:99")}),
         "dtype obj": saved(lambda: {"a": torch.float32}),
@@ -204,7 +204,7 @@ TORCH = {
     " is not a state dict: 2 entries are no plain tensors (state_dict, a).": {
         "nest of list": saved(lambda: {"state_dict": [1], "a": 3}),
     },
-    " is not a state dict: 1 entries are no plain tensors (a tuple).": {
+    " is not a state dict: 1 entry is no plain tensor (a tuple).": {
         "tuple key": saved(lambda: {("a", 1): torch.zeros(1)}),
     },
     " is a web page, not the file that it is about; download the file itself.": {
