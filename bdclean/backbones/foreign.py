@@ -230,7 +230,8 @@ def warn_of_solo_learn(nests: Sequence[Nest], weights: str | Path, arch: str) ->
     if {"backbone", "classifier"} <= tops and tops & set(_SOLO):
         warnings.warn(
             f"{printable(weights)} looks like a file of solo-learn, whose first convolution for "
-            f"CIFAR pads by 2 pixels; {arch} pads by 1 and computes other features. If so, name it solo:{arch}.",
+            f"CIFAR pads by 2 pixels; {arch} pads by 1 and computes other features. "
+            f"If so, name it solo:{arch}.",
             stacklevel=2,
         )
 

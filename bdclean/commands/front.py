@@ -188,7 +188,8 @@ def check_run(run: Path, places: Iterable[Path]) -> None:
                 f"--run {run}: it lies in {place}, which stays as it is; name a folder outside."
             )
     RunLock(run).refuse_if_held()
-    if stranger(RunFolder(run)) is not None and not RunFolder(run).is_run:
+    held = RunFolder(run)
+    if not held.is_run and (stranger(held) is not None or held.config.exists()):
         raise ConfigError(
             f"--run {run}: it holds files, but no run of bdclean; name a new or empty folder."
         )

@@ -113,7 +113,8 @@ def run_sift(args: Sequence[str], fit: front.Fit | None = None) -> None:
     default = "runs/sift-scores" if options.dry_run else "runs/sift"
     run = Path(default if options.run is None else options.run)
     target = None if options.copy_clean is None else Path(options.copy_clean)
-    front.check_words(_words(options, options.size or _ANY_SIZE, others, run))
+    if others:
+        front.check_words(_words(options, options.size or _ANY_SIZE, others, run))
     source = training_folder(Path(options.folder))
     classes = classes_of(source)
     # A class folder may be a link to elsewhere.

@@ -28,6 +28,5 @@ def require_same_samples(now: Tensor, before: Tensor) -> None:
     if others:
         raise ConfigError(
             f"{others} of the {len(now)} training samples {'has' if others == 1 else 'have'} "
-            "another "
-            f"image or label than in the checkpoint's run. {way_out}"
+            f"another image or label than in the checkpoint's run. {way_out}"
         )

@@ -78,6 +78,9 @@ def test_mobilenet_for_small_images_ends_as_four_by_four():
     ("changes", "message"),
     [
         ({"arch": "resnet81"}, "'resnet81' is unknown. Did you mean resnet18"),
+        ({"arch": "torchvision:resnet1"}, "Did you mean torchvision:resnet18, torchvision:resne"),
+        ({"arch": "timm:resnet181"}, "Did you mean timm:resnet18"),
+        ({"arch": "solo:resnet181"}, "Did you mean solo:resnet18"),
         ({"arch": "timm:hf-hub:timm/resnet18.a1_in1k"}, "is unknown"),
         ({"arch": "hf-hub:timm/resnet18"}, "is unknown"),
         ({"arch": "keras:resnet50"}, "is unknown"),

@@ -51,6 +51,12 @@ OF_CBD, OF_SUPERVISED, OF_SIMCLR = (known("model", each) for each in (CBD, Super
         ("weights", [*FIT, *OF_CBD], "model.weights"),
         ("output_dir", FIT, "run"),
         ("resume", FIT, "ckpt_path"),
+        ("splits.defense", known("data", Digits), "data.splits.defense"),
+        ("splits", known("data", Digits), "data.splits"),
+        ("pgd", OF_CBD, "model.pgd"),
+        ("oot", ["out", "images"], "out"),
+        ("outt", ["out", "images"], "out"),
+        ("rum", FIT, "run"),
     ],
 )
 def test_the_last_part_of_a_key_counts_first(name, options, option):
@@ -136,3 +142,19 @@ def test_a_word_without_its_option(tmp_path, monkeypatch):
     assert meant_as("purify/cbd", FIT) == " Did you mean -c purify/cbd?"
     assert meant_as("last.ckpt", FIT) == " Did you mean --ckpt_path last.ckpt?"
     assert meant_as("album", FIT) == meant_as("a.yaml", ["kind"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "found"),
+    [
+        ("cifar10", "data", "CIFAR10"),
+        ("cifar_100", "data", "CIFAR100"),
+        ("image_folder", "data", "ImageFolder"),
+        ("gtsrb", "data", "GTSRB"),
+        ("cbd", "model", "CBD"),
+        ("linear-probe", "model", "LinearProbe"),
+        ("Cdb", "model", "CBD"),
+    ],
+)
+def test_classes_are_found_in_another_case(name, key, found):
+    assert no_class(name, [base_of(key)], key).endswith(f" Did you mean {found}?")

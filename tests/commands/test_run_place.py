@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from bdclean.callbacks.products import stranger
 from bdclean.cli import main
 from bdclean.commands.run_place import check_checkpoint, check_run, newest_checkpoint, run_folder
 from bdclean.errors import ConfigError
@@ -135,3 +136,109 @@ def test_a_folder_without_a_run_is_named(command, run, more, capsys):
 )
 def test_other_words_may_give_the_data(words):
     check_run(words)
+
+
+# ---------------------------------------------------------------------- runs that have ended
+
+
+def files(folder):
+    """All files with what tells whether they were touched."""
+    found = [path for path in sorted(Path(folder).rglob("*")) if path.is_file()]
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in found}
+
+
+AGAIN = (
+    ["--ckpt_path", "last"],
+    ["--ckpt_path", "run/checkpoints/last.ckpt", "--trainer.log_every_n_steps", "7"],
+)
+
+
+def test_a_run_that_has_ended_stays_as_it_is(capsys):
+    main(VICTIM)
+    capsys.readouterr()
+    before = files("run")
+    assert Path("run/metrics.csv") in before
+    for words in AGAIN:
+        main([*VICTIM, *words])
+        said = capsys.readouterr()
+        assert said.out.startswith(
+            "Nothing was written, since run holds this run, which has ended: model.safetensors, "
+            "result.json. A longer one is a new run, with another folder for --run.\n"
+        )
+        assert "this run has ended; nothing is trained." in said.err
+        assert files("run") == before
+    # what was left out is made up for, once
+    tested = [word if word != "false" else "true" for word in VICTIM]
+    main([*tested, "--ckpt_path", "last"])
+    assert "Written to run: " in capsys.readouterr().out
+    before = files("run")
+    main([*tested, "--ckpt_path", "last"])
+    assert "Measured on test images:" in capsys.readouterr().out
+    assert files("run") == before
+    # a later part of the same run is no end
+    with pytest.raises(SystemExit, match="2"):
+        main([*VICTIM, "--trainer.max_epochs", "3", "--ckpt_path", "last"])
+    assert "and this one 6" in capsys.readouterr().err
+    Path("run/checkpoints/last.ckpt").unlink()
+    before = files("run")
+    with pytest.raises(SystemExit, match="2"):
+        main([*VICTIM, "--ckpt_path", "last"])
+    assert "run holds this run, which has ended, and no checkpoint;" in capsys.readouterr().err
+    assert files("run") == before
+
+
+# ---------------------------------------------------------------------- folders of others
+
+
+@pytest.mark.parametrize(
+    "name", ["a.png", "cat/a.png", "suspect.pth", "runs/x/config.yaml", "\x1b"]
+)
+def test_a_fit_goes_into_no_folder_of_others(name, capsys):
+    file = Path("mine") / name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"x")
+    with pytest.raises(SystemExit, match="2"):
+        main([*VICTIM[:-1], "mine"])
+    first = Path(name).parts[0].replace("\x1b", "\\x1b")
+    told = capsys.readouterr().err
+    assert told == (
+        f"bdclean: --run mine: it holds {first}, but no config.yaml of a run; name a new or empty "
+        "folder.\n"
+    )
+    assert [path for path in Path("mine").rglob("*") if path.is_file()] == [file]
+
+
+def test_a_fit_goes_into_a_folder_with_notes():
+    Path("run/wandb").mkdir(parents=True)
+    Path("run/checkpoints").mkdir()
+    for name in ("slurm-1.out", "slurm-1.err", "job.log", ".hidden", "job.sbatch", "notes.txt"):
+        (Path("run") / name).write_text("mine")
+    main(VICTIM)
+    assert Path("run/model.safetensors").is_file()
+    assert Path("run/slurm-1.out").read_text() == "mine"
+    assert stranger(RunFolder(Path("nowhere"))) is None
+
+
+# ---------------------------------------------------------------------- words given twice
+
+
+TWICE = {
+    "--run": ["fit", "--run", "a", "--run", "b"],
+    "--ckpt_path": ["fit", "--ckpt_path", "a", "--ckpt_path=b"],
+    "--test_after_fit": ["fit", "--test_after_fit", "a", "--test-after-fit", "b"],
+    "--out": ["attack", "export", "--out", "a", "--out=b"],
+    "--seed": ["demo", "--seed", "a", "--seed", "b"],
+    "--size": ["sift", "photos", "--size", "a", "--size", "b"],
+}
+
+
+@pytest.mark.parametrize("option", TWICE)
+def test_an_option_with_two_values_is_refused(option, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(TWICE[option])
+    told = capsys.readouterr().err
+    assert told == f"bdclean: {option}: it is given twice, as a and as b; give it once.\n"
+
+
+def test_of_settings_the_last_one_counts():
+    main([*VICTIM, "--model.width", "6", "--model.width", "4", "--trainer.fast_dev_run", "true"])

@@ -629,3 +629,51 @@ def test_odd_names_are_told(tmp_path, capsys):
     words = [str(tmp_path / "photos"), "--dry-run", "--run", str(tmp_path / "out")]
     sift.run_sift(words, finished(None))
     assert r"cat/\udce9.png" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------- scores that tell nothing
+
+
+@pytest.mark.parametrize("score", [0.0, -1.5, float("nan")])
+def test_equal_scores_point_at_nothing(score, many, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sift, "_FEW", 1)
+    fit = finished(None, torch.full((len(list(many.glob("*/*.png"))),), score))
+    sift.run_sift([str(many), "--dry-run", "--run", str(tmp_path / "out")], fit)
+    told = capsys.readouterr().out
+    assert "suspicious" not in told
+    assert "Next:" not in told
+    assert told.splitlines()[0].endswith("suspects.csv. All are equal, so that they tell nothing.")
+
+
+@pytest.mark.parametrize(("few", "leads"), [(1, True), (1000, False)])
+def test_a_dry_run_names_a_next_command_where_one_helps(
+    few, leads, many, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(sift, "_FEW", few)
+    sift.run_sift([str(many), "--dry-run", "--run", str(tmp_path / "out")], finished(None))
+    told = capsys.readouterr().out
+    assert "suspicious" not in told
+    assert ("Next: bdclean sift" in told) == leads
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--fats"], "--fats: there is no such option. Did you mean --fast?"),
+        (["--siez", "8"], "--siez: there is no such option. Did you mean --size?"),
+        (["--model.widht", "3"], "--model.widht: AdvrBD has no such option. Did you mean --model"),
+        (["--nonsense"], "--nonsense: there is no such option."),
+        (["--trainer.max_epoch", "3"], "--trainer.max_epoch: there is no such option. Did you"),
+    ],
+)
+def test_unknown_options_are_told_before_a_picture_is_read(words, told, capsys):
+    """The folder is not there, which nobody has looked at yet."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["sift", "nowhere", *words])
+    assert capsys.readouterr().err.startswith(f"bdclean: {told}")
+
+
+def test_a_default_folder_is_named(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    sift.run_sift([str(small)], finished([1]))
+    assert capsys.readouterr().out.startswith("No --run is given: this sift writes into runs/sift.")

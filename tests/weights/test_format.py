@@ -151,6 +151,14 @@ def test_the_network_of_an_unfinished_run_is_named(tmp_path, stage, told):
     assert all(told in text for text in said)
 
 
+def test_what_an_unfinished_run_calls_itself_is_printable(tmp_path):
+    record = {"method": "\x1b[31mred", "stage": 0, "plan": [("a\nbdclean: b", 3)]}
+    torch.save(_checkpoint(record | {"networks": {"model": INFO}}), tmp_path / "\x1bx.ckpt")
+    with pytest.warns(UserWarning, match="unfinished") as caught:
+        read(tmp_path / "\x1bx.ckpt")
+    assert all(str(each.message).isprintable() for each in caught)
+
+
 def test_a_checkpoint_without_our_entry_is_a_foreign_file(tmp_path):
     torch.save(_checkpoint(None), tmp_path / "last.ckpt")
     found, metadata = read(tmp_path / "last.ckpt")
