@@ -94,6 +94,7 @@ class FrontParser(Parser):
             if name in self._taken:
                 raise ConfigError(f"{name}: {self._taken[name]}.")
             near = get_close_matches(name, self._own, n=1, cutoff=0.8)
+            near = near or [each for each in self._own if each.startswith(name)]
             if near and word.startswith("--"):
                 raise ConfigError(f"{name}: there is no such option. Did you mean {near[0]}?")
 
@@ -116,6 +117,9 @@ class _FrontCLI(lightning.BdcleanCLI):
 
 class _FrontWords(_FrontCLI):
     """Words that are read, and no more."""
+
+    def before_instantiate_classes(self) -> None:
+        """Looks at no file."""
 
     def instantiate_classes(self) -> None:
         """Makes nothing."""

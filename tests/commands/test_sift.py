@@ -364,12 +364,15 @@ def test_words_are_not_misread(small, args, message):
 
 def test_other_words_reach_the_fit_and_ours_win(small, tmp_path):
     out = str(tmp_path / "out")
-    words = words_of(small, "-c", "x.yaml", "--run", out, "--model.width", "4", "--data.name=a")
+    file, flip = str(tmp_path / "x.yaml"), "--data.allow_flip=false"
+    Path(file).write_text("seed_everything: 3\n")
+    words = words_of(small, "-c", file, "--run", out, "--model.width", "4", flip)
     assert words[-8:] == [
-        *("-c", "x.yaml", "--model.width", "4", "--data.name=a"),
+        *("-c", file, "--model.width", "4", flip),
         *("--model.until=relabel", f"--run={out}", f"--data.root={small}"),
     ]
-    assert words_of(small, "--run", out, "--dry", "1")[-5:-3] == ["--dry", "1"]  # no short forms
+    said = refusal(small, "--run", out, "--dry", "1")  # no short forms
+    assert said == "--dry: there is no such option. Did you mean --dry_run?"
 
 
 @pytest.mark.parametrize(

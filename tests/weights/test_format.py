@@ -312,7 +312,7 @@ def _empty(path: Path):
             ".pt",
             r"2 entries are no plain tensors \(lr, n\)",
         ),
-        (lambda p: torch.save({"w": torch.eye(2).to_sparse()}, p), ".pt", r"tensors \(w\)"),
+        (lambda p: torch.save({"w": torch.eye(2).to_sparse()}, p), ".pt", r"tensor \(w\)"),
         (lambda p: torch.save({"state_dict": {}}, p), ".pt", "holds no tensors"),
     ],
 )
