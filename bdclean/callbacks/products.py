@@ -64,7 +64,8 @@ def _is_note(file: Path) -> bool:
         return True
     if file.is_dir():
         return file.name in _LOGS or (file.name == "checkpoints" and not any(file.glob("[!.]*")))
-    return file.suffix in _NOTES
+    of_evaluations = file.name == "test.json" or file.match("predictions-*.safetensors")
+    return of_evaluations or file.suffix in _NOTES
 
 
 def clear(run: RunFolder) -> None:

@@ -113,10 +113,10 @@ def test_solo_learn_checkpoint_for_cifar(tmp_path):
     images = X[..., :32, :32]
     with (
         pytest.warns(UserWarning, match="looks like a file of solo-learn.*name it solo:resnet18"),
-        pytest.warns(UserWarning, match="1 tensors under projector"),
+        pytest.warns(UserWarning, match="1 tensor under projector"),
     ):
         other = load_model(path, arch="resnet18").eval()
-    with pytest.warns(UserWarning, match="1 tensors under projector") as told:
+    with pytest.warns(UserWarning, match="1 tensor under projector") as told:
         model = load_model(path, arch="solo:resnet18").eval()
     assert not any("solo-learn" in str(warning.message) for warning in told)
     save_model(model, tmp_path / "ours.safetensors")
@@ -163,7 +163,7 @@ def test_lightly_checkpoint_of_a_named_backbone(tmp_path, theirs):
     """lightly's SimCLR example since 1.4: `resnet.fc = nn.Identity()`, projection beside it."""
     state = {f"backbone.{k}": v for k, v in theirs.state_dict().items() if k[:3] != "fc."}
     state["projection_head.layers.0.weight"] = torch.ones(64, 64)
-    with pytest.warns(UserWarning, match="1 tensors under projection_head"):
+    with pytest.warns(UserWarning, match="1 tensor under projection_head"):
         _headless(theirs, state, tmp_path / "x.ckpt")
 
 

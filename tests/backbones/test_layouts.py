@@ -364,7 +364,7 @@ def test_what_lies_beside_the_network_never_takes_the_place_of_a_part(state, nam
 def test_the_counter_of_averaged_weights_is_left_out(tmp_path):
     averaged = torch.optim.swa_utils.AveragedModel(_network().backbone)
     model, told = _load(averaged.state_dict(), tmp_path / "x.pth")
-    assert "n_averaged serve training alone" in told[0]
+    assert "n_averaged serves training alone" in told[0]
     assert torch.equal(model.backbone.conv1.weight, BODY["conv1.weight"])
 
 
