@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from jsonargparse import Namespace
@@ -139,7 +140,7 @@ def run_sift(args: Sequence[str], fit: front.Fit | None = None) -> None:
             if target is not None and copy is not None:
                 front.copy_files(_COPY, source, kept, copy, target)
                 print(f"{counted(len(kept), 'file')} copied to {target}.")
-            if not options.dry_run or _leads_on(model.findings(), data):
+            if not options.dry_run or _leads_on(model, data):
                 print(f"Next: {_next(options, others, run, bool(kept))}")
 
 
@@ -180,11 +181,11 @@ def _words(options: Namespace, size: int, others: Sequence[str], run: Path) -> l
     return [*front.as_words(settings), *fast, *others, *front.as_words(last), *begun]
 
 
-def _leads_on(scored: Findings | None, data: ImageFolder) -> bool:
+def _leads_on(model: Any, data: ImageFolder) -> bool:
     """Whether a whole sift may find more than a dry run that told scores."""
-    if scored is None or _are_equal(scored.score):
-        return False
-    return not _doubt(None, data.training_set())
+    scored: Findings = model.findings()
+    enough = len(data.training_set().labels) * model.rounds.partition_rate >= 1
+    return enough and not _are_equal(scored.score)
 
 
 def _next(options: Namespace, others: Sequence[str], run: Path, kept: bool) -> str:

@@ -172,7 +172,8 @@ def test_the_next_command_of_the_demo_is_that_of_getting_started(place, monkeypa
     assert demo.NEXT in page.read_text().replace("\\\n  ", "")
     program, *words = shlex.split(demo.NEXT)
     assert program == "bdclean"
-    main([*words, "--trainer.max_epochs", "1", "--run", "runs/of_the_demo"])
+    words[words.index("--run") + 1] = "runs/of_the_demo"
+    main([*words, "--trainer.max_epochs", "1"])
     assert next_of(capsys.readouterr().out).startswith("bdclean fit ")
 
 

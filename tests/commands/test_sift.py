@@ -172,7 +172,7 @@ def words_of(folder, *extra):
     return given
 
 
-def finished(flagged, scores=None, held_out=0):
+def finished(flagged, scores=None, held_out=0, share=0.5):
     """A fit that has these findings for the images of the folder; no flags: a dry run."""
 
     def fit(words):
@@ -194,7 +194,8 @@ def finished(flagged, scores=None, held_out=0):
         classes = tuple(sorted({file.split("/")[0] for file in files}))
         labels = torch.tensor([classes.index(file.split("/")[0]) for file in files])
         samples = TrainingSet(labels, files, None, None, classes)
-        model = SimpleNamespace(findings=lambda: found, finished=True)
+        rounds = SimpleNamespace(partition_rate=share)
+        model = SimpleNamespace(findings=lambda: found, finished=True, rounds=rounds)
         everything = torch.zeros(len(labels) + held_out)
         return model, SimpleNamespace(training_set=lambda: samples, stored=everything)
 
@@ -648,12 +649,11 @@ def test_equal_scores_point_at_nothing(score, many, tmp_path, capsys, monkeypatc
     assert told.splitlines()[0].endswith("suspects.csv. All are equal, so that they tell nothing.")
 
 
-@pytest.mark.parametrize(("few", "leads"), [(1, True), (1000, False)])
-def test_a_dry_run_names_a_next_command_where_one_helps(
-    few, leads, many, tmp_path, capsys, monkeypatch
-):
-    monkeypatch.setattr(sift, "_FEW", few)
-    sift.run_sift([str(many), "--dry-run", "--run", str(tmp_path / "out")], finished(None))
+@pytest.mark.parametrize(("share", "leads"), [(0.25, True), (0.2, False)])
+def test_a_dry_run_names_a_next_command_where_one_works(share, leads, small, tmp_path, capsys):
+    """A sift of four images refuses a share that is less than one of them."""
+    fit = finished(None, share=share)
+    sift.run_sift([str(small), "--dry-run", "--run", str(tmp_path / "out")], fit)
     told = capsys.readouterr().out
     assert "suspicious" not in told
     assert ("Next: bdclean sift" in told) == leads
