@@ -738,5 +738,6 @@ def test_a_method_without_its_config_is_told_what_to_add(capsys):
 )
 def test_impossible_settings_are_named(words, message, capsys):
     Path("file").write_text("")
-    stacked = ["fit", *stack("trainer/cpu", "data/digits", "purify/cbd"), "--run", "run"]
-    assert message in refused([*stacked, *words], capsys)
+    stacked = ["fit", *stack("trainer/cpu", "data/digits", "purify/cbd")]
+    place = [] if "--run" in words else ["--run", "run"]
+    assert message in refused([*stacked, *place, *words], capsys)
