@@ -23,11 +23,12 @@ from lightning.pytorch.utilities import rank_zero_info
 from bdclean.commands import hints
 from bdclean.commands.making import listed
 from bdclean.commands.type_words import either
-from bdclean.errors import ConfigError, in_a_sentence
+from bdclean.errors import ConfigError, counted, in_a_sentence
 from bdclean.functional.precision import cpu_has_bfloat16
 
 _GPUS = ("gpu", "cuda", "mps")
 _LAUNCHED = (SLURMEnvironment, TorchElasticEnvironment, LSFEnvironment, MPIEnvironment)
+_PROCESSES = 8  # on a CPU, at most
 _FORKS = re.compile("spawn|fork|notebook")
 _LEAST = {"min_epochs": 0, "min_steps": 0, "log_every_n_steps": 0, "num_sanity_val_steps": -1}
 _CHOICES = {
@@ -131,10 +132,12 @@ def _devices(value: Any, settings: Mapping[str, Any]) -> str | None:
         return None
     if accelerator in _GPUS or (accelerator == "auto" and gpus):
         return _of_gpus(value, gpus)
-    count, most = _whole(value), max(2, os.cpu_count() or 1)
+    count, cpus = _whole(value), os.cpu_count() or 1
     if count is None or count < 1:
         return "it must be auto, or the number of processes on the CPU, 1 or above."
-    return f"this machine has {most} CPUs; take {most} or fewer." if count > most else None
+    if count > _PROCESSES * cpus:
+        return f"this machine has {counted(cpus, 'CPU')}; take {_PROCESSES * cpus} or fewer."
+    return None
 
 
 def _of_gpus(value: Any, gpus: int) -> str | None:

@@ -9,10 +9,10 @@ import torch
 from bdclean.cli import main
 from bdclean.commands import trainer_settings
 from bdclean.commands.trainer_settings import check
-from bdclean.errors import ConfigError
+from bdclean.errors import ConfigError, counted
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-CPUS = max(2, os.cpu_count() or 1)
+CPUS = os.cpu_count() or 1
 NO_DEVICE = "torch finds no such device on this machine; take cpu, or auto."
 NUMBER = "it must be auto, or the number of processes on the CPU, 1 or above."
 STRATEGIES = (
@@ -28,7 +28,11 @@ WRONG = [
     ("accelerator", "cup", "it must be auto, cpu, cuda, gpu, mps or tpu. Did you mean cpu?"),
     ("accelerator", "GPU", "it must be auto, cpu, cuda, gpu, mps or tpu. Did you mean gpu?"),
     *(("devices", value, NUMBER) for value in (0, "0", -1, "lots", "1.5", [0], [], "1,2")),
-    ("devices", CPUS + 1, f"this machine has {CPUS} CPUs; take {CPUS} or fewer."),
+    (
+        "devices",
+        8 * CPUS + 1,
+        f"this machine has {counted(CPUS, 'CPU')}; take {8 * CPUS} or fewer.",
+    ),
     ("strategy", "nonsense", STRATEGIES),
     ("strategy", "dpp", f"{STRATEGIES} Did you mean ddp?"),
     ("strategy", "DDPStrateg", f"{STRATEGIES} Did you mean DDPStrategy?"),
