@@ -19,8 +19,6 @@ from bdclean.functional.pgd import PGD, pgd
 PatchShape = Literal["square", "disc"]
 Inner = Literal["kl", "ce"]
 Places = Literal["random", "grid"]
-Change = Literal["kl", "margin"]
-Counts = Literal["least", "median"]
 
 
 def patch_mask(centres: Tensor, radius: int, size: int, shape: PatchShape = "square") -> Tensor:
@@ -47,10 +45,6 @@ def patch_mask(centres: Tensor, radius: int, size: int, shape: PatchShape = "squ
 
 def prediction_change(before: Tensor, after: Tensor) -> Tensor:
     """D_KL(P || Q) of each sample, for P and Q the softmax of logits (B, K); (B,), in nats."""
-    return _divergence(before, after).clamp(min=0)  # rounding may leave less
-
-
-def _divergence(before: Tensor, after: Tensor) -> Tensor:
     p, q = before.float().log_softmax(1), after.float().log_softmax(1)
     return F.kl_div(q, p, reduction="none", log_target=True).sum(1)
 
@@ -86,32 +80,10 @@ def adversarial_patch(
     def loss(moved: Tensor) -> Tensor:
         logits = predict(torch.where(mask, moved, images))
         if inner == "kl":
-            return _divergence(clean, logits).sum()
+            return prediction_change(clean, logits).sum()
         return F.cross_entropy(logits.float(), clean.argmax(1), reduction="sum")
 
     return torch.where(mask, pgd(images, loss, config, generator), images)
-
-
-def margin_fall(before: Tensor, after: Tensor) -> Tensor:
-    """How far the margin of the class that was named falls, of each sample.
-
-    The margin is the logit of that class over the largest other one. Unlike the divergence, its
-    fall does not depend on how sure the first prediction was.
-
-    Args:
-        before: Logits (B, K); their largest names the class.
-        after: Logits (B, K).
-
-    Returns:
-        (B,), in nats; below zero where the margin grew.
-    """
-    named = before.argmax(1, keepdim=True)
-    return _margin(before.float(), named) - _margin(after.float(), named)
-
-
-def _margin(logits: Tensor, named: Tensor) -> Tensor:
-    others = logits.scatter(1, named, -torch.inf)
-    return logits.gather(1, named)[:, 0] - others.amax(1)
 
 
 def grid_centres(count: int, size: int) -> Tensor:
@@ -125,20 +97,17 @@ def grid_centres(count: int, size: int) -> Tensor:
 class PatchScore:
     """s_i: how far the prediction for an image moves under adversarial patches.
 
-    Of several patches the least or the median effect counts. A patch may hit the trigger, and then
-    the prediction for a poisoned image moves far, too; that most of them hit it is unlikely.
+    Of several patches the least effect counts. A patch may hit the trigger, and then the
+    prediction for a poisoned image moves far, too; that all of them hit it is unlikely.
 
     Attributes:
         shape: Of the patches: `square` or `disc`.
         radius: r in pixels; None takes an eighth of the side of the images.
         pgd: Ball and steps.
         inner: What is maximised; see `adversarial_patch`.
-        num_masks: Patches tried for each image.
+        num_masks: Patches tried for each image; the score is the least of them.
         places: Of the centres: `random`, anew for each image, or a `grid` that all images share;
             `num_masks` must be a square number then.
-        change: What is measured: `kl`, `prediction_change`, or `margin`, `margin_fall`.
-        counts: Which of the effects of the patches: the `least` or the `median` (of an even
-            number, the lower one of the middle two).
 
     Raises:
         ConfigError: If a value is out of its range.
@@ -150,16 +119,12 @@ class PatchScore:
     inner: Inner = "kl"
     num_masks: int = 3
     places: Places = "random"
-    change: Change = "kl"
-    counts: Counts = "least"
 
     def __post_init__(self) -> None:
         """Checks the values."""
         check_choice("patch.shape", self.shape, PatchShape)
         check_choice("patch.inner", self.inner, Inner)
         check_choice("patch.places", self.places, Places)
-        check_choice("patch.change", self.change, Change)
-        check_choice("patch.counts", self.counts, Counts)
         check_not_negative("patch.radius", self.radius or 0)
         check_positive("patch.num_masks", self.num_masks)
         if self.places == "grid" and math.isqrt(self.num_masks) ** 2 != self.num_masks:
@@ -188,16 +153,14 @@ class PatchScore:
         """
         size, before, changes = images.shape[-1], predict_exactly(images), []
         radius = size // 8 if self.radius is None else self.radius
-        measure = prediction_change if self.change == "kl" else margin_fall
         for patch in range(self.num_masks):
             centres = self._centres(patch, images, generator)
             mask = patch_mask(centres, radius, size, self.shape)
             moved = adversarial_patch(
                 images, before, mask, predict, self.pgd, self.inner, generator
             )
-            changes.append(measure(before, predict_exactly(moved)))
-        each = torch.stack(changes)
-        return each.amin(0) if self.counts == "least" else each.median(0).values
+            changes.append(prediction_change(before, predict_exactly(moved)))
+        return torch.stack(changes).amin(0).clamp(min=0)  # rounding may leave less
 
     def _centres(self, patch: int, images: Tensor, generator: torch.Generator) -> Tensor:
         size, count, device = images.shape[-1], len(images), images.device

@@ -23,7 +23,7 @@ def imported(path):
 
 def test_the_package_imports_none_of_them():
     names = {script.stem for script in SCRIPTS}
-    assert {"batch_norm", "bcu_causes", "missed", "sift_check"} <= names
+    assert {"advrbd_score", "batch_norm", "bcu_causes", "missed", "sift_check"} <= names
     for path in Path(bdclean.__file__).parent.rglob("*.py"):
         assert not imported(path) & names, path
 
