@@ -154,7 +154,7 @@ def test_a_run_folder_is_complete(victim):
 
 @pytest.mark.parametrize(("instructions", "told"), [(True, False), (False, True)])
 def test_slow_bfloat16_is_told(tmp_path, monkeypatch, caplog, instructions, told):
-    monkeypatch.setattr("bdclean.commands.lightning.cpu_has_bfloat16", lambda: instructions)
+    monkeypatch.setattr("bdclean.commands.trainer_settings.cpu_has_bfloat16", lambda: instructions)
     quick = ["--model.width", "4", "--trainer.fast_dev_run", "true", "--test_after_fit", "false"]
     with caplog.at_level("INFO"):
         main(["fit", *BASE, *stack("train/supervised/fast"), "--run", str(tmp_path), *quick])
@@ -348,11 +348,11 @@ WRONG = {
     ),
     "a device that is not there": (
         ["fit", *BASE, *stack("train/supervised/fast"), "--trainer.devices", "0"],
-        "--trainer.devices=0: `Trainer(devices='0')` value is not a valid input",
+        "--trainer.devices=0: it must be auto, or the number of processes on the CPU, 1 or above.",
     ),
     "a strategy that is not there": (
         ["fit", *BASE, *stack("train/supervised/fast"), "--trainer.strategy", "dpp"],
-        "--trainer.strategy=dpp: You selected an invalid strategy name: `strategy='dpp'`",
+        "--trainer.strategy=dpp: it must be auto, ddp, ddp_find_unused_parameters_false, ",
     ),
     "a package that is not there": (
         ["fit", *BASE, *stack("train/supervised/fast"), "--trainer.logger", f"{__name__}.Absent"],

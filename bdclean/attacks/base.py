@@ -327,8 +327,8 @@ class Attack(ABC):
         if wanted > len(pool):
             warnings.warn(
                 f"rate={self.rate}: this share of the {self.rate_base} is "
-                f"{counted(wanted, 'row')}, but only "
-                f"{len(pool)} may be poisoned; all of them are.",
+                f"{counted(wanted, 'row')}, but only {len(pool):,} may be poisoned; all of them "
+                "are.",
                 stacklevel=3,  # the caller of `plan`
             )
         return self._draw("poison", pool, wanted)
@@ -341,8 +341,7 @@ class Attack(ABC):
         if wanted > len(pool):
             warnings.warn(
                 f"cover_rate={self.cover_rate}: this share is {counted(wanted, 'row')}, but only "
-                f"{len(pool)} "
-                "may be covers; all of them are.",
+                f"{len(pool):,} may be covers; all of them are.",
                 stacklevel=3,  # the caller of `plan`
             )
         return self._draw("cover", pool, wanted)

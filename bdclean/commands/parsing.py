@@ -111,7 +111,7 @@ class OneDialect:
         for name, value in values_in(words):
             if name not in names or name in several or "." in name:
                 continue
-            if name in given:
+            if given.get(name, value) != value:
                 raise ConfigError(
                     f"{name}: it is given twice, as {given[name]} and as {value}; give it once."
                 )

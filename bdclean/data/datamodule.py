@@ -194,7 +194,7 @@ class ImageDataModule(LightningDataModule, ABC):
         Raises:
             ConfigError: If the role is empty, or may not show its labels.
         """
-        if labels:
+        if labels and self.has_training_images:
             require_classes(self.num_classes)
         if labels and role == "defense":
             require_shown(self.defense_root, self.defense_labels)

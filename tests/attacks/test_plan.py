@@ -122,7 +122,7 @@ def test_all_to_all_moves_each_label_to_the_next():
 def test_too_large_a_count_takes_the_whole_pool_and_warns():
     labels = balanced(50_000, 100)
     attack = SIG(target=1, rate=0.05, rate_base="dataset", label_rule="clean_label")
-    with pytest.warns(UserWarning, match=r"^rate=0\.05: .* 2500 rows, but only 500 "):
+    with pytest.warns(UserWarning, match=r"^rate=0\.05: .* 2,500 rows, but only 500 "):
         plan = attack.plan(labels, 100)
     assert torch.equal(plan.poison_index, (labels == 1).nonzero().flatten())
     assert plan.rate == 0.05

@@ -47,7 +47,7 @@ def test_poisons_come_from_the_source_and_covers_keep_their_label():
 
 
 def test_a_class_smaller_than_the_rate_is_poisoned_whole_with_a_warning():
-    with pytest.warns(UserWarning, match=r"^rate=0\.05: .* 2500 rows, but only 500 "):
+    with pytest.warns(UserWarning, match=r"^rate=0\.05: .* 2,500 rows, but only 500 "):
         plan = TaCT().plan(CIFAR100, 100)
     assert torch.equal(plan.poison_index, (CIFAR100 == 0).nonzero().flatten())
     assert len(plan.cover_index) == 500
@@ -56,7 +56,7 @@ def test_a_class_smaller_than_the_rate_is_poisoned_whole_with_a_warning():
 
 
 def test_too_few_images_of_the_cover_classes_warn():
-    with pytest.warns(UserWarning, match=r"^cover_rate=0\.3: .* 15000 rows, but only 5000 "):
+    with pytest.warns(UserWarning, match=r"^cover_rate=0\.3: .* 15,000 rows, but only 5,000 "):
         plan = TaCT(cover_classes=[3], cover_rate=0.3).plan(CIFAR10, 10)
     assert (CIFAR10[plan.cover_index] == 3).all()
 

@@ -64,5 +64,5 @@ def test_refuses_what_cannot_be_fitted(features):
         logistic_regression(features, torch.zeros(60, dtype=torch.long), 2, 0.0)
     with pytest.raises(ConfigError, match=r"labels run from 0 to 4.*num_classes=3.*0..2"):
         logistic_regression(features, torch.arange(60) % 5, 3, 1.0)
-    with pytest.raises(ConfigError, match="1 images; it needs at least 2"):
+    with pytest.raises(ConfigError, match="has 1 image; it needs at least 2"):
         feature_statistics(features[:1])

@@ -109,7 +109,7 @@ def test_results_hold_for_the_same_samples_only(facts, make_poisoned, make_train
         values[row] = 255 - values[row] if part == "images" else (values[row] + 1) % 4
         stored = dataclasses.replace(known.stored, **{part: values})
         data.poisoned_set = dataclasses.replace(known, stored=stored)
-        with pytest.raises(ConfigError, match="1 of the 24 training samples have another"):
+        with pytest.raises(ConfigError, match="1 of the 24 training samples has another"):
             resume(data)
     data = make_poisoned()
     data.splits = dataclasses.replace(data.splits, defense=23)

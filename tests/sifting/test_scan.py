@@ -267,7 +267,7 @@ def test_too_few_clean_images(fit, make_poisoned):
     data = make_poisoned()
     data.splits = dataclasses.replace(data.splits, probe=4)
     with pytest.raises(
-        ConfigError, match=r"class 0 there are 1 clean .*splits.probe to at least 8"
+        ConfigError, match=r"Class 0 has 1 clean image; .*splits.probe to at least 8"
     ):
         fit(data)
     data = make_poisoned()
