@@ -4,6 +4,7 @@ Source: Pang, Sun, Ling, Chen, CVPR 2023; the temperature schedule is that of th
 (luluppang/BCU), since the text names only a temperature.
 """
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
@@ -50,6 +51,39 @@ def tempered_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: flo
     student = log_softmax(student_logits.float() / temperature, dim=1)
     teacher = log_softmax(teacher_logits.float() / temperature, dim=1)
     return kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def divergence(reference: Tensor, logits: Tensor, temperature: float) -> Tensor:
+    """Computes T^2 KL(softmax(reference / T) || softmax(logits / T)) of each image.
+
+    With the factor T^2, gradients keep their size as T grows (Hinton, Vinyals and Dean, 2015).
+
+    Args:
+        reference: (B, K).
+        logits: (B, K).
+        temperature: T, above 0.
+
+    Returns:
+        (B,), in nats, computed in float32.
+    """
+    p = log_softmax(reference.float() / temperature, 1)
+    q = log_softmax(logits.float() / temperature, 1)
+    return temperature**2 * kl_div(q, p, reduction="none", log_target=True).sum(1)
+
+
+def feature_distance(reference: Tensor, features: Tensor) -> Tensor:
+    """Computes the squared distance of features over the mean square length of the reference's.
+
+    Args:
+        reference: (B, D).
+        features: (B, D).
+
+    Returns:
+        (B,), computed in float32.
+    """
+    reference, features = reference.float(), features.float()
+    scale = reference.square().sum(1).mean().clamp(min=torch.finfo(torch.float32).tiny)
+    return (reference - features).square().sum(1) / scale
 
 
 def hard_label_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:

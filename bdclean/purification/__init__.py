@@ -7,3 +7,4 @@ from bdclean.purification.projection import Projection as Projection
 # One line for each method; `import X as X` offers it here as well.
 from bdclean.purification.bcu import BCU as BCU
 from bdclean.purification.cbd import CBD as CBD
+from bdclean.purification.shortcut import ShortcutDistillation as ShortcutDistillation

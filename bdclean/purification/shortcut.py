@@ -1,0 +1,288 @@
+"""Shortcut distillation: keeps a network's answers and unlearns the short ways to change them.
+
+Ours; unpublished. A backdoor is the shortest way to change the answers of the suspect f*. For a
+batch of unlabelled images x, with a student f that starts as f*:
+
+    delta = argmax D(f*(x), f*(x + delta)), by ascent, in a family of perturbations      (1)
+    loss  = D(f*(x), f(x)) + beta * mean of w * D(f*(x), f(x + delta))                   (2)
+
+The perturbation looks at the frozen suspect alone, so the student unlearns what it inherited and
+need not become robust on its own, which would cost accuracy. D is what the suspect offers: with a
+head, KL of the answers at temperature T times T^2; without, the squared distance of features over
+the mean square of the suspect's.
+
+Parents: PBE (Mu et al., CVPR 2023), PUD (2024), SAU (Wei et al., NeurIPS 2023), which need labels;
+CBD, of which the head-less form is a relative. docs/methods/shortcut.md has all settings.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+from bdclean.backbones import SplitModel
+from bdclean.backbones.perturber import Perturber, perturb_precision
+from bdclean.checks import check_choice, check_not_negative, check_positive, check_seed, check_share
+from bdclean.errors import ConfigError
+from bdclean.functional.distillation import divergence, feature_distance
+from bdclean.functional.families import (
+    Ball,
+    Concentration,
+    Distance,
+    Family,
+    Patch,
+    Universal,
+    concentration,
+)
+from bdclean.functional.seeds import derive_seed
+from bdclean.modules import Needs, Recipe, Stage, StageOptimizer
+from bdclean.modules.reading import share_buffers
+from bdclean.purification.base import Purifier
+from bdclean.types import Batch, ImageFacts, View
+
+Weighting = Literal["all", "flipped", "favourite"]
+Perturbed = Literal["suspect", "student"]
+RECIPE = Recipe(epochs=8, lr=0.05)
+MEASURED_AT_ONCE = 256  # images that share a universal perturbation
+
+
+class ShortcutDistillation(Purifier):
+    """Distils the suspect into a copy of itself, with and without perturbations; see the module.
+
+    Args:
+        facts: Facts of the data; the model keeps the classes of its own head.
+        ball: One family of perturbations; None leaves it out.
+        patch: Another one.
+        universal: Another one. The families that are not None share each batch out equally.
+        perturb: Whose answers the perturbations change: those of the `suspect` (the method), or of
+            the `student` (an ablation: adversarial training against the suspect's answers).
+        beta: Weight of the second term.
+        weighting: Which perturbed images count: `all`, those that are `flipped` (the suspect names
+            another class), or those that are flipped into the class in which most land.
+        temperature: T.
+        held_out: Share of the images that is not trained on, for what is measured on the way.
+        seed: Of their choice, and of the perturbations that measure.
+        recipe: Of the distillation.
+        **kwargs: `weights`, `arch`, `width` and `stem`; see `Purifier`.
+
+    Raises:
+        ConfigError: If a value is out of its range, or there is no family.
+    """
+
+    name = "shortcut"
+    needs = Needs()
+
+    def __init__(
+        self,
+        facts: ImageFacts,
+        ball: Ball | None = None,
+        patch: Patch | None = Patch(),  # noqa: B008  (frozen)
+        universal: Universal | None = Universal(),  # noqa: B008  (frozen)
+        perturb: Perturbed = "suspect",
+        beta: float = 1.0,
+        weighting: Weighting = "all",
+        temperature: float = 2.0,
+        held_out: float = 0.1,
+        seed: int = 0,
+        recipe: Recipe = RECIPE,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(facts, **kwargs)
+        self.save_arguments()
+        families: dict[str, Family | None]
+        families = {"ball": ball, "patch": patch, "universal": universal}
+        self.families = {name: each for name, each in families.items() if each is not None}
+        if not self.families:
+            raise ConfigError("ball, patch and universal are all null; give one of them.")
+        self.perturb: Perturbed = check_choice("perturb", perturb, Perturbed)
+        self.beta = check_not_negative("beta", beta)
+        self.weighting: Weighting = check_choice("weighting", weighting, Weighting)
+        self.temperature = check_positive("temperature", temperature)
+        self.held_out, self.seed = check_share("held_out", held_out), check_seed("seed", seed)
+        self.recipe = recipe
+        self._perturber: Perturber | None = None
+
+    def plan(self) -> tuple[Stage, ...]:
+        """Measure the suspect, then distil; what was learned is measured after each epoch."""
+        return (
+            Stage("measure", begin=self.measure_suspect),
+            Stage("distil", self.recipe, reads=self.images, step=self.distil, optimizer=self.all),
+        )
+
+    def images(self) -> View:
+        """Unlabelled images, without those that measure."""
+        return self.recipe.view("defense", subset=self.hold_out(self.held_out, self.seed)[0])
+
+    def all(self) -> StageOptimizer:
+        """SGD on backbone and head."""
+        return self.sgd(self.recipe, self.model.parameters())
+
+    # ------------------------------------------------------------------ equations 1 and 2
+
+    def distil(self, batch: Batch) -> Tensor:
+        """One step."""
+        x = batch["image"]
+        with torch.no_grad():
+            wanted = self.outputs(self.teacher, x)
+        moved = self.perturbed(x, wanted)
+        clean, answers = self.outputs(self.model, torch.cat([x, moved])).chunk(2)
+        keep = self.distance(wanted, clean).mean()
+        unlearn = (self.weights(wanted, moved) * self.distance(wanted, answers)).mean()
+        loss = keep + self.beta * unlearn
+        self.log_terms(loss=loss, keep=keep, unlearn=unlearn)
+        return loss
+
+    def perturbed(self, x: Tensor, wanted: Tensor) -> Tensor:
+        """Eq. (1): each family gets its share of the batch, (B, 3, H, W), detached."""
+        net = self.teacher if self.perturb == "suspect" else self.model
+        families = self.families.values()
+        with self.answering(net) as predict:
+            both = (each.tensor_split(len(families)) for each in (x, wanted))
+            return torch.cat(
+                [
+                    self._moved(family, predict, part, answers)
+                    for family, part, answers in zip(families, *both, strict=True)
+                ]
+            )
+
+    def outputs(self, model: SplitModel, x: Tensor) -> Tensor:
+        """Logits (B, K) of a model with a head, or features (B, D), in float32."""
+        features = model.features(x)
+        outputs: Tensor = features if model.head is None else model.head(features)
+        return outputs.float()
+
+    def distance(self, wanted: Tensor, outputs: Tensor) -> Tensor:
+        """D of each image, (B,), in float32."""
+        if self.model.head is None:
+            return feature_distance(wanted, outputs)
+        return divergence(wanted, outputs, self.temperature)
+
+    @torch.no_grad()
+    def weights(self, wanted: Tensor, moved: Tensor) -> Tensor:
+        """The w of eq. (2), (B,)."""
+        if self.weighting == "all":
+            return torch.ones_like(wanted[:, 0])
+        named = self.outputs(self.teacher, moved).argmax(1)
+        counted = named != wanted.argmax(1)
+        if self.weighting == "favourite":
+            counted = counted & (named == named[counted].mode().values if counted.any() else False)
+        return counted.float()
+
+    @contextmanager
+    def answering(self, net: SplitModel) -> Iterator[Distance]:
+        """A folded copy of a network, whose answers are differentiable in the images."""
+        with perturb_precision(self.device.type) as dtype:
+            if net is self.teacher:
+                self._perturber = self._perturber or Perturber(net, "eval", dtype)
+                copy = self._perturber
+            else:
+                copy = Perturber(net, "eval", dtype)
+            head = net.head or nn.Identity()
+            yield lambda x: head(copy.features(x).to(self.dtype)).float()
+
+    # ------------------------------------------------------------------ what is measured
+
+    def measure_suspect(self) -> None:
+        """What the families do to the suspect."""
+        self.results["suspect"], self.results["agreement"] = self.measured(self.teacher)
+
+    def on_train_epoch_end(self) -> None:
+        """Logs agreement with the suspect, and what the families do to the student."""
+        share_buffers(self)
+        self.results["student"], self.results["agreement"] = self.measured(self.model)
+        self.log("held_out/agreement", self.results["agreement"])
+        for name, found in self.found("student").items():
+            self.log(f"held_out/{name}_flipped", found.flipped)
+            self.log(f"held_out/{name}_share", found.share)
+        super().on_train_epoch_end()
+
+    def measured(self, model: SplitModel) -> tuple[Tensor, Tensor]:
+        """What the families do to the classes of the held-out images, and whom they agree with.
+
+        Returns:
+            Classes (1 + F, N), unperturbed and under each family, int64; (1 + F, 0) without a head.
+            And the share of them that are named as by the suspect or, without a head, the mean
+            cosine of the features of both; a scalar.
+        """
+        held = self.hold_out(self.held_out, self.seed)[1]
+        view = View("defense", batch_size=MEASURED_AT_ONCE, subset=held)
+        training = model.training
+        with self.trainer.precision_plugin.forward_context(), self.answering(model) as predict:
+            model.eval()
+            found = [
+                self._named(model, predict, b["image"], n) for n, b in enumerate(self.read(view))
+            ]
+            model.train(training)
+        classes, alike = zip(*found, strict=True)
+        return torch.cat(classes, 1), torch.cat(alike).mean()
+
+    def _named(
+        self, model: SplitModel, predict: Distance, x: Tensor, number: int
+    ) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            wanted, before = self.outputs(self.teacher, x), self.outputs(model, x)
+        if model.head is None:
+            none = torch.zeros(1 + len(self.families), 0, dtype=torch.long)
+            return none, cosine_similarity(wanted, before).cpu()
+        rows = [before.argmax(1)]
+        for name, family in self.families.items():
+            seed = derive_seed("held out", name, self.seed, number)
+            draw = torch.Generator(x.device).manual_seed(seed)
+            moved = self._moved(family, predict, x, before, draw)
+            with torch.no_grad():
+                rows.append(self.outputs(model, moved).argmax(1))
+        return torch.stack(rows).cpu(), (rows[0] == wanted.argmax(1)).float().cpu()
+
+    def _moved(
+        self,
+        family: Family,
+        predict: Distance,
+        x: Tensor,
+        wanted: Tensor,
+        draw: torch.Generator | None = None,
+    ) -> Tensor:
+        return family(x, lambda z: self.distance(wanted, predict(z)), draw)
+
+    def found(self, whose: str) -> dict[str, Concentration]:
+        """By family, where it sends the answers of `suspect` or `student`; nothing without a head.
+
+        Args:
+            whose: Which of the results.
+        """
+        classes = self.results[whose]
+        if not classes.numel():
+            return {}
+        count = self.model.info.num_classes or 0
+        return {
+            name: concentration(classes[0], after, count)
+            for name, after in zip(self.families, classes[1:], strict=True)
+        }
+
+    def check_data(self) -> None:
+        """Adds that flips need a head to be seen.
+
+        Raises:
+            ConfigError: If `weighting` asks for them without one.
+        """
+        super().check_data()
+        if self.model.head is None and self.weighting != "all":
+            raise ConfigError(
+                f"weighting={self.weighting}: the suspect has no classifier head, so that no "
+                "answer flips; set it to all."
+            )
+
+    def details(self) -> dict[str, Any]:
+        """Adds what was measured on held-out images, which needs no label."""
+        facts = super().details()
+        if "student" in self.results:
+            facts["agreement"] = float(self.results["agreement"])
+            before, after = self.found("suspect"), self.found("student")
+            facts["concentration"] = {
+                name: {"before": asdict(before[name]), "after": asdict(after[name])}
+                for name in before
+            }
+        return facts
