@@ -371,8 +371,8 @@ WORDS = {
     "a command of a command": (["attack", "preveiw"], "preveiw: it must be preview or export."),
     "a base class": (
         [*FIT, "--model", "Purifier"],
-        "--model=Purifier: it is a base class, so that nothing can be made of it; choose BCU or "
-        "CBD, or a class of your own.",
+        "--model=Purifier: it is a base class, so that nothing can be made of it; choose BCU, "
+        "CBD or ShortcutDistillation, or a class of your own.",
     ),
     "a base class of Lightning": (
         [*FIT, "--data", "lightning.LightningDataModule"],
@@ -384,7 +384,8 @@ WORDS = {
         [*FIT, "--model", "bdclean.modules.BackdoorModule"],
         "--model=bdclean.modules.BackdoorModule: it is a base class, so that nothing can be made "
         "of it; choose ABL, AdversarialTraining, AdvrBD, BCU, CBD, CleanPart, DBR, "
-        "InputAwareTraining, KNN, LinearProbe, SCAn, SimCLR or Supervised, or a class of your own.",
+        "InputAwareTraining, KNN, LinearProbe, SCAn, ShortcutDistillation, SimCLR or Supervised, or "
+        "a class of your own.",
     ),
     "a base class over the one of a config": (
         [*FIT, *stack("attack/badnets/cbd"), "--data.attack", "Attack"],

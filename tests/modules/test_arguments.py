@@ -31,6 +31,7 @@ ARGUMENTS = {
         "probe": {"solver": "lbfgs", "c": 0.5},
     },
     "BCU": {"recipe": SHORT, "ratios": [0.2] * 10},
+    "ShortcutDistillation": {"recipe": SHORT, "patch": {"sides": (0.1, 0.3)}, "universal": None},
     "LinearProbe": {"probe": {"recipe": {"epochs": 3, "milestones": (0.5,)}}},
     "ABL": {"width": 4, "isolation": SHORT, "unlearning": SHORT},
     "DBR": {"width": 4, "separate": SHORT, "warm": SHORT},

@@ -157,6 +157,7 @@ def test_all_methods_declare_what_they_need():
     wanted = {
         "BCU": ("none", "defense"),
         "CBD": ("none", "defense"),
+        "ShortcutDistillation": ("none", "defense"),
         "ABL": ("untrusted", "train"),
         "DBR": ("untrusted", "train"),
         "AdvrBD": ("untrusted", "train"),

@@ -1,0 +1,147 @@
+import pytest
+import torch
+from grouping import make_of
+from torch.nn import functional as F
+
+from bdclean.backbones import load_model, save_model
+from bdclean.errors import ConfigError
+from bdclean.purification import ShortcutDistillation
+
+SMALL = {
+    "recipe": {"epochs": 2, "batch_size": 12},
+    "ball": {"steps": 1},
+    "patch": {"steps": 1},
+    "universal": {"steps": 1},
+}
+
+
+@pytest.fixture
+def make(suspect, facts):
+    return lambda **changes: make_of(
+        ShortcutDistillation, facts, {"weights": suspect}, SMALL, changes
+    )
+
+
+@pytest.fixture
+def ready(make):
+    """A method with its networks, without a Trainer, and images."""
+
+    def ready(**changes):
+        module = make(**changes)
+        module.make_networks()
+        module.add_networks()
+        return module, torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+
+    return ready
+
+
+def parameters(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def test_the_loss_by_hand(ready, monkeypatch):
+    """Eq. (2), with the batch norm of the student over clean and perturbed images together."""
+    module, x = ready(beta=0.5, temperature=3.0)
+    logged = {}
+    monkeypatch.setattr(module, "log_terms", lambda **terms: logged.update(terms))
+    torch.manual_seed(5)
+    loss = module.distil({"image": x})
+    torch.manual_seed(5)
+    with torch.no_grad():
+        wanted = module.teacher(x)
+    moved = module.perturbed(x, wanted)
+    p = (wanted / 3).softmax(1)
+    clean, perturbed = module.model(torch.cat([x, moved])).chunk(2)
+    kl = [
+        9 * F.kl_div((z / 3).log_softmax(1), p, reduction="batchmean") for z in (clean, perturbed)
+    ]
+    torch.testing.assert_close(loss, kl[0] + 0.5 * kl[1])
+    torch.testing.assert_close(logged["keep"], kl[0])
+    torch.testing.assert_close(logged["unlearn"], kl[1])
+    loss.backward()
+    assert all(p.grad is None for p in module.teacher.parameters())
+    assert all(p.grad is not None for p in module.model.parameters())
+
+
+def test_each_family_has_its_share_of_the_batch(ready):
+    module, x = ready()
+    wanted = module.outputs(module.teacher, x)
+    ball, patch, universal = (module.perturbed(x, wanted) - x).split(4)
+    assert ball.abs().max() <= 8 / 255 + 1e-6
+    assert all(0 < (image.abs().amax(0) > 0).float().mean() < 0.2 for image in patch)
+    assert (universal.abs().amax(1) > 0).float().mean() > 0.9
+    assert universal.abs().max() > 8 / 255
+
+
+def test_the_perturbation_looks_at_the_suspect_alone(ready):
+    def perturbed(module, x):
+        torch.manual_seed(2)
+        return module.perturbed(x, module.outputs(module.teacher, x))
+
+    for perturb, same in ("suspect", True), ("student", False):
+        module, x = ready(perturb=perturb)
+        first = perturbed(module, x)
+        with torch.no_grad():
+            for weight in module.model.parameters():
+                weight += 0.3 * torch.randn_like(weight)
+        assert torch.equal(first, perturbed(module, x)) == same, perturb
+
+
+def test_weights_count_flips(ready, monkeypatch):
+    module, _ = ready()
+    wanted = F.one_hot(torch.tensor([0, 0, 1, 2, 3, 3]), 4).float()
+    after = F.one_hot(torch.tensor([0, 1, 1, 1, 1, 0]), 4).float()
+    monkeypatch.setattr(module, "outputs", lambda *_: after)
+    for weighting, counted in (
+        ("all", [1, 1, 1, 1, 1, 1]),
+        ("flipped", [0, 1, 0, 1, 1, 1]),
+        ("favourite", [0, 1, 0, 1, 1, 0]),
+    ):
+        module.weighting = weighting
+        assert module.weights(wanted, after).tolist() == counted
+    monkeypatch.setattr(module, "outputs", lambda *_: wanted)
+    assert module.weights(wanted, after).sum() == 0  # nothing flips
+
+
+def test_without_a_head_features_are_distilled(suspect, make, make_data, make_trainer, tmp_path):
+    """The student stays in the suspect's feature space, so no head has to be made."""
+    model = load_model(suspect)
+    model.replace_head(None)
+    save_model(model, tmp_path / "backbone.safetensors")
+    module = make(weights=str(tmp_path / "backbone.safetensors"))
+    make_trainer().fit(module, make_data())
+    assert module.model.head is None
+    a, b = torch.rand(5, 3), torch.rand(5, 3)
+    wanted = (a - b).square().sum(1) / a.square().sum(1).mean()
+    torch.testing.assert_close(module.distance(a, b), wanted)
+    facts = module.details()
+    assert 0 < facts["agreement"] <= 1  # the mean cosine
+    assert facts["concentration"] == {}
+    refused = make(weights=str(tmp_path / "backbone.safetensors"), weighting="flipped")
+    with pytest.raises(ConfigError, match="weighting=flipped: the suspect has no classifier head"):
+        make_trainer(name="refused").fit(refused, make_data())
+
+
+def test_the_record_tells_what_was_measured_without_labels(make, make_data, make_trainer):
+    module, data = make(held_out=0.25), make_data()
+    trainer = make_trainer()
+    trainer.fit(module, data)
+    facts = module.details()
+    assert facts["purified"]
+    assert facts["concentration"].keys() == {"ball", "patch", "universal"}
+    held = module.hold_out(0.25, 0)[1].rows
+    assert module.results["suspect"].shape == (4, len(held))
+    images = data.role_images("defense", labels=False).shown(held).float() / 255
+    with torch.no_grad():
+        answers = [net.eval()(images).argmax(1) for net in (module.teacher, module.model)]
+    assert torch.equal(module.results["suspect"][0], answers[0])
+    assert torch.equal(module.results["student"][0], answers[1])
+    assert facts["agreement"] == pytest.approx((answers[0] == answers[1]).float().mean().item())
+    assert trainer.callback_metrics["held_out/agreement"] == pytest.approx(facts["agreement"])
+    trained = {len(view.subset.rows) for view in data.asked if view.augmentation != "none"}
+    assert trained == {len(module.hold_out(0.25, 0)[0].rows)}
+
+
+def test_there_is_a_family(make):
+    with pytest.raises(ConfigError, match="ball, patch and universal are all null"):
+        make(ball=None, patch=None, universal=None)
