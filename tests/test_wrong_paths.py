@@ -384,8 +384,8 @@ WORDS = {
         [*FIT, "--model", "bdclean.modules.BackdoorModule"],
         "--model=bdclean.modules.BackdoorModule: it is a base class, so that nothing can be made "
         "of it; choose ABL, AdversarialTraining, AdvrBD, BCU, CBD, CleanPart, DBR, "
-        "InputAwareTraining, KNN, LinearProbe, SCAn, ShortcutDistillation, SimCLR or Supervised, or "
-        "a class of your own.",
+        "InputAwareTraining, KNN, LinearProbe, SCAn, ShortcutDistillation, SimCLR or Supervised, "
+        "or a class of your own.",
     ),
     "a base class over the one of a config": (
         [*FIT, *stack("attack/badnets/cbd"), "--data.attack", "Attack"],

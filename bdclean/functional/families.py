@@ -213,10 +213,15 @@ def concentration(before: Tensor, after: Tensor, num_classes: int) -> Concentrat
         num_classes: K.
     """
     changed = before != after
-    counts = torch.bincount(after[changed], minlength=num_classes)
-    total = int(counts.sum())
-    return Concentration(
-        flipped=total / max(len(before), 1),
-        share=int(counts.max()) / max(total, 1),
-        favourite=int(counts.argmax()),
-    )
+    return concentrated(torch.bincount(after[changed], minlength=num_classes), len(before))
+
+
+def concentrated(landed: Tensor, images: int) -> Concentration:
+    """Shares of a count of changed answers.
+
+    Args:
+        landed: How many changed to each class, (K,).
+        images: N.
+    """
+    total, most = int(landed.sum()), int(landed.max())
+    return Concentration(total / max(images, 1), most / max(total, 1), int(landed.argmax()))
