@@ -13,7 +13,7 @@ LOWER = GROUND | {"functional", "weights"}
 MODELS = LOWER | {"metrics", "backbones"}
 METHODS = MODELS | {"modules"}
 ROOMS_OF_METHODS = ("purification", "sifting")
-RUNS = METHODS | {"attacks", "data", "training", *ROOMS_OF_METHODS}
+RUNS = METHODS | {"attacks", "data", "training", "checking", *ROOMS_OF_METHODS}
 OUTSIDE = {
     *("callbacks", "figures", "locks", "plugins", "reporting", "runs", "shipped", "stopping"),
     "yaml_text",
@@ -42,6 +42,7 @@ ALLOWED = {
     "modules": MODELS,
     "training": METHODS,
     **dict.fromkeys(ROOMS_OF_METHODS, METHODS),
+    "checking": MODELS,
     "yaml_text": {"errors", "printable"},
     "runs": GROUND | {"data", "locks", "yaml_text"},
     "callbacks": METHODS | {"figures", "locks", "runs"},

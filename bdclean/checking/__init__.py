@@ -2,7 +2,7 @@
 
 from bdclean.checking.flips import PROBES as PROBES
 from bdclean.checking.flips import Flips as Flips
-from bdclean.checking.flips import flips as flips
+from bdclean.checking.flips import count_flips as count_flips
 from bdclean.checking.margins import Margins as Margins
 from bdclean.checking.margins import MarginTest as MarginTest
 from bdclean.checking.margins import maximum_margins as maximum_margins

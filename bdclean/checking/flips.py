@@ -59,7 +59,7 @@ class Flips:
         return concentrated(torch.tensor(self.landed), self.images)
 
 
-def flips(
+def count_flips(
     model: SplitModel, images: Tensor, families: Mapping[str, Family] = PROBES, seed: int = 0
 ) -> Iterator[Flips]:
     """Perturbs images in each family and counts where the answers land.

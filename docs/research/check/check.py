@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bdclean.backbones import load_model
-from bdclean.checking import flips, maximum_margins
+from bdclean.checking import count_flips, maximum_margins
 from bdclean.files import write_text
 from bdclean.runs import RunFolder
 
@@ -31,7 +31,7 @@ def measure(folder: Path) -> dict[str, Any]:
     held = data.role_images("defense", labels=False)
     images = held.everything()["image"][:IMAGES].float() / 255
     began = time.monotonic()
-    found = list(flips(model, images))
+    found = list(count_flips(model, images))
     between = time.monotonic()
     margins = maximum_margins(model)
     return {
