@@ -6,3 +6,4 @@ from bdclean.checking.flips import count_flips as count_flips
 from bdclean.checking.margins import Margins as Margins
 from bdclean.checking.margins import MarginTest as MarginTest
 from bdclean.checking.margins import maximum_margins as maximum_margins
+from bdclean.checking.verdicts import Verdict as Verdict

@@ -1,0 +1,99 @@
+"""From what was measured to what can be said of it. Never that a model is clean."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from bdclean.checking.flips import Flips
+from bdclean.checking.margins import LEAST_CLASSES, Margins
+
+State = Literal["suspicious", "nothing found", "not applicable"]
+
+# Above this share of all images, answers that a family sends to one class are out of line with
+# clean networks; docs/research/check has what these and attacked networks gave.
+PILED = {"ball": 0.5, "patch": 0.3, "universal 4": 0.3, "universal 8": 0.6}
+FEWEST_IMAGES = 100
+P = 0.05  # of MM-BD, as in its paper
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one test says.
+
+    Attributes:
+        test: Its name.
+        state: What it found. `nothing found` is no proof that there is nothing.
+        why: The statistic and its bound, or why the test does not apply, in a sentence.
+        target: The class that the backdoor seems to lead to, where it is suspicious.
+        statistics: The numbers behind it, by name.
+    """
+
+    test: str
+    state: State
+    why: str
+    target: int | None = None
+    statistics: dict[str, float] | None = None
+
+
+def judge_flips(found: Flips) -> Verdict:
+    """Whether one family's flips pile up in one class."""
+    seen, bound = found.concentration, PILED[found.family]
+    why = (
+        f"{seen.flipped:.0%} of the answers change, and {seen.share:.0%} of these to class "
+        f"{seen.favourite}: {seen.piled:.0%} of all images; suspicious above {bound:.0%}"
+    )
+    suspicious = seen.piled > bound
+    return Verdict(
+        found.family,
+        "suspicious" if suspicious else "nothing found",
+        why,
+        seen.favourite if suspicious else None,
+        {"flipped": seen.flipped, "share": seen.share, "piled": seen.piled, "bound": bound},
+    )
+
+
+def judge_margins(found: Margins) -> Verdict:
+    """Whether the largest margin is out of line with the others."""
+    suspicious = found.p < P
+    why = (
+        f"the largest margin, of class {found.target}, is {found.z:.1f} deviations from the "
+        f"middle: p = {found.p:.2g}; suspicious below {P}"
+    )
+    return Verdict(
+        "MM-BD",
+        "suspicious" if suspicious else "nothing found",
+        why,
+        found.target if suspicious else None,
+        {"p": found.p, "z": found.z},
+    )
+
+
+def not_applicable(test: str, why: str) -> Verdict:
+    """That a test cannot be run, and why."""
+    return Verdict(test, "not applicable", why)
+
+
+def refuses_flips(num_classes: int | None, images: int | None) -> str | None:
+    """Why flips cannot be judged; None if they can.
+
+    Args:
+        num_classes: K; None without a head.
+        images: How many there are; None without a folder.
+    """
+    if num_classes is None:
+        return "the model has no classifier head, so that no answer flips"
+    if num_classes < LEAST_CLASSES:
+        return f"with {num_classes} classes, flips pile up in one of them anyway"
+    if images is None:
+        return "it needs images: give a FOLDER of photos, without labels"
+    if images < FEWEST_IMAGES:
+        return f"{images} images are too few; give {FEWEST_IMAGES} or more"
+    return None
+
+
+def refuses_margins(num_classes: int | None) -> str | None:
+    """Why MM-BD cannot be run; None if it can."""
+    if num_classes is None:
+        return "the model has no classifier head, so that it has no margins"
+    if num_classes < LEAST_CLASSES:
+        return f"{num_classes} classes are too few to compare one with the others"
+    return None

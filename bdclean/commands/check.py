@@ -1,0 +1,191 @@
+"""`bdclean check MODEL [FOLDER]`: label-free tests of whether a model is backdoored.
+
+It reads the weights file and, where a folder is given, some of its images; labels play no part. It
+trains nothing and writes nothing. The exit status is 1 where a test finds the model suspicious.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+from torch import Tensor
+
+from bdclean.backbones import SplitModel, load_model
+from bdclean.checking import PROBES, Verdict, count_flips, maximum_margins
+from bdclean.checking.verdicts import (
+    judge_flips,
+    judge_margins,
+    not_applicable,
+    refuses_flips,
+    refuses_margins,
+)
+from bdclean.commands.help_page import WIDTH
+from bdclean.commands.parsing import Parser
+from bdclean.data.layout import image_files
+from bdclean.data.sources import read_files
+from bdclean.errors import DataError
+from bdclean.functional.seeds import derive_seed
+from bdclean.printable import printable
+
+_SUSPICIOUS = 1  # exit status
+_LIMITS = (
+    "No test can show that a model is clean: a backdoor of another kind passes them all. "
+    "docs/how_to/check.md tells what they find and what they miss."
+)
+
+
+def run_check(args: Sequence[str]) -> None:
+    """The command.
+
+    Args:
+        args: The words after `bdclean check`.
+
+    Raises:
+        WeightsError: If the file cannot be read safely or does not fit the architecture.
+        DataError: If the folder holds no image that can be read.
+        SystemExit: With status 1 if a test finds the model suspicious.
+    """
+    chosen = make_parser().parse_args(list(args))
+    model = read_model(chosen).eval()
+    images = None if chosen.folder is None else read_images(chosen, model.info.input_size)
+    if not chosen.json:
+        print(_about(chosen, model, images), flush=True)
+    verdicts = []
+    for verdict in run_tests(model, images, chosen.seed):
+        verdicts.append(verdict)
+        if not chosen.json:
+            print(shown(verdict), flush=True)
+    suspicious = [each for each in verdicts if each.state == "suspicious"]
+    if chosen.json:
+        print(json.dumps(_record(chosen, model, images, verdicts), indent=2))
+    else:
+        print(fill(_summary(verdicts), WIDTH))
+    if suspicious:
+        raise SystemExit(_SUSPICIOUS)
+
+
+def make_parser() -> Parser:
+    """The parser of the command."""
+    parser = Parser(
+        prog="bdclean check",
+        usage="bdclean check MODEL [FOLDER] [options]",
+        description="Tests a model for backdoors, without labels and without knowing a trigger. "
+        "Trains and writes nothing. The exit status is 0 if no test finds anything, 1 if one "
+        "finds the model suspicious, and 2 after wrong use.",
+        example="bdclean check model.safetensors photos --arch resnet18",
+        more="docs/how_to/check.md",
+    )
+    add = parser.add_argument
+    add("model", type=str, metavar="MODEL", help="Weights file.")
+    add(
+        "folder",
+        type=str | None,
+        nargs="?",
+        default=None,
+        metavar="FOLDER",
+        help="Images such as the model was made for, at any depth and without labels.",
+    )
+    add("--arch", type=str | None, metavar="NAME", help="Architecture of a foreign file.")
+    add("--width", type=PositiveInt | None, metavar="N", help="Channels of its first layer.")
+    add("--input_size", type=PositiveInt | None, metavar="N", help="Side of its images.")
+    add("--images", type=PositiveInt, default=500, metavar="N", help="How many to use, at most.")
+    add("--seed", type=NonNegativeInt, default=0, metavar="N", help="Of choice and perturbation.")
+    add("--json", action="store_true", help="Print one JSON object and nothing else.")
+    return parser
+
+
+def read_model(chosen: Namespace) -> SplitModel:
+    """The model, on the GPU if there is one."""
+    model = load_model(
+        chosen.model, arch=chosen.arch, width=chosen.width, input_size=chosen.input_size
+    )
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def read_images(chosen: Namespace, size: int) -> Tensor:
+    """Some images of the folder, (N, 3, size, size), float32 in [0, 1].
+
+    Raises:
+        DataError: If there is no such folder, or it holds none.
+    """
+    root = Path(chosen.folder)
+    if not root.is_dir():
+        raise DataError(f"FOLDER {root} is no folder; give one that holds images.")
+    files = image_files(root)
+    draw = torch.Generator().manual_seed(derive_seed("check", chosen.seed))
+    rows = torch.randperm(len(files), generator=draw)[: chosen.images].sort().values.tolist()
+    read = read_files(root, [files[row] for row in rows], None, size).images
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.as_tensor(read).to(device).float() / 255
+
+
+def run_tests(model: SplitModel, images: Tensor | None, seed: int = 0) -> Iterator[Verdict]:
+    """What each test says, one after the other.
+
+    Args:
+        model: Under suspicion, in evaluation mode; left as it is.
+        images: (N, 3, H, W), float32 in [0, 1], on its device; None without any.
+        seed: Of perturbations and noise.
+    """
+    count = None if model.head is None else model.info.num_classes
+    refusal = refuses_flips(count, None if images is None else len(images))
+    if refusal is None and images is not None:
+        yield from map(judge_flips, count_flips(model, images, seed=seed))
+    else:
+        yield from (not_applicable(name, str(refusal)) for name in PROBES)
+    refusal = refuses_margins(count)
+    if refusal is None:
+        yield judge_margins(maximum_margins(model, seed=seed))
+    else:
+        yield not_applicable("MM-BD", refusal)
+
+
+def shown(verdict: Verdict) -> str:
+    """A verdict in lines of text."""
+    target = "" if verdict.target is None else f", class {verdict.target}"
+    head = f"{verdict.test}: {verdict.state}{target}"
+    return f"{head}\n" + fill(f"{verdict.why}.", WIDTH, initial_indent="  ", subsequent_indent="  ")
+
+
+def _about(chosen: Namespace, model: SplitModel, images: Tensor | None) -> str:
+    info = model.info
+    head = "no classifier head" if model.head is None else f"{info.num_classes} classes"
+    used = "no images" if images is None else f"{len(images):,} images of {chosen.folder}"
+    return printable(
+        f"{chosen.model}: {info.arch}, width {info.width}, {head}, images of {info.input_size} "
+        f"pixels. Tested with {used}."
+    )
+
+
+def _summary(verdicts: Sequence[Verdict]) -> str:
+    suspicious = [each for each in verdicts if each.state == "suspicious"]
+    ran = [each for each in verdicts if each.state != "not applicable"]
+    if not ran:
+        return f"No test applies to this model. {_LIMITS}"
+    if not suspicious:
+        return f"{len(ran)} tests ran, and none found anything. {_LIMITS}"
+    classes = sorted({each.target for each in suspicious if each.target is not None})
+    named = " or ".join(f"class {k}" for k in classes)
+    return (
+        f"{len(suspicious)} of {len(ran)} tests find the model suspicious; answers seem to be led "
+        f"to {named}. Next: bdclean purify. {_LIMITS}"
+    )
+
+
+def _record(
+    chosen: Namespace, model: SplitModel, images: Tensor | None, verdicts: Sequence[Verdict]
+) -> dict[str, Any]:
+    return {
+        "model": chosen.model,
+        "arch": model.info.arch,
+        "classes": None if model.head is None else model.info.num_classes,
+        "images": None if images is None else len(images),
+        "suspicious": any(each.state == "suspicious" for each in verdicts),
+        "tests": [asdict(each) for each in verdicts],
+    }

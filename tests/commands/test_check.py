@@ -1,0 +1,154 @@
+"""`bdclean check`: what it prints, its exit status, and what it asks for."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from bdclean.backbones import ModelInfo, build, save_model
+from bdclean.checking import PROBES, Flips, Margins, MarginTest, Verdict
+from bdclean.checking.verdicts import judge_flips, judge_margins, refuses_flips
+from bdclean.cli import main
+from bdclean.commands import check
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """130 pictures of other sizes, at several depths."""
+    draw = np.random.default_rng(0)
+    for number in range(130):
+        folder = tmp_path / "photos" / ("a/b" if number % 2 else "")
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = draw.integers(0, 256, (20 + number % 3, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return str(tmp_path / "photos")
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Saves a small network; gives its file."""
+
+    def save(classes=6, scale=1.0):
+        torch.manual_seed(0)
+        model = build(ModelInfo("resnet18", classes, 8, (0.5,) * 3, (0.25,) * 3, width=4))
+        if model.head is not None:
+            with torch.no_grad():
+                model.head.weight[-1] *= scale
+        save_model(model, tmp_path / "model.safetensors")
+        return str(tmp_path / "model.safetensors")
+
+    return save
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    """Fewer steps and noise than the tests need to be of use."""
+    short = check.maximum_margins
+    settings = MarginTest(starts=3, steps=10)
+    monkeypatch.setattr(check, "maximum_margins", lambda model, seed: short(model, settings, seed))
+
+
+def run(capsys, *words):
+    """Runs the command; gives its exit status and what it printed."""
+    try:
+        main(["check", *words])
+        status = 0
+    except SystemExit as end:
+        status = end.code
+    return status, capsys.readouterr()
+
+
+def test_nothing_found_is_not_called_clean(save, photos, capsys, monkeypatch):
+    # Answers of a network that has learned nothing pile up at random.
+    monkeypatch.setattr("bdclean.checking.verdicts.PILED", dict.fromkeys(PROBES, 1.0))
+    status, said = run(capsys, save(), photos, "--images", "110")
+    assert status == 0
+    assert "Tested with 110 images of" in said.out
+    for name in "ball", "patch", "universal 4", "universal 8", "MM-BD":
+        assert f"\n{name}: nothing found\n" in said.out
+    assert "5 tests ran, and none found anything. No test can show that a model is" in said.out
+    assert not [name for name in said.out.split() if name.strip(".,") == "safe"]
+    assert not said.err
+
+
+def test_a_class_out_of_line_is_named_and_the_status_is_1(save, capsys):
+    status, said = run(capsys, save(scale=60))
+    assert status == 1
+    assert "MM-BD: suspicious, class 5\n" in said.out
+    assert said.out.count("not applicable\n  it needs images: give a FOLDER") == 4
+    assert "1 of 1 tests find the model suspicious; answers seem to be led to class 5." in said.out
+
+
+def test_json_holds_all_and_nothing_else_is_printed(save, photos, capsys):
+    status, said = run(capsys, save(scale=60), photos, "--json")
+    found = json.loads(said.out)
+    assert status == 1
+    assert found["suspicious"]
+    assert (found["arch"], found["classes"], found["images"]) == ("resnet18", 6, 130)
+    tests = {each["test"]: each for each in found["tests"]}
+    assert list(tests) == ["ball", "patch", "universal 4", "universal 8", "MM-BD"]
+    assert tests["MM-BD"]["target"] == 5
+    assert 0 <= tests["MM-BD"]["statistics"]["p"] < 0.05
+    again = json.loads(run(capsys, save(scale=60), photos, "--json")[1].out)
+    assert again == found  # the same seed
+
+
+@pytest.mark.parametrize(
+    ("classes", "why"),
+    [
+        (None, "the model has no classifier head"),
+        (4, "with 4 classes, flips pile up in one of them anyway"),
+    ],
+)
+def test_what_does_not_apply_says_why(save, photos, capsys, classes, why):
+    status, said = run(capsys, save(classes), photos)
+    assert status == 0
+    assert said.out.count(why) == 4 + (classes is None)
+    assert "No test applies to this model." in said.out
+
+
+def test_few_images(save, photos, capsys):
+    status, said = run(capsys, save(), photos, "--images", "99")
+    assert status == 0
+    assert said.out.count("99 images are too few; give 100 or more.") == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["none.safetensors"], "none.safetensors"),
+        (["{model}", "none"], "FOLDER none is no folder; give one that holds images."),
+        (["{model}", "{empty}"], "No images below"),
+        (["{model}", "--image", "5"], "Did you mean --images?"),
+        (["{model}", "--images", "0"], "--images"),
+        (["{foreign}"], "name it with arch, on the command line --"),
+        ([], "MODEL"),
+    ],
+)
+def test_wrong_use_is_one_sentence_and_status_2(save, tmp_path, capsys, words, message):
+    (tmp_path / "empty").mkdir()
+    save_file({"conv1.weight": torch.zeros(4, 3, 3, 3)}, tmp_path / "foreign.safetensors")
+    places = {
+        "model": save(),
+        "empty": str(tmp_path / "empty"),
+        "foreign": str(tmp_path / "foreign.safetensors"),
+    }
+    status, said = run(capsys, *(word.format(**places) for word in words))
+    assert status == 2
+    assert message in said.err
+    assert "Traceback" not in said.err
+
+
+def test_verdicts_by_their_bounds():
+    piled = judge_flips(Flips("patch", 200, (10, 0, 70, 0, 0, 10)))
+    assert (piled.state, piled.target) == ("suspicious", 2)
+    assert piled.why.startswith("45% of the answers change, and 78% of these to class 2: 35% of")
+    less = judge_flips(Flips("patch", 200, (10, 0, 50, 0, 0, 10)))
+    assert (less.state, less.target) == ("nothing found", None)
+    assert judge_margins(Margins((1.0,) * 6, 0.049, 3, 9.0)).state == "suspicious"
+    assert judge_margins(Margins((1.0,) * 6, 0.051, 3, 9.0)).state == "nothing found"
+    assert refuses_flips(10, 500) is None
+    assert Verdict("x", "nothing found", "y").target is None
