@@ -241,7 +241,7 @@ def test_a_limit_of_the_trainer_leaves_no_result_of_an_untrained_probe(tmp_path,
     record = fit(run, "purify/cbd", *weights, "--trainer.max_steps", "1")
     assert "There is no test." in capsys.readouterr().out
     assert record["metrics"] == {}
-    assert (record["protocol"]["head"], record["protocol"]["purified"]) == ("untrained", False)
+    assert (record["protocol"]["head"], record["protocol"]["finished"]) == ("untrained", False)
     assert (run / "model.safetensors").is_file()
     words = ["-c", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints/last.ckpt")]
     with pytest.raises(SystemExit) as stop:
@@ -250,7 +250,7 @@ def test_a_limit_of_the_trainer_leaves_no_result_of_an_untrained_probe(tmp_path,
     assert "before its linear probe was trained" in capsys.readouterr().err
     main(["fit", *words, "--trainer.max_steps", "-1"])
     record = json.loads((run / "result.json").read_text())
-    assert (record["protocol"]["head"], record["protocol"]["purified"]) == ("probe", True)
+    assert (record["protocol"]["head"], record["protocol"]["finished"]) == ("probe", True)
     assert record["metrics"]["n_clean"] == 397
 
 

@@ -93,7 +93,7 @@ def test_a_run_resumes_exactly_at_every_epoch_and_within_one(
     stopped = make()
     path = cut(stopped, data_of(), 1)
     assert not stopped.finished
-    assert not stopped.details().get("purified", False)
+    assert not stopped.details().get("finished", False)
     resumed, again = make(), Batches()
     make_trainer(again, name="cut").fit(resumed, data_of(), ckpt_path=path)
     assert same(resumed, whole)

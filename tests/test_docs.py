@@ -104,7 +104,7 @@ def test_the_use_from_python(workplace, capsys):
         *("victim", "purified", "torch.Size([8,"),
     ]
     assert said.err == ""
-    assert names["again"].purified
+    assert names["again"].finished
     for key, value in names["cbd"].product().state_dict().items():
         assert torch.equal(names["model"].state_dict()[key], value)
         assert torch.equal(names["again"].product().state_dict()[key], value)

@@ -156,7 +156,7 @@ def test_a_requeued_defence_ends_with_its_probe(moment, job):
     assert run([*words, "--run", "whole"]) == 0, Path("log").read_text()
     assert check_requeue(words, moment, job, "whole")
     metrics, protocol, _ = outcome("job")
-    assert protocol["purified"]
+    assert protocol["finished"]
     assert protocol["head"] == "probe"
     assert metrics.keys() >= {"acc", "asr", "pa"}
 

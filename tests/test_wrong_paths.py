@@ -151,7 +151,7 @@ def test_a_product_without_a_head_needs_no_test_images(capsys):
     assert "root=null: without it there are no train images" in told
     assert "--model.probe null" in told
     main([*words, "--model.probe", "null"])
-    assert "Not measured: the data has no labelled test images." in capsys.readouterr().out
+    assert "Nothing was measured: the data has no labelled test images." in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------------- broken files

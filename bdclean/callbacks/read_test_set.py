@@ -49,7 +49,9 @@ def why_untested(module: LightningModule, data: Any, *, wanted: bool) -> str | N
     if isinstance(module, BackdoorModule) and module.untested is not None:
         return f"There is no test. {module.untested}"
     if not has_test_images(data):
-        return "Not measured: the data has no labelled test images."
+        return "Nothing was measured: the data has no labelled test images."
     if not has_head(module):
-        return "Not measured: the result has no classifier head; train a probe to measure it."
-    return None if wanted else "Not measured, because --test_after_fit is false."
+        return (
+            "Nothing was measured: the result has no classifier head; train a probe to measure it."
+        )
+    return None if wanted else "Nothing was measured, because --test_after_fit is false."

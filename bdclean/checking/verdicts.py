@@ -38,8 +38,9 @@ def judge_flips(found: Flips) -> Verdict:
     """Whether one family's flips pile up in one class."""
     seen, bound = found.concentration, PILED[found.family]
     why = (
-        f"{seen.flipped:.0%} of the answers change, and {seen.share:.0%} of these to class "
-        f"{seen.favourite}: {seen.piled:.0%} of all images; suspicious above {bound:.0%}"
+        f"{100 * seen.flipped:.0f} % of the answers change, and {100 * seen.share:.0f} % of these "
+        f"to class {seen.favourite}: {100 * seen.piled:.0f} % of all images; suspicious above "
+        f"{100 * bound:.0f} %"
     )
     suspicious = seen.piled > bound
     return Verdict(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bdclean.commands.words import as_typed
-from bdclean.runs import RunFolder
+from bdclean.runs import RunFolder, leaves
 from bdclean.shipped import names
 
 _PRODUCTS = (
@@ -112,6 +112,7 @@ def after_fit(
     if stays and record["metrics"]:
         untested = None
     lines.append(untested or _measured_in(record))
+    lines += _seen_without_labels(record["protocol"])
     if not_planted := _not_planted(record):
         lines.append(not_planted)
     pictures = folder / "suspects.png"
@@ -131,6 +132,28 @@ def after_test(record: Mapping[str, Any], folder: Path, words: Sequence[str]) ->
     """
     after = f"Next: {command('predict', as_typed(words))}"
     return [written(folder, ["test.json"]), _measured_in(record), after]
+
+
+def _seen_without_labels(protocol: Mapping[str, Any]) -> list[str]:
+    """What a method has measured on unlabelled images that it did not train on."""
+    if "feature_cosine" in protocol:
+        cosine = protocol["feature_cosine"]
+        return [
+            f"Without labels, on images held out: features have a cosine of {cosine:.3f} with "
+            "those of the suspect."
+        ]
+    if "agreement" not in protocol:
+        return []
+    same = _percent(100 * protocol["agreement"])
+    lines = [f"Without labels, on images held out: {same} of the answers are those of the suspect."]
+    for name, seen in protocol["concentration"].items():
+        before, after = (
+            f"{100 * each['flipped']:.0f} % of the answers change, {100 * each['share']:.0f} % of "
+            f"these to class {each['favourite']}"
+            for each in (seen["before"], seen["after"])
+        )
+        lines.append(f"  under {name} perturbations, before: {before}; now: {after}")
+    return lines
 
 
 def _measured_in(record: Mapping[str, Any]) -> str:
@@ -164,8 +187,10 @@ def next_command(
     """
     protocol, data, run = record["protocol"], record["data"], RunFolder(folder)
     sizes = data.get("sizes", {})
-    if protocol.get("purified") is False:  # cut short, or asked for scores and no more
-        return None if protocol.get("finished") else command("fit", going_on)
+    if protocol.get("finished") is False:  # cut short
+        return command("fit", going_on)
+    if protocol.get("retrained") is False:  # asked for scores and no more
+        return None
     if tests and protocol.get("head") == "none" and sizes.get("probe"):
         return _stacked(run, _PROBE, "probe")
     if tests and data.get("attack") and protocol:  # a module of another package has no protocol
@@ -176,7 +201,17 @@ def next_command(
     if tests and run.last_checkpoint.is_file():
         return command("predict", ["--run", str(folder)])
     # Data without test images, such as photos without labels: what is left is to use the model.
-    return load(run.weights) if run.weights.is_file() else None
+    if not run.weights.is_file():
+        return None
+    photos = _photos(run) if protocol.get("head") == "original" else None
+    return load(run.weights) if photos is None else command("check", [str(run.weights), photos])
+
+
+def _photos(run: RunFolder) -> str | None:
+    """The folder of unlabelled images that a run read, if it did."""
+    config = run.read_config() if run.config.is_file() else {}
+    folder = next((v for k, v in leaves(config) if k == "data.defense_root"), None)
+    return folder if isinstance(folder, str) else None
 
 
 def load(weights: Path) -> str:

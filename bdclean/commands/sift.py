@@ -218,7 +218,7 @@ def _free(folder: Path) -> Path:
 def _standing(run: RunFolder, dry: bool) -> str:
     """How far the sift is that a folder holds."""
     ended = run.is_finished and run.suspects.is_file()
-    if ended and (dry or run.read_record().get("protocol", {}).get("purified")):
+    if ended and (dry or run.read_record().get("protocol", {}).get("retrained")):
         files = closing.written(run.path).partition(": ")[2]
         return f"{run.path} holds this sift, and it is finished; nothing is trained. See {files}."
     return f"{run.path} holds a sift that was begun: going on with it."

@@ -160,11 +160,6 @@ class Purifier(StagedModule, ABC):
     # ------------------------------------------------------------------ evaluation and record
 
     @property
-    def purified(self) -> bool:
-        """Whether the method ran to its end: `model` is its product."""
-        return self.fitted and self.finished
-
-    @property
     def untested(self) -> str | None:
         """Before its end a run has no head but one that was drawn, or is half trained."""
         if self.finished or self.probe is None or not self.fitted:
@@ -182,8 +177,11 @@ class Purifier(StagedModule, ABC):
             super().validation_step(batch, batch_idx, dataloader_idx)
 
     def details(self) -> dict[str, Any]:
-        """Whether the method ran to its end; the probe sees clean labels."""
-        facts: dict[str, Any] = {"purified": self.purified}
+        """Whether the method ran to its end, which tells nothing of the backdoor; the probe.
+
+        The probe sees clean labels.
+        """
+        facts: dict[str, Any] = {"finished": self.fitted and self.finished}
         if self.has_model() and isinstance(self.model.head, ProbeHead) and self.untested is None:
             solver = None if self.probe is None else self.probe.solver
             facts |= {"probe": solver, "probe_labels": "clean"}

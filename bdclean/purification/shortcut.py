@@ -279,7 +279,8 @@ class ShortcutDistillation(Purifier):
         """Adds what was measured on held-out images, which needs no label."""
         facts = super().details()
         if "student" in self.results:
-            facts["agreement"] = float(self.results["agreement"])
+            known = "feature_cosine" if self.model.head is None else "agreement"
+            facts[known] = float(self.results["agreement"])
             before, after = self.found("suspect"), self.found("student")
             facts["concentration"] = {
                 name: {"before": asdict(before[name]), "after": asdict(after[name])}

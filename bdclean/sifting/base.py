@@ -264,10 +264,10 @@ class Sifter(StagedModule, ABC):
         """Stores the present weights, to be written as `<name>.safetensors` next to the model's."""
         state = self.model.state_dict().items()
         self.results |= {f"{name}/{key}": value.detach().cpu().clone() for key, value in state}
-        self.results[f"purified_{name}"] = torch.tensor(self._is_clean)
+        self.results[f"retrained_{name}"] = torch.tensor(self._is_new)
 
     @property
-    def _is_clean(self) -> bool:
+    def _is_new(self) -> bool:
         return "proposed" in self.results
 
     def restore(self, name: str) -> None:
@@ -283,8 +283,8 @@ class Sifter(StagedModule, ABC):
             model = build(self.model.info)
             state = {key: self.results[f"{name}/{key}"] for key in model.state_dict()}
             model.load_state_dict(state)
-            purified = bool(self.results[f"purified_{name}"])
-            facts = self.protocol() | {"purified": purified, "network": name}
+            retrained = bool(self.results[f"retrained_{name}"])
+            facts = self.protocol() | {"retrained": retrained, "network": name}
             save_model(model, folder / f"{name}.safetensors", {"made_by": json.dumps(facts)})
 
     def close_round(self, flagged: Tensor) -> None:
@@ -310,13 +310,16 @@ class Sifter(StagedModule, ABC):
         )
 
     @property
-    def purified(self) -> bool:
-        """Whether the method ran to its end, and that end is behind `propose`."""
-        return self.finished and self._is_clean
+    def retrained(self) -> bool:
+        """Whether the method ran to its end, and `model` is a network of its own making.
+
+        It is not if the method only scores, or only judges.
+        """
+        return self.finished and self._is_new
 
     def details(self) -> dict[str, Any]:
         """Whether the method ran to its end, and what it found."""
-        facts: dict[str, Any] = {"finished": self.finished, "purified": self.purified}
+        facts: dict[str, Any] = {"finished": self.finished, "retrained": self.retrained}
         if "flagged" in self.results:
             facts["num_flagged"] = int(self.results["flagged"].sum())
         if len(self.results.get("lost_classes", ())):

@@ -145,7 +145,7 @@ def test_wrong_use_is_one_sentence_and_status_2(save, tmp_path, capsys, words, m
 def test_verdicts_by_their_bounds():
     piled = judge_flips(Flips("patch", 200, (10, 0, 70, 0, 0, 10)))
     assert (piled.state, piled.target) == ("suspicious", 2)
-    assert piled.why.startswith("45% of the answers change, and 78% of these to class 2: 35% of")
+    assert piled.why.startswith("45 % of the answers change, and 78 % of these to class 2: 35 % of")
     less = judge_flips(Flips("patch", 200, (10, 0, 50, 0, 0, 10)))
     assert (less.state, less.target) == ("nothing found", None)
     assert judge_margins(Margins((1.0,) * 6, 0.049, 3, 9.0)).state == "suspicious"

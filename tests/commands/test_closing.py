@@ -92,23 +92,23 @@ def run(tmp_path, monkeypatch):
             "bdclean fit -c run/config.yaml -c purify/cbd --model.weights run/model.safetensors "
             "--run run-cbd",
         ),
-        (record(purified=True), "bdclean figure tsne run --out run/tsne.png"),
+        (record(finished=True), "bdclean figure tsne run --out run/tsne.png"),
         (record(head="probe"), "bdclean figure tsne run --out run/tsne.png"),
         (record(method="clean part"), "bdclean figure tsne run --out run/tsne.png"),
         (
-            record(head="none", purified=True),
+            record(head="none", finished=True),
             "bdclean fit -c run/config.yaml -c measure/linear_probe --model.weights "
             "run/model.safetensors --run run-probe",
         ),
         (record(attack=None), PREDICT),
-        (record(attack=None, purified=True), PREDICT),
-        (record(purified=False), "bdclean fit -c a b --ckpt_path last"),
-        (record(purified=True) | {"identification": {}}, "bdclean figure tsne run --out"),
+        (record(attack=None, finished=True), PREDICT),
+        (record(finished=False), "bdclean fit -c a b --ckpt_path last"),
+        (record(finished=True) | {"identification": {}}, "bdclean figure tsne run --out"),
         (record(attack=None) | {"identification": {}}, PREDICT),
         (record() | {"protocol": {}}, PREDICT),
     ],
     ids=[
-        *("victim", "purified", "probed", "bound", "backbone", "no attack", "purified clean"),
+        *("victim", "finished", "probed", "bound", "backbone", "no attack", "finished clean"),
         *("cut short", "sifted", "sifted clean", "of another package"),
     ],
 )
@@ -117,12 +117,12 @@ def test_the_next_command(facts, told, run):
 
 
 def test_a_run_that_was_asked_for_scores_and_no_more_has_nothing_to_go_on_with(run):
-    assert after(record(purified=False, finished=True)) is None
-    assert after(record(purified=False, finished=False)) == "bdclean fit -c a b --ckpt_path last"
+    assert after(record(finished=True, retrained=False)) is None
+    assert after(record(finished=False, retrained=False)) == "bdclean fit -c a b --ckpt_path last"
 
 
 def test_a_run_on_photos_is_used_because_nothing_measures_it(run):
-    for facts in (record(attack=None, head="none", purified=True), record(attack=None)):
+    for facts in (record(attack=None, head="none", finished=True), record(attack=None)):
         assert after(facts, tests=False) == LOAD
     (run / "checkpoints/last.ckpt").unlink()
     assert after(record(attack=None)) == LOAD
@@ -200,3 +200,27 @@ def test_a_fit_goes_on_without_what_stopped_it(words, trainer, on):
 def test_a_fit_goes_on_with_its_own_words(words):
     told = closing.command("fit", closing.going_on(words))
     assert told == "bdclean fit -c a --run 'my runs/x' --ckpt_path last"
+
+
+def test_what_was_seen_without_labels_is_told(run):
+    seen = {"before": {"flipped": 0.75, "share": 0.8, "favourite": 6}}
+    seen["after"] = {"flipped": 0.2, "share": 0.25, "favourite": 1}
+    facts = record(method="shortcut", agreement=0.976, concentration={"patch": seen})
+    assert closing.after_fit(facts | {"metrics": {}}, run, [], "Nothing was measured.")[1:4] == [
+        "Nothing was measured.",
+        "Without labels, on images held out: 97.60 % of the answers are those of the suspect.",
+        "  under patch perturbations, before: 75 % of the answers change, 80 % of these to class "
+        "6; now: 20 % of the answers change, 25 % of these to class 1",
+    ]
+    facts = record(method="shortcut", head="none", feature_cosine=0.9876, concentration={})
+    told = closing.after_fit(facts | {"metrics": {}}, run, [], "Nothing was measured.")
+    assert "features have a cosine of 0.988 with those of the suspect." in told[2]
+
+
+def test_a_classifier_that_was_cleaned_with_photos_is_checked_next(run):
+    config = "data:\n  init_args:\n    defense_root: my photos\n"
+    (run / "config.yaml").write_text(config)
+    facts = record(attack=None, finished=True)
+    wanted = "bdclean check run/model.safetensors 'my photos'"
+    assert after(facts, tests=False) == wanted
+    assert after(record(attack=None, head="none", finished=True), tests=False) == LOAD

@@ -143,7 +143,7 @@ def test_evaluations_say_what_they_measured(command, capsys):
 def test_what_is_not_measured_has_its_reason(capsys):
     words = ["fit", *VICTIM, "--trainer.limit_train_batches", "1", "--trainer.max_epochs", "1"]
     main([*words, "--run", "a", "--test_after_fit", "false"])
-    assert "Not measured, because --test_after_fit is false." in capsys.readouterr().out
+    assert "Nothing was measured, because --test_after_fit is false." in capsys.readouterr().out
     place = words.index("attack/badnets/cbd")
     clean = words[: place - 1] + words[place + 1 :]
     main([*clean, "--run", "b"])

@@ -199,7 +199,7 @@ def test_a_method_adds_to_its_protocol():
         needs = Needs(labels=("untrusted", "clean"), images="train")
 
         def details(self):
-            return {"purified": False}
+            return {"finished": False}
 
     module = Told()
     module.model = LookUp()
@@ -207,7 +207,7 @@ def test_a_method_adds_to_its_protocol():
         "method": "bare",
         "head": "original",
         "labels": "untrusted + clean",
-        "purified": False,
+        "finished": False,
     }
 
 

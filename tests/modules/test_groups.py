@@ -189,7 +189,7 @@ def test_a_run_of_the_command_line_has_the_groups_and_its_checkpoint_loads(tmp_p
     assert module.pgd.steps == 1
     assert module.probe == Probe("lbfgs")
     assert module.projection == Projection("joint")
-    assert module.purified
+    assert module.finished
     state = module.state_dict()
     assert state.keys() == kept["state_dict"].keys()
     assert all(torch.equal(value, kept["state_dict"][key]) for key, value in state.items())

@@ -152,20 +152,20 @@ def test_resume_from_any_step_ends_with_the_same_weights(make, make_data, make_t
 
 
 @pytest.mark.parametrize("step", [1, 4, 6, 8, 13])
-def test_a_run_that_is_stopped_is_not_purified_and_goes_on_where_it_was(
+def test_a_run_that_is_stopped_has_not_finished_and_goes_on_where_it_was(
     step, make, make_data, make_trainer, cut
 ):
     whole = make()
     make_trainer().fit(whole, make_data())
-    assert whole.purified
+    assert whole.finished
     stopped = make()
     path = cut(stopped, make_data(), step)
-    assert not stopped.protocol()["purified"]
+    assert not stopped.protocol()["finished"]
     resumed = make()
     make_trainer(name="resumed").fit(resumed, make_data(), ckpt_path=path)
     assert len(resumed.seen) == 14 - step
     assert same(resumed, whole)
-    assert resumed.protocol()["purified"]
+    assert resumed.protocol()["finished"]
 
 
 @pytest.mark.parametrize(

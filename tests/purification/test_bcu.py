@@ -284,27 +284,27 @@ def test_resume_from_any_epoch_ends_with_the_same_weights(runs, every_epoch):
 
 
 @pytest.mark.parametrize("step", [1, 3, 5])
-def test_a_run_that_is_stopped_is_not_purified_and_goes_on_where_it_was(
+def test_a_run_that_is_stopped_has_not_finished_and_goes_on_where_it_was(
     step, runs, make, make_data, cut
 ):
     whole, _ = runs()
     stopped = make()
     path = cut(stopped, make_data(), step)
     protocol = stopped.protocol()
-    assert not protocol["purified"]
+    assert not protocol["finished"]
     assert protocol["reinit_ratios"] == pytest.approx(PUBLISHED)  # it is no suspect any more
     resumed, _ = runs(ckpt_path=path)
     assert resumed.trainer.global_step == 6
     assert equal(whole.state_dict(), resumed.state_dict())
-    assert resumed.protocol()["purified"]
+    assert resumed.protocol()["finished"]
 
 
-def test_a_run_that_goes_on_behind_its_last_batch_is_purified(runs, tmp_path):
+def test_a_run_that_goes_on_behind_its_last_batch_has_finished(runs, tmp_path):
     steps = ModelCheckpoint(tmp_path / "s", "{step}", save_top_k=-1, every_n_train_steps=3)
     whole, _ = runs(steps)
     resumed, _ = runs(ckpt_path=tmp_path / "s" / "step=6.ckpt")
     assert equal(whole.state_dict(), resumed.state_dict())
-    assert resumed.protocol()["purified"]
+    assert resumed.protocol()["finished"]
 
 
 def test_evaluation_from_a_checkpoint_needs_no_suspect(
@@ -319,11 +319,11 @@ def test_evaluation_from_a_checkpoint_needs_no_suspect(
     protocol = evaluated.protocol()
     assert protocol == module.protocol()
     assert protocol["reinit_ratios"] == pytest.approx(PUBLISHED)
-    assert {key: protocol[key] for key in ("method", "head", "labels", "purified")} == {
+    assert {key: protocol[key] for key in ("method", "head", "labels", "finished")} == {
         "method": "bcu",
         "head": "original",
         "labels": "none",
-        "purified": True,
+        "finished": True,
     }
     save_model(module.product(), tmp_path / "clean.safetensors")
     clean = load_model(tmp_path / "clean.safetensors")

@@ -416,7 +416,7 @@ def test_evaluation_from_a_checkpoint_needs_no_suspect(
         "labels": "none",
         "probe": "lbfgs",
         "probe_labels": "clean",
-        "purified": True,
+        "finished": True,
     }
     restored = CBD.load_from_checkpoint(path, weights_only=True)
     assert equal(module.state_dict(), restored.state_dict())
@@ -432,7 +432,7 @@ def test_evaluation_from_a_checkpoint_needs_no_suspect(
 def test_evaluation_without_a_checkpoint_is_of_the_suspect(make, make_data, make_trainer):
     module = make()
     make_trainer().test(module, make_data(), verbose=False)
-    assert module.protocol()["purified"] is False
+    assert module.protocol()["finished"] is False
     assert module.protocol()["head"] == "original"
 
 
@@ -469,7 +469,7 @@ def test_a_head_that_was_never_trained_is_not_tested(
     module = make(probe={"solver": probe, "recipe": {"epochs": 2}}, recipe={"epochs": 2})
     path = cut(module, make_data(), step)
     protocol = module.protocol()
-    assert (protocol["head"], protocol["purified"]) == ("untrained", False)
+    assert (protocol["head"], protocol["finished"]) == ("untrained", False)
     assert "probe" not in protocol
     restored = make(probe={"solver": probe, "recipe": {"epochs": 2}}, recipe={"epochs": 2})
     with pytest.raises(ConfigError, match=r"before its linear probe.*--ckpt_path"):

@@ -115,7 +115,7 @@ def test_without_a_head_features_are_distilled(suspect, make, make_data, make_tr
     wanted = (a - b).square().sum(1) / a.square().sum(1).mean()
     torch.testing.assert_close(module.distance(a, b), wanted)
     facts = module.details()
-    assert 0 < facts["agreement"] <= 1  # the mean cosine
+    assert 0 < facts["feature_cosine"] <= 1
     assert facts["concentration"] == {}
     refused = make(weights=str(tmp_path / "backbone.safetensors"), weighting="flipped")
     with pytest.raises(ConfigError, match="weighting=flipped: the suspect has no classifier head"):
@@ -127,7 +127,7 @@ def test_the_record_tells_what_was_measured_without_labels(make, make_data, make
     trainer = make_trainer()
     trainer.fit(module, data)
     facts = module.details()
-    assert facts["purified"]
+    assert facts["finished"]
     assert facts["concentration"].keys() == {"ball", "patch", "universal"}
     held = module.hold_out(0.25, 0)[1].rows
     assert module.results["suspect"].shape == (4, len(held))

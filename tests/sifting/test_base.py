@@ -71,23 +71,25 @@ def test_stages_log_their_loss_by_their_name(module, make_poisoned, make_trainer
     assert all(logged.losses.get(f"train/{k}loss", 1.0) > 0 for k in ("", "retrain_", "relearn_"))
 
 
-def test_only_what_is_clean_is_called_so(module, make_poisoned, make_trainer, tmp_path):
-    assert not module.protocol()["purified"]
+def test_a_network_of_its_own_making_is_called_retrained(
+    module, make_poisoned, make_trainer, tmp_path
+):
+    assert not module.protocol()["retrained"]
     make_trainer().fit(module, make_poisoned())
-    assert module.protocol()["purified"]
+    assert module.protocol()["retrained"]
     module.save_artifacts(tmp_path)
     facts = [json.loads(read(path)[1]["made_by"]) for path in tmp_path.glob("*.safetensors")]
-    clean = {f["network"] for f in facts if f["purified"]}
-    assert clean == ({"before_relabelling"} if isinstance(module, AdvrBD) else set())
+    new = {f["network"] for f in facts if f["retrained"]}
+    assert new == ({"before_relabelling"} if isinstance(module, AdvrBD) else set())
     kept = {key.split("/")[0] for key in module.results if "/" in key}
     assert {f["network"] for f in facts} == kept
 
 
-def test_a_run_that_is_stopped_is_not_called_clean(module, make_poisoned, make_trainer, cut):
+def test_a_run_that_is_stopped_is_not_called_retrained(module, make_poisoned, make_trainer, cut):
     trainer = make_trainer()
     trainer.fit(module, make_poisoned())
     cut(module, make_poisoned(), trainer.global_step - 1)
-    assert not module.protocol()["purified"]
+    assert not module.protocol()["retrained"]
 
 
 def test_results_hold_for_the_same_samples_only(facts, make_poisoned, make_trainer, tmp_path):
