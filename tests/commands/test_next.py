@@ -100,10 +100,13 @@ def run_as_printed(line, short=SHORT):
         exec(code, {})  # noqa: S102  (what was printed)
         return
     fewer = [more for name, extra in short.items() if name in " ".join(words) for more in extra]
+    status = 0
     try:
         main([*words, *fewer])
-    except SystemExit as end:  # what check finds in a network that has learned nothing
-        assert (words[0], end.code) == ("check", 1)
+    except SystemExit as end:
+        status = end.code
+    # a network that has learned nothing may be suspicious
+    assert status == 0 or (words[0], status) == ("check", 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
