@@ -6,7 +6,6 @@ backdoor of the family's kind they pile up in one.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +23,7 @@ from bdclean.functional.families import (
     Universal,
     concentrated,
 )
-from bdclean.functional.precision import cpu_has_bfloat16
+from bdclean.functional.precision import fast_format
 from bdclean.functional.seeds import derive_seed
 
 PROBES: Mapping[str, Family] = {
@@ -77,7 +76,7 @@ def count_flips(
     count, training = model.info.num_classes or 0, model.training
     model.eval()
     try:
-        with _half(images.device.type), perturb_precision(images.device.type) as dtype:
+        with fast_format(images.device.type), perturb_precision(images.device.type) as dtype:
             copy = Perturber(model, "eval", dtype)
 
             def predict(x: Tensor) -> Tensor:
@@ -86,7 +85,9 @@ def count_flips(
 
             for name, family in families.items():
                 landed = torch.zeros(count, dtype=torch.long)
-                for number, x in enumerate(torch.split(images, BATCH)):
+                for number, x in enumerate(
+                    torch.split(images.contiguous(memory_format=torch.channels_last), BATCH)
+                ):
                     seeded = derive_seed("flips", name, seed, number)
                     draw = torch.Generator(x.device).manual_seed(seeded)
                     before, after = _answers(x, predict, family, draw)
@@ -104,11 +105,3 @@ def _answers(
     moved = family(x, lambda z: divergence(logits, predict(z), TEMPERATURE), draw)
     with torch.no_grad():
         return logits.argmax(1), predict(moved).argmax(1)
-
-
-@contextmanager
-def _half(device_type: str) -> Iterator[None]:
-    """bfloat16 where it is fast."""
-    fast = device_type != "cpu" or cpu_has_bfloat16()
-    with torch.autocast(device_type, torch.bfloat16, enabled=fast):
-        yield

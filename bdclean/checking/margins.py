@@ -10,6 +10,7 @@ A Gamma distribution is fitted to all r_c but the largest, r_t. With F its distr
 p = 1 - F(r_t)^K is the chance that the largest of K clean values exceeds r_t.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from bdclean.backbones import SplitModel
 from bdclean.backbones.perturber import Perturber, perturb_precision
 from bdclean.errors import ConfigError
+from bdclean.functional.precision import fast_format, full_float32
 from bdclean.functional.seeds import derive_seed
 
 LEAST_CLASSES = 6  # the null distribution is fitted to K - 1 values
@@ -86,18 +88,20 @@ def maximum_margins(
     size = (settings.starts, 3, model.info.input_size, model.info.input_size)
     model.eval()
     largest = []
-    with perturb_precision(device.type) as dtype:
+    with fast_format(device.type), perturb_precision(device.type) as dtype:
         copy = Perturber(model, "eval", dtype)
         for k in range(count):
             draw = torch.Generator(device).manual_seed(derive_seed("mm-bd", seed, k))
             noise = torch.rand(size, generator=draw, device=device)
-            largest.append(_ascend(lambda x: head(copy.features(x)).float(), noise, k, settings))
+            x = noise.contiguous(memory_format=torch.channels_last)
+            x = _ascend(lambda x: head(copy.features(x).float()).float(), x, k, settings)
+            with torch.no_grad(), full_float32(device.type):
+                largest.append(_margin(model(x), k).max().item())
     model.train(training)
     return judge(largest)
 
 
-def _ascend(predict: object, x: Tensor, k: int, settings: MarginTest) -> float:
-    assert callable(predict)  # noqa: S101
+def _ascend(predict: Callable[[Tensor], Tensor], x: Tensor, k: int, settings: MarginTest) -> Tensor:
     velocity, before = torch.zeros_like(x), None
     for _ in range(settings.steps):
         x = x.detach().requires_grad_()
@@ -110,8 +114,7 @@ def _ascend(predict: object, x: Tensor, k: int, settings: MarginTest) -> float:
         before = now
         velocity = settings.momentum * velocity + gradient
         x = (x.detach() + settings.lr * velocity).clamp(0, 1)
-    with torch.no_grad():
-        return _margin(predict(x), k).max().item()
+    return x.detach()
 
 
 def _margin(logits: Tensor, k: int) -> Tensor:

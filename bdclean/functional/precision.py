@@ -20,6 +20,21 @@ def cpu_has_bfloat16() -> bool:
 
 
 @contextmanager
+def fast_format(device_type: str) -> Iterator[None]:
+    """Autocast to bfloat16 where that is faster than float32.
+
+    Args:
+        device_type: Such as `cpu` or `cuda`.
+    """
+    with torch.autocast(device_type, torch.bfloat16, enabled=_has_bfloat16(device_type)):
+        yield
+
+
+def _has_bfloat16(device_type: str) -> bool:
+    return torch.cuda.is_bf16_supported() if device_type == "cuda" else cpu_has_bfloat16()
+
+
+@contextmanager
 def full_float32(device_type: str) -> Iterator[None]:
     """Without autocast and without TF32.
 

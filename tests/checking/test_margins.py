@@ -54,6 +54,7 @@ def test_the_margin_of_a_linear_network_is_known(model, monkeypatch):
 
     monkeypatch.setattr("bdclean.checking.margins.Perturber", Linear)
     model.head = torch.nn.Identity()
+    model.forward = Linear().features
     found = maximum_margins(model, MarginTest(starts=3, steps=2000, lr=0.05, tolerance=0))
     for k, largest in enumerate(found.largest):
         rivals = torch.stack([weight[j] - weight[k] for j in range(8) if j != k]).numpy()
