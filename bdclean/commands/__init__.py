@@ -43,6 +43,9 @@ TRAINER = {
 OWN = {
     "demo": Command("bdclean.commands.demo:run_demo", "The whole story on digits, in minutes."),
     "check": Command("bdclean.commands.check:run_check", "Is a model backdoored? Without labels."),
+    "purify": Command(
+        "bdclean.commands.purify:run_purify", "Clean a model with unlabelled images."
+    ),
     "sift": Command("bdclean.commands.sift:run_sift", "Find poisoned images in a labelled folder."),
     "attack": Command("bdclean.commands.attack:run_attack", "Show or write poisoned images."),
     "figure": Command("bdclean.commands.figure:run_figure", "Draw the pictures of the papers."),

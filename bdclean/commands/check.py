@@ -53,7 +53,10 @@ def run_check(args: Sequence[str]) -> None:
     """
     chosen = make_parser().parse_args(list(args))
     model = read_model(chosen).eval()
-    images = None if chosen.folder is None else read_images(chosen, model.info.input_size)
+    size = model.info.input_size
+    images = None
+    if chosen.folder is not None:
+        images = images_of(chosen.folder, size, chosen.images, chosen.seed)
     if not chosen.json:
         print(_about(chosen, model, images), flush=True)
     verdicts = []
@@ -108,18 +111,24 @@ def read_model(chosen: Namespace) -> SplitModel:
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def read_images(chosen: Namespace, size: int) -> Tensor:
-    """Some images of the folder, (N, 3, size, size), float32 in [0, 1].
+def images_of(folder: str, size: int, count: int, seed: int = 0) -> Tensor:
+    """Some images of a folder, (N, 3, size, size), float32 in [0, 1], on the GPU if there is one.
+
+    Args:
+        folder: With images at any depth.
+        size: Side of the images in pixels.
+        count: How many, at most.
+        seed: Of the choice.
 
     Raises:
         DataError: If there is no such folder, or it holds none.
     """
-    root = Path(chosen.folder)
+    root = Path(folder)
     if not root.is_dir():
         raise DataError(f"FOLDER {root} is no folder; give one that holds images.")
     files = image_files(root)
-    draw = torch.Generator().manual_seed(derive_seed("check", chosen.seed))
-    rows = torch.randperm(len(files), generator=draw)[: chosen.images].sort().values.tolist()
+    draw = torch.Generator().manual_seed(derive_seed("check", seed))
+    rows = torch.randperm(len(files), generator=draw)[:count].sort().values.tolist()
     read = read_files(root, [files[row] for row in rows], None, size).images
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.as_tensor(read).to(device).float() / 255

@@ -37,7 +37,7 @@ class FrontParser(Parser):
 
     Args:
         command: Its name.
-        place: The word that comes first, as the help shows it.
+        place: The words that come first, as the help shows them.
         taken: Options of `bdclean fit` that the front sets itself, and what to do instead.
         kwargs: Of the parser.
     """
@@ -69,8 +69,14 @@ class FrontParser(Parser):
                 f"{words[0]} stands where {self._place} is expected; {self._place} comes first: "
                 f"bdclean {self._command} {self._place} {words[0]} ..."
             )
-        own, others = words[:1], []
-        rest = iter(words[1:])
+        number = len(self._place.split())
+        for word in words[1:number]:
+            if word.startswith("-"):
+                raise ConfigError(
+                    f"{word} stands where {self._place} is expected; {self._place} comes first."
+                )
+        own, others = words[:number], []
+        rest = iter(words[number:])
         for word in rest:
             name, equals, _ = word.partition("=")
             if name not in self._own:
@@ -86,8 +92,8 @@ class FrontParser(Parser):
     def _check(self, own: Sequence[str], others: Sequence[str]) -> None:
         if others and not others[0].startswith("-"):
             raise ConfigError(
-                f"{others[0]!r} is one word too many after {self._place} {own[0]}; give one, in "
-                "quotes if its name has blanks."
+                f"{others[0]!r} is one word too many after {self._place} {own[0]}; give names with "
+                "blanks in quotes."
             )
         for word in others:
             name = word.partition("=")[0]

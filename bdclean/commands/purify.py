@@ -1,0 +1,174 @@
+"""`bdclean purify MODEL FOLDER`: cleans a model with unlabelled images.
+
+A thin front for `bdclean fit` with a purifier; the tests of `bdclean check` run before and after.
+The user's files are read, never moved or changed.
+"""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from jsonargparse.typing import PositiveInt
+
+from bdclean.backbones import load_model
+from bdclean.checking import Verdict
+from bdclean.commands import front
+from bdclean.commands.check import images_of, read_model, run_tests, shown
+from bdclean.commands.closing import load, written
+from bdclean.commands.help_page import WIDTH
+from bdclean.commands.words import values_in
+from bdclean.errors import ConfigError
+from bdclean.files import write_text
+from bdclean.functional.precision import cpu_has_bfloat16
+from bdclean.runs import RunFolder
+from bdclean.shipped import find
+
+CONFIGS: Mapping[str, str] = {
+    "shortcut": "purify/shortcut",
+    "bcu": "purify/bcu",
+    "cbd": "purify/cbd/fast",
+}
+"""The config of each method, by its name."""
+
+_DATA = "purify reads a folder of images; give it as FOLDER alone"
+_FILE = "give the weights file as MODEL alone"
+_TAKEN = {
+    **dict.fromkeys(("--data", "--data.class_path"), _DATA),
+    **dict.fromkeys(("--data.root", "--data.defense_root"), _DATA),
+    **dict.fromkeys(("--model", "--model.class_path"), "give --method, or use bdclean fit"),
+    "--model.weights": _FILE,
+    **{f"--model.{key}": f"it is called --{key}" for key in ("arch", "width")},
+    "--data.input_size": "it is called --input_size",
+}
+"""Options of `bdclean fit` that purify sets itself, and what to do instead."""
+
+_CHECKED = 500  # images
+_LITTLE = 0.8  # agreement with the suspect
+_UNKNOWN = (
+    "Whether a backdoor is gone cannot be known without its trigger. Fewer suspicious tests and "
+    "high agreement are evidence, no proof."
+)
+
+
+def make_parser() -> front.FrontParser:
+    """The command's own options; all others are those of `bdclean fit`."""
+    parser = front.FrontParser(
+        "purify",
+        "MODEL FOLDER",
+        _TAKEN,
+        description="Removes a backdoor from a model with images such as it was made for, without "
+        "labels and without knowing a trigger, and runs the tests of `bdclean check` before and "
+        "after. Writes model.safetensors into RUN. MODEL and FOLDER stay as they are. The same "
+        "command again continues one that was stopped.",
+        epilog="Other words go to `bdclean fit`: --model.recipe.epochs 20, --trainer.accelerator "
+        "gpu, --trainer.precision 32-true ...",
+        example="bdclean purify model.safetensors photos --run runs/purified",
+        more="docs/how_to/purify.md",
+    )
+    add = parser.add_argument
+    add("model", type=str, metavar="MODEL", help="Weights file.")
+    add("folder", type=str, metavar="FOLDER", help="Images, at any depth and without labels.")
+    add("--method", type=str, default="shortcut", metavar="NAME", help=f"{', '.join(CONFIGS)}.")
+    add("--run", type=str, default="runs/purified", metavar="RUN", help="Run folder.")
+    add("--arch", type=str | None, metavar="NAME", help="Architecture of a foreign file.")
+    add("--width", type=PositiveInt | None, metavar="N", help="Channels of its first layer.")
+    add("--input_size", type=PositiveInt | None, metavar="N", help="Side of its images.")
+    return parser
+
+
+def run_purify(args: Sequence[str], fit: front.Fit | None = None) -> None:
+    """The command. Only the first of several processes checks and prints.
+
+    Args:
+        args: The words after `bdclean purify`.
+        fit: Runs the training; None takes that of `bdclean fit`.
+
+    Raises:
+        ConfigError: If the options contradict each other, or RUN is in the way.
+        WeightsError: If MODEL cannot be read safely, or does not fit the architecture.
+        DataError: If FOLDER holds no images.
+    """
+    options, others = make_parser().divide(args)
+    if options.method not in CONFIGS:
+        raise ConfigError(f"--method {options.method}: it must be {', '.join(CONFIGS)}.")
+    run, suspect = RunFolder(Path(options.run)), read_model(options)
+    front.check_run(run.path, [Path(options.folder)])
+    words = _words(options, suspect.info.input_size, suspect.info.num_classes, others)
+    if others:
+        front.check_words(words)
+    images = images_of(options.folder, suspect.info.input_size, _CHECKED)
+    first = front.is_first_process()
+    before = _check("Before", suspect, images) if first else []
+    fit = fit or partial(front.fit, again=shlex.join(["bdclean", "purify", *args]))
+    model, _ = fit(words)
+    if first and model.finished:
+        product = load_model(run.weights).to(images.device)
+        after = _check("After", product, images)
+        _save(run, before, after)
+        print(_summary(run, before, after))
+
+
+def _check(when: str, model: Any, images: torch.Tensor) -> list[Verdict]:
+    print(f"{when}, without labels:", flush=True)
+    verdicts = []
+    for verdict in run_tests(model.eval(), images):
+        verdicts.append(verdict)
+        print(shown(verdict), flush=True)
+    return verdicts
+
+
+def _words(
+    options: Namespace, size: int, num_classes: int | None, others: Sequence[str]
+) -> list[str]:
+    half = torch.accelerator.is_available() or cpu_has_bfloat16()
+    settings = {
+        "trainer.precision": "bf16-mixed" if half else "32-true",
+        "trainer.num_sanity_val_steps": "0",
+        "test_after_fit": "false",
+        "data": "bdclean.data.ImageFolder",
+    }
+    named = {"arch": options.arch, "width": options.width}
+    last = {
+        "run": options.run,
+        "data.input_size": str(size),
+        "data.num_classes": str(num_classes or 1),
+        "data.defense_root": options.folder,
+        "model.weights": options.model,
+        **{f"model.{key}": str(value) for key, value in named.items() if value is not None},
+    }
+    if options.method == "cbd":
+        last["model.probe"] = "null"  # it would need labels
+    given = {name.lstrip("-") for name, _ in values_in(others)}
+    settings = {key: value for key, value in settings.items() if key not in given}
+    config = ["-c", str(find(CONFIGS[options.method], "--method"))]
+    begun = front.going_on(Path(options.run), others)
+    return [*front.as_words(settings), *config, *others, *front.as_words(last), *begun]
+
+
+def _save(run: RunFolder, before: Sequence[Verdict], after: Sequence[Verdict]) -> None:
+    checks = {"before": [asdict(v) for v in before], "after": [asdict(v) for v in after]}
+    write_text(run.path / "checks.json", json.dumps(checks, indent=2) + "\n")
+
+
+def _summary(run: RunFolder, before: Sequence[Verdict], after: Sequence[Verdict]) -> str:
+    lines = [written(run.path)]
+    agreement = run.read_record()["protocol"].get("agreement")
+    if agreement is not None:
+        lines.append(
+            f"On images held out, {100 * agreement:.1f} % of the answers are those of the suspect."
+        )
+        if agreement < _LITTLE:
+            lines.append(
+                "That is little: the model has lost more than a backdoor. Give more images, such "
+                "as the model was made for, or more epochs (--model.recipe.epochs)."
+            )
+    counts = [sum(v.state == "suspicious" for v in verdicts) for verdicts in (before, after)]
+    lines.append(f"Suspicious tests: {counts[0]} before, {counts[1]} after.")
+    return "\n".join([*lines, fill(_UNKNOWN, WIDTH), f"Load it: {load(run.weights)}"])

@@ -1,0 +1,100 @@
+"""`bdclean purify`: what it writes and prints, and what it refuses."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bdclean.backbones import ModelInfo, build, load_model, save_model
+from bdclean.checking import MarginTest, maximum_margins
+from bdclean.cli import main
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+SHORT = ["--model.recipe.epochs", "1", "--trainer.precision", "32-true"]
+FAMILIES = ["--model.patch.steps", "1", "--model.universal.steps", "1"]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with a small classifier and 130 photos, in which the command runs."""
+    draw = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for number in range(130):
+        pixels = draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}.png")
+    torch.manual_seed(0)
+    model = build(ModelInfo("resnet18", 6, 8, (0.5,) * 3, (0.25,) * 3, width=4))
+    save_model(model, tmp_path / "suspect.safetensors")
+    quick = partial(maximum_margins, settings=MarginTest(starts=3, steps=3))
+    monkeypatch.setattr("bdclean.commands.check.maximum_margins", quick)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def files(place):
+    return {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("method", ["shortcut", "bcu", "cbd"])
+def test_a_model_is_cleaned_and_tested_before_and_after(place, capsys, method):
+    before = files(place)
+    more = {"shortcut": FAMILIES, "cbd": ["--model.pgd.steps", "1"]}.get(method, [])
+    main(["purify", "suspect.safetensors", "photos", "--method", method, *SHORT, *more])
+    said = capsys.readouterr().out
+    order = [said.index(text) for text in ("Before, without", "After, without", "Written to")]
+    assert order == sorted(order)
+    run = place / "runs/purified"
+    assert {path: text for path, text in files(place).items() if run not in path.parents} == before
+    model = load_model(run / "model.safetensors")
+    assert (model.head is None) == (method == "cbd")
+    checks = json.loads((run / "checks.json").read_text())
+    for when in "before", "after":
+        assert [each["test"] for each in checks[when]][-1] == "MM-BD"
+        assert len(checks[when]) == 5
+    record = json.loads((run / "result.json").read_text())
+    assert record["protocol"]["finished"]
+    assert record["protocol"]["labels"] == "none"
+    assert record["metrics"] == {}
+    assert "Whether a backdoor is gone cannot be known without its trigger." in said
+    assert ("of the answers are those of the suspect." in said) == (method == "shortcut")
+    (line,) = (line for line in said.splitlines() if line.startswith("Load it: python -c"))
+    assert "runs/purified/model.safetensors" in line
+
+
+def test_the_same_command_goes_on_or_leaves_all_as_it_is(place, capsys):
+    words = ["purify", "suspect.safetensors", "photos", *SHORT, *FAMILIES]
+    main(words)
+    first = files(place)
+    main(words)
+    assert "this run has ended; nothing is trained" in "".join(capsys.readouterr())
+    assert files(place) == first
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["photos"], "suspect.safetensors"),
+        (["--method", "cbd"], "--method stands where MODEL FOLDER is expected"),
+        (["suspect.safetensors", "photos", "more"], "'more' is one word too many"),
+        (["suspect.safetensors", "photos", "--method", "cdb"], "--method cdb: it must be shortcut"),
+        (["suspect.safetensors", "photos", "--metod", "cbd"], "Did you mean --method?"),
+        (["suspect.safetensors", "none"], "FOLDER none is no folder"),
+        (["suspect.safetensors", "photos", "--run", "photos/x"], "it lies in photos, which stays"),
+        (["suspect.safetensors", "photos", "--model", "CBD"], "give --method, or use bdclean fit"),
+        (["suspect.safetensors", "photos", "--model.arch", "resnet18"], "it is called --arch"),
+        (["suspect.safetensors", "photos", "--model.beta", "-1"], "--model.beta=-1"),
+    ],
+)
+def test_wrong_use_is_told_and_writes_nothing(place, capsys, words, message):
+    before = files(place)
+    with pytest.raises(SystemExit) as end:
+        main(["purify", *words])
+    assert end.value.code == 2
+    if words != ["photos"]:
+        assert message in capsys.readouterr().err
+    assert files(place) == before
+    assert not Path("runs").exists()
