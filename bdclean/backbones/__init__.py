@@ -3,12 +3,14 @@
 from bdclean.backbones.blocks import Block, ordered_blocks
 from bdclean.backbones.build import build, build_for, load_model, save_model
 from bdclean.backbones.fold import FrozenCopy, frozen_copy
+from bdclean.backbones.layout import Layout, save_like, written_back
 from bdclean.backbones.resnet import ResNet, resnet18, resnet34
 from bdclean.backbones.split import ModelInfo, Normalize, SplitModel, Stem
 
 __all__ = [
     "Block",
     "FrozenCopy",
+    "Layout",
     "ModelInfo",
     "Normalize",
     "ResNet",
@@ -21,5 +23,7 @@ __all__ = [
     "ordered_blocks",
     "resnet18",
     "resnet34",
+    "save_like",
     "save_model",
+    "written_back",
 ]

@@ -4,7 +4,7 @@ Each function takes its tensors out of `rest`, a dict by names that begin where 
 do. What nobody takes stays there, for the report of names that do not fit.
 """
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 
 import torch
 from torch import Tensor
@@ -129,6 +129,20 @@ def _are_of_pixels(mean: Tensor, std: Tensor) -> bool:
     return bool(((mean >= 0) & (mean <= 1) & (std > 0) & std.isfinite()).all())
 
 
+def find_head(rest: Mapping[str, Tensor], parts: Parts) -> tuple[str, ...]:
+    """Finds the layers of the classifier; see `take_head`."""
+    for names in (parts.heads, *_candidates(rest)):
+        weights = [_matrix(rest.get(f"{name}.weight")) for name in names]
+        matrices = [weight for weight in weights if weight is not None]
+        if not names or len(matrices) < len(names):
+            continue
+        if len({len(matrix) for matrix in matrices}) > 1:
+            continue
+        if sum(matrix.shape[1] for matrix in matrices) == parts.num_features:
+            return names
+    return ()
+
+
 def take_head(rest: dict[str, Tensor], parts: Parts) -> tuple[dict[str, Tensor], int | None]:
     """Takes the classifier.
 
@@ -140,27 +154,19 @@ def take_head(rest: dict[str, Tensor], parts: Parts) -> tuple[dict[str, Tensor],
         "head.weight" (K, D) and "head.bias" (K,), and K; nothing and None without a classifier.
         Several classifiers whose answers the architecture averages become one.
     """
-    for names in (parts.heads, *_candidates(rest)):
-        weights = [_matrix(rest.get(f"{name}.weight")) for name in names]
-        matrices = [weight for weight in weights if weight is not None]
-        if not names or len(matrices) < len(names):
-            continue
-        if len({len(matrix) for matrix in matrices}) > 1:
-            continue
-        if sum(matrix.shape[1] for matrix in matrices) != parts.num_features:
-            continue
-        for name in names:
-            del rest[f"{name}.weight"]
-        biases = [rest.pop(f"{name}.bias") for name in names if f"{name}.bias" in rest]
-        head = {"head.weight": matrices[0]}
-        if len(names) > 1:
-            head["head.weight"] = torch.cat(matrices, dim=1) / len(names)
-        if len(biases) == len(names):
-            head["head.bias"] = torch.stack(biases).mean(0) if len(names) > 1 else biases[0]
-        elif not parts.bias:
-            head["head.bias"] = torch.zeros(len(matrices[0]))
-        return head, len(matrices[0])
-    return {}, None
+    names = find_head(rest, parts)
+    if not names:
+        return {}, None
+    matrices = [rest.pop(f"{name}.weight").flatten(1) for name in names]
+    biases = [rest.pop(f"{name}.bias") for name in names if f"{name}.bias" in rest]
+    head = {"head.weight": matrices[0]}
+    if len(names) > 1:
+        head["head.weight"] = torch.cat(matrices, dim=1) / len(names)
+    if len(biases) == len(names):
+        head["head.bias"] = torch.stack(biases).mean(0) if len(names) > 1 else biases[0]
+    elif not parts.bias:
+        head["head.bias"] = torch.zeros(len(matrices[0]))
+    return head, len(matrices[0])
 
 
 def _matrix(weight: Tensor | None) -> Tensor | None:
@@ -170,7 +176,7 @@ def _matrix(weight: Tensor | None) -> Tensor | None:
     return weight.flatten(1)
 
 
-def _candidates(rest: dict[str, Tensor]) -> list[tuple[str]]:
+def _candidates(rest: Mapping[str, Tensor]) -> list[tuple[str]]:
     """Layers that stand alone under a name that libraries give to the classifier."""
     layers: dict[str, set[str]] = {}
     for name in rest:

@@ -1,5 +1,6 @@
 """Builds models from a description and from weights files. Never downloads anything."""
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -251,6 +252,8 @@ def _load_foreign(
         warn_of_solo_learn(nests, weights, info.arch)
     parts = make_parts(info)
     found = split_foreign(nests, parts, weights)
+    if found.told:
+        warnings.warn(f"{printable(weights)}: {'; '.join(found.told)}.", stacklevel=2)
     asked = given.get("num_classes", found.num_classes)
     if found.num_classes is not None and asked != found.num_classes:
         raise ConfigError(

@@ -2,14 +2,15 @@
 
 import re
 import warnings
-from collections.abc import Container, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from bdclean.backbones.architectures import Parts
 from bdclean.backbones.beside import (
+    find_head,
     take_head,
     take_moco_heads,
     take_normalisation,
@@ -28,8 +29,28 @@ _RANKS = dict.fromkeys(_TRAINED_BESIDE, 1) | dict.fromkeys(_COPIES, 2)
 # What PyTorch puts into names: data parallel training, and torch.compile.
 _INSERTED = ("module", "_orig_mod")
 _SHOWN = 8
+_Sources = dict[str, list[Tensor]]  # our names, and the tensors of a file that they are made of
+_COUNTER = "n_averaged"  # of `torch.optim.swa_utils.AveragedModel`, which does not load without
 # What solo-learn's pretraining has beside `backbone` and `classifier`.
 _SOLO = ("projector", "predictor", "prototypes", "momentum_backbone", "momentum_projector")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A tensor of a file.
+
+    Attributes:
+        nest: The dict that holds it; what the file has as factors, multiplied out.
+        name: Its name there.
+    """
+
+    nest: Nest
+    name: str
+
+    @property
+    def tensor(self) -> Tensor:
+        """The tensor itself."""
+        return self.nest.tensors[self.name]
 
 
 @dataclass(frozen=True)
@@ -41,11 +62,25 @@ class Foreign:
             neither are kept, for the report of unexpected keys.
         num_classes: Rows of the classifier, None without one.
         normalisation: "mean" and "std" if the file holds them, of images in [0, 1].
+        nest: The dict that holds the network, what it has as factors multiplied out.
+        sources: Of each tensor of the network (`backbone.*`, `head.*`, `normalize.*`), what it was
+            made of: one tensor of the file, or one of each of the averaged classifiers.
+        kept: Tensors beside the network that belong to its architecture.
+        copies: Where else the network is.
+        left_out: The part of each tensor beside the network that serves training alone or is a
+            projection.
+        told: Parts of a sentence, if not all of the file is taken.
     """
 
     state: dict[str, Tensor]
     num_classes: int | None
     normalisation: dict[str, Tensor]
+    nest: Nest
+    sources: dict[str, tuple[Source, ...]] = field(default_factory=dict)
+    kept: tuple[Source, ...] = ()
+    copies: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,27 +103,65 @@ class _Found:
 def split_foreign(nests: Sequence[Nest], parts: Parts, weights: str | Path) -> Foreign:
     """Renames a foreign state dict; see `Foreign`.
 
-    The network is where most tensors fit the architecture by name and shape. A warning tells which
-    one is taken where there are several, and what is left out.
+    The network is where most tensors fit the architecture by name and shape.
 
     Raises:
         WeightsError: If the state dict holds more than plain tensors.
     """
     expected = parts.backbone.state_dict()
     spellings = _spellings(expected, parts.backbone)
-    nests = [replace(nest, tensors=multiplied_out(nest.tensors)) for nest in nests]
+    nests = [replace(nest, tensors=multiplied_out(_apart(nest.tensors))) for nest in nests]
     found = [
         _Found(nest, place) for nest in nests for place in places(nest.tensors, expected, spellings)
     ]
     if not found:  # report the names as they are in the file
         largest = max(nests, key=lambda nest: len(nest.tensors))
         check_plain(largest, weights)
-        return Foreign(largest.tensors, None, {})
+        return Foreign(largest.tensors, None, {}, largest)
     chosen, copies = _choose(found, len(expected))
     check_plain(chosen.nest, weights)
-    prefix, spell = chosen.place.prefix, spellings[chosen.place.spelling]
-    inside, rest = unwrap(chosen.nest.tensors, prefix)
-    left_out = take_moco_heads(inside, prefix)
+    inside, rest = unwrap(chosen.nest.tensors, chosen.place.prefix)
+    left_out = take_moco_heads(inside, chosen.place.prefix)
+    state = _backbone_of(inside, rest, expected, spellings[chosen.place.spelling])
+    left_out += _take_copies(rest, chosen, copies, expected)
+    kept, training = _take_training(rest, parts)
+    normalisation, of_normalisation = _normalisation_of(rest)
+    head, num_classes, of_head = _head_of(rest, parts)
+    unused: list[str] = []
+    if num_classes is None:
+        used = [id(each.nest) for each in (chosen, *copies)]
+        others = [nest for nest in nests if id(nest) not in used]
+        head, num_classes, of_head, unused = _head_beside(others, chosen.nest.where, parts)
+    tops = {name.split(".")[0] for name in expected}
+    projections = take_projections(rest, parts.num_features, tops)
+    alone = [*left_out, *training, *(top for top, _ in kept)]
+    taken = {**{name: [tensor] for name, tensor in state.items()}, **of_head, **of_normalisation}
+    origin = {id(t): Source(nest, name) for nest in nests for name, t in nest.tensors.items()}
+    return Foreign(
+        {**_left(rest, expected), **state, **head},
+        num_classes,
+        normalisation,
+        chosen.nest,
+        sources={ours: tuple(origin[id(t)] for t in given) for ours, given in taken.items()},
+        kept=tuple(origin[id(tensor)] for _, tensor in kept),
+        copies=tuple(copy.name for copy in copies),
+        left_out=(*left_out, *training, *projections),
+        told=_told(chosen, copies, alone, projections, unused),
+    )
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors as objects of their own: one that has two names is two."""
+    return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+def _backbone_of(
+    inside: Mapping[str, Tensor],
+    rest: dict[str, Tensor],
+    expected: Container[str],
+    spell: Spelling,
+) -> dict[str, Tensor]:
+    """The tensors of the backbone; what else is under its prefix is put into `rest`."""
     state: dict[str, Tensor] = {}
     for name, tensor in inside.items():
         ours = spell(name)
@@ -96,28 +169,60 @@ def split_foreign(nests: Sequence[Nest], parts: Parts, weights: str | Path) -> F
             state[f"backbone.{ours}"] = tensor
         else:
             rest[f"backbone.{name}" if name in rest else name] = tensor
-    left_out += _take_copies(rest, chosen, copies, expected)
-    left_out += take_training_only(rest, parts.auxiliary)
+    return state
+
+
+def _gone(before: Mapping[str, Tensor], rest: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in before.items() if name not in rest}
+
+
+def _take_training(
+    rest: dict[str, Tensor], parts: Parts
+) -> tuple[list[tuple[str, Tensor]], list[str]]:
+    """Takes what only training needs.
+
+    Returns:
+        Parts and tensors that the library's own module has, and the parts of all others.
+    """
+    before = dict(rest)
+    taken = take_training_only(rest, parts.auxiliary)
+    kept_parts = (*parts.auxiliary, _COUNTER)
+    pairs = list(zip(taken, _gone(before, rest).values(), strict=True))
+    kept = [pair for pair in pairs if pair[0] in kept_parts]
+    return kept, [part for part, _ in pairs if part not in kept_parts]
+
+
+def _normalisation_of(rest: dict[str, Tensor]) -> tuple[dict[str, Tensor], _Sources]:
+    """As `take_normalisation`, with the tensors that it took."""
+    before = dict(rest)
     normalisation = take_normalisation(rest)
-    head, num_classes = take_head(rest, parts)
-    unused: list[str] = []
-    if num_classes is None:
-        others = [
-            nest for nest in nests if all(nest is not each.nest for each in (chosen, *copies))
-        ]
-        head, num_classes, unused = _head_beside(others, chosen.nest.where, parts)
-    tops = {name.split(".")[0] for name in expected}
-    projections = take_projections(rest, parts.num_features, tops)
-    _tell(weights, chosen, copies, left_out, projections, unused)
+    gone = _gone(before, rest)
+    return normalisation, {
+        f"normalize.{key}": [tensor for name, tensor in gone.items() if name.endswith(key)]
+        for key in normalisation
+    }
+
+
+def _head_of(
+    rest: dict[str, Tensor], parts: Parts
+) -> tuple[dict[str, Tensor], int | None, _Sources]:
+    """As `take_head`, with the tensors that it took."""
+    layers = find_head(rest, parts)
+    taken = {
+        f"head.{end}": [rest[f"{layer}.{end}"] for layer in layers if f"{layer}.{end}" in rest]
+        for end in ("weight", "bias")
+    }
+    return *take_head(rest, parts), {name: tensors for name, tensors in taken.items() if tensors}
+
+
+def _left(rest: Mapping[str, Tensor], expected: Iterable[str]) -> dict[str, Tensor]:
+    """What has no place, never by a name that the network would take for its own."""
     own = {f"backbone.{name}" for name in expected}
-    left = {_beside(name, own): tensor for name, tensor in rest.items()}
-    return Foreign({**left, **state, **head}, num_classes, normalisation)
-
-
-def _beside(name: str, own: Container[str]) -> str:
-    """The name of a tensor that has no place: never one that the network would take for its own."""
-    ours = name in own or name.startswith(("head.", "normalize."))
-    return f"{name} beside the network" if ours else name
+    heads = ("head.", "normalize.")
+    return {
+        f"{name} beside the network" if name in own or name.startswith(heads) else name: tensor
+        for name, tensor in rest.items()
+    }
 
 
 def _choose(found: Sequence[_Found], size: int) -> tuple[_Found, list[_Found]]:
@@ -134,15 +239,14 @@ def _choose(found: Sequence[_Found], size: int) -> tuple[_Found, list[_Found]]:
     return chosen, list(copies.values())
 
 
-def _tell(
-    weights: str | Path,
+def _told(
     chosen: _Found,
     copies: Sequence[_Found],
     left_out: Sequence[str],
     projections: Sequence[str],
     unused: Sequence[str],
-) -> None:
-    """Warns of what is not taken, in one sentence."""
+) -> tuple[str, ...]:
+    """Says what is not taken, in parts of a sentence."""
     told = []
     if copies:
         others = ", ".join(copy.name for copy in copies)
@@ -161,20 +265,23 @@ def _tell(
         ),
     ):
         if names:
-            parts = sorted(set(map(printable, names)), key=lambda part: ("." in part, part))
-            named = ", ".join(parts[:_SHOWN]) + (", ..." if len(parts) > _SHOWN else "")
-            one, many = (f"{noun} under {named} {does}" for noun, does in what.items())
+            one, many = (f"{noun} under {listed(names)} {does}" for noun, does in what.items())
             told.append(counted(len(names), f"{one} and is left out", f"{many} and are left out"))
     if unused:
         named = ", ".join(map(printable, unused[:_SHOWN]))
         told.append(f"what lies in {named} may be a head of this network and is not used")
-    if told:
-        warnings.warn(f"{printable(weights)}: {'; '.join(told)}.", stacklevel=3)
+    return tuple(told)
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first few names, each once."""
+    parts = sorted(set(map(printable, names)), key=lambda part: ("." in part, part))
+    return ", ".join(parts[:_SHOWN]) + (", ..." if len(parts) > _SHOWN else "")
 
 
 def _head_beside(
     nests: Sequence[Nest], where: str, parts: Parts
-) -> tuple[dict[str, Tensor], int | None, list[str]]:
+) -> tuple[dict[str, Tensor], int | None, _Sources, list[str]]:
     """The classifier, if it lies in another dict than the backbone.
 
     Args:
@@ -183,7 +290,7 @@ def _head_beside(
         parts: Of the architecture.
 
     Returns:
-        As `take_head`, of the first dict beside the backbone that is one, and else where there are
+        As `_head_of`, of the first dict beside the backbone that is one, and else where there are
         layers that take the features.
     """
     parent, unused = where.rpartition(".")[0], []
@@ -197,12 +304,12 @@ def _head_beside(
             continue
         take_training_only(rest, parts.auxiliary)
         takes = any(t.ndim == 2 and t.shape[1] == parts.num_features for t in rest.values())
-        head, num_classes = take_head(rest, parts)
+        head, num_classes, sources = _head_of(rest, parts)
         if num_classes is not None and "head.bias" in head:
-            return head, num_classes, []
+            return head, num_classes, sources, []
         if takes:
             unused.append(nest.where or "the top level")
-    return {}, None, unused
+    return {}, None, {}, unused
 
 
 def _take_copies(

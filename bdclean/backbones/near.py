@@ -1,7 +1,6 @@
 """What a foreign file fits that does not fit what was asked for: another size, width or depth."""
 
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -126,9 +125,7 @@ def _widths(nests: Sequence[Nest], arch: str) -> set[int]:
 def _fits(nests: Sequence[Nest], info: ModelInfo, asked: SplitModel, weights: str | Path) -> bool:
     same = (info.arch, info.width) == (asked.info.arch, asked.info.width)
     parts = shapes(info, printable(weights), asked.num_features if same else None)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = split_foreign(nests, parts, weights)
+    found = split_foreign(nests, parts, weights)
     backbone = {f"backbone.{name}": tensor for name, tensor in parts.backbone.state_dict().items()}
     head = ("head.weight", "head.bias") if found.num_classes is not None else ()
     return match(backbone, {k: v for k, v in found.state.items() if k not in head}).ok

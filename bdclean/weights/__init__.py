@@ -1,6 +1,6 @@
 """Weights files in and out, and the names in them. The only room that reads a weights file."""
 
-from bdclean.weights.format import check_plain, read, read_nests, write
+from bdclean.weights.format import check_plain, read, read_nests, write, write_torch
 from bdclean.weights.match import KeyReport, Place, Spelling, match, places, unwrap
 from bdclean.weights.nests import Nest
 from bdclean.weights.plain import multiplied_out
@@ -18,4 +18,5 @@ __all__ = [
     "read_nests",
     "unwrap",
     "write",
+    "write_torch",
 ]

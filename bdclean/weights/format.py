@@ -6,6 +6,7 @@ compared with what it has before it is read, see `bdclean.weights.bounds`.
 """
 
 import hashlib
+import io
 import json
 import mmap
 import os
@@ -126,16 +127,48 @@ def write(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, 
     if not state:
         raise WeightsError(f"{path}: there are no tensors to write.")
     # Clones: safetensors refuses tensors that share storage or are not contiguous.
-    tensors = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in state.items()
-    }
+    tensors = {name: _alone(tensor) for name, tensor in state.items()}
     content = _sorted_header(save(tensors, dict(metadata)))
     try:
         write_bytes(path, content)
     except FileError as error:
         raise WeightsError(str(error)) from error
     return hashlib.sha256(content).hexdigest()
+
+
+def write_torch(content: Any, path: str | Path) -> str:
+    """Writes what `torch.load` reads, in one step: it is there whole, or not at all.
+
+    Args:
+        content: Dicts by text and lists, with tensors in them, on any device.
+        path: Where to; missing folders are made.
+
+    Returns:
+        The SHA-256 of the file's content, in hexadecimal.
+
+    Raises:
+        WeightsError: If `path` cannot be written.
+    """
+    buffer = io.BytesIO()
+    torch.save(_plain(content), buffer)
+    try:
+        write_bytes(path, buffer.getvalue())
+    except FileError as error:
+        raise WeightsError(str(error)) from error
+    return hashlib.sha256(buffer.getvalue()).hexdigest()
+
+
+def _plain(content: Any) -> Any:
+    """The same, with tensors that share no storage."""
+    if isinstance(content, Tensor):
+        return _alone(content)
+    if isinstance(content, Mapping):
+        return {key: _plain(value) for key, value in content.items()}
+    return [_plain(value) for value in content]
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def _sorted_header(content: bytes) -> bytes:

@@ -23,11 +23,13 @@ class Nest:
         where: Keys that lead to it, joined by dots; "" for the whole file.
         tensors: Its plain tensors by name.
         others: Names of its entries that are no plain tensors.
+        keys: Those that lead to it, whole; a number is the place in a list.
     """
 
     where: str
     tensors: dict[str, Tensor]
     others: tuple[str, ...] = ()
+    keys: tuple[str | int, ...] = ()
 
 
 def find_nests(content: Any) -> list[Nest]:
@@ -36,25 +38,25 @@ def find_nests(content: Any) -> list[Nest]:
     Takes time in proportion to the file, whatever it holds: a dict is looked at once, to a depth
     of 8 levels, and not where a key is no text (the state of an optimizer).
     """
-    waiting: deque[tuple[str, int, Any]] = deque([("", 0, content)])
+    waiting: deque[tuple[str, tuple[str | int, ...], Any]] = deque([("", (), content)])
     seen: set[int] = set()
     found = []
     while waiting and len(seen) < _CONTAINERS:
-        where, depth, value = waiting.popleft()
+        where, keys, value = waiting.popleft()
         if id(value) in seen:
             continue
         seen.add(id(value))
-        if isinstance(value, Mapping) and (nest := _nest(where, value)) is not None:
+        if isinstance(value, Mapping) and (nest := _nest(where, keys, value)) is not None:
             found.append(nest)
-        if depth < _DEPTH:
+        if len(keys) < _DEPTH:
             waiting.extend(
-                (f"{where}.{name[:_SHOWN]}".lstrip("."), depth + 1, inner)
-                for name, inner in _inner(value)
+                (f"{where}.{str(key)[:_SHOWN]}".lstrip("."), (*keys, key), inner)
+                for key, inner in _inner(value)
             )
     return found
 
 
-def _nest(where: str, content: Mapping[Any, Any]) -> Nest | None:
+def _nest(where: str, keys: tuple[str | int, ...], content: Mapping[Any, Any]) -> Nest | None:
     if not any(isinstance(value, Tensor) for value in content.values()):
         return None
     if not all(isinstance(key, str | int | bytes) for key in content):
@@ -62,7 +64,7 @@ def _nest(where: str, content: Mapping[Any, Any]) -> Nest | None:
     tensors = {name_of(key): value for key, value in content.items() if _is_plain(value)}
     others = tuple(name_of(key) for key in content if name_of(key) not in tensors)
     kept = {name: tensor for name, tensor in tensors.items() if not _is_extra(name)}
-    return Nest(where, kept, tuple(name for name in others if not _is_extra(name)))
+    return Nest(where, kept, tuple(name for name in others if not _is_extra(name)), keys)
 
 
 def _is_extra(name: str) -> bool:
@@ -74,12 +76,13 @@ def name_of(key: object) -> str:
     return str(key) if isinstance(key, str | int | bytes) else f"a {type(key).__name__}"
 
 
-def _inner(content: Any) -> Iterator[tuple[str, Any]]:
+def _inner(content: Any) -> Iterator[tuple[str | int, Any]]:
     """Containers in a container."""
+    pairs: Iterator[tuple[str | int, Any]]
     if isinstance(content, Mapping):
         pairs = ((key, value) for key, value in content.items() if isinstance(key, str))
     elif isinstance(content, list | tuple):
-        pairs = ((str(index), value) for index, value in enumerate(content[:_ITEMS]))
+        pairs = enumerate(content[:_ITEMS])
     else:
         return
     yield from (pair for pair in pairs if isinstance(pair[1], Mapping | list | tuple))
