@@ -54,6 +54,25 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Found:
+    """The network, at one place of one state dict of a file."""
+
+    nest: Nest
+    place: Place
+
+    @property
+    def name(self) -> str:
+        """Keys and names that lead to it."""
+        return printable(f"{self.nest.where}.{self.place.prefix}".strip(".")) or "its top level"
+
+    @property
+    def rank(self) -> int:
+        """How much its name tells of a copy."""
+        words = re.split(r"[._]", f"{self.nest.where}.{self.place.prefix}".lower())
+        return max(_RANKS.get(word, 0) for word in words)
+
+
+@dataclass(frozen=True)
 class Foreign:
     """A foreign state dict by our names.
 
@@ -63,12 +82,11 @@ class Foreign:
         num_classes: Rows of the classifier, None without one.
         normalisation: "mean" and "std" if the file holds them, of images in [0, 1].
         nest: The dict that holds the network, what it has as factors multiplied out.
+        prefix: What the names of the network begin with there.
         sources: Of each tensor of the network (`backbone.*`, `head.*`, `normalize.*`), what it was
             made of: one tensor of the file, or one of each of the averaged classifiers.
         kept: Tensors beside the network that belong to its architecture.
         copies: Where else the network is.
-        left_out: The part of each tensor beside the network that serves training alone or is a
-            projection.
         told: Parts of a sentence, if not all of the file is taken.
     """
 
@@ -76,28 +94,11 @@ class Foreign:
     num_classes: int | None
     normalisation: dict[str, Tensor]
     nest: Nest
+    prefix: str = ""
     sources: dict[str, tuple[Source, ...]] = field(default_factory=dict)
     kept: tuple[Source, ...] = ()
-    copies: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
+    copies: tuple[Found, ...] = ()
     told: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Found:
-    """The network, at one place of one state dict of a file."""
-
-    nest: Nest
-    place: Place
-
-    @property
-    def name(self) -> str:
-        return printable(f"{self.nest.where}.{self.place.prefix}".strip(".")) or "its top level"
-
-    @property
-    def rank(self) -> int:
-        words = re.split(r"[._]", f"{self.nest.where}.{self.place.prefix}".lower())
-        return max(_RANKS.get(word, 0) for word in words)
 
 
 def split_foreign(nests: Sequence[Nest], parts: Parts, weights: str | Path) -> Foreign:
@@ -112,7 +113,7 @@ def split_foreign(nests: Sequence[Nest], parts: Parts, weights: str | Path) -> F
     spellings = _spellings(expected, parts.backbone)
     nests = [replace(nest, tensors=multiplied_out(_apart(nest.tensors))) for nest in nests]
     found = [
-        _Found(nest, place) for nest in nests for place in places(nest.tensors, expected, spellings)
+        Found(nest, place) for nest in nests for place in places(nest.tensors, expected, spellings)
     ]
     if not found:  # report the names as they are in the file
         largest = max(nests, key=lambda nest: len(nest.tensors))
@@ -142,10 +143,10 @@ def split_foreign(nests: Sequence[Nest], parts: Parts, weights: str | Path) -> F
         num_classes,
         normalisation,
         chosen.nest,
+        chosen.place.prefix,
         sources={ours: tuple(origin[id(t)] for t in given) for ours, given in taken.items()},
         kept=tuple(origin[id(tensor)] for _, tensor in kept),
-        copies=tuple(copy.name for copy in copies),
-        left_out=(*left_out, *training, *projections),
+        copies=tuple(copies),
         told=_told(chosen, copies, alone, projections, unused),
     )
 
@@ -225,10 +226,10 @@ def _left(rest: Mapping[str, Tensor], expected: Iterable[str]) -> dict[str, Tens
     }
 
 
-def _choose(found: Sequence[_Found], size: int) -> tuple[_Found, list[_Found]]:
+def _choose(found: Sequence[Found], size: int) -> tuple[Found, list[Found]]:
     """The place of the network, and those of its copies."""
 
-    def order(each: _Found) -> tuple[int, int, int, int]:
+    def order(each: Found) -> tuple[int, int, int, int]:
         return -each.place.fits, -each.place.names, each.rank, each.place.spelling
 
     chosen = min(found, key=order)  # the first of equals
@@ -240,8 +241,8 @@ def _choose(found: Sequence[_Found], size: int) -> tuple[_Found, list[_Found]]:
 
 
 def _told(
-    chosen: _Found,
-    copies: Sequence[_Found],
+    chosen: Found,
+    copies: Sequence[Found],
     left_out: Sequence[str],
     projections: Sequence[str],
     unused: Sequence[str],
@@ -313,7 +314,7 @@ def _head_beside(
 
 
 def _take_copies(
-    rest: dict[str, Tensor], chosen: _Found, copies: Sequence[_Found], expected: dict[str, Tensor]
+    rest: dict[str, Tensor], chosen: Found, copies: Sequence[Found], expected: dict[str, Tensor]
 ) -> list[str]:
     """Takes what belongs to the copies out of `rest`."""
     taken: list[str] = []

@@ -14,11 +14,11 @@ from bdclean.backbones.split import SplitModel
 from bdclean.errors import ConfigError, WeightsError, counted
 from bdclean.files import FORMAT_KEY, SAFETENSORS
 from bdclean.printable import printable
-from bdclean.weights import Nest, match, read_nests, write, write_torch
+from bdclean.weights import TORCH_SUFFIXES, Nest, match, read_nests, write, write_torch
+from bdclean.weights.match import shared_parts
 
-TORCH_ENDINGS = (".pt", ".pth", ".bin", ".tar", ".ckpt")
-"""Endings of files that `save_like` writes as `torch.save` does."""
 _COUNTER = "num_batches_tracked"
+_CHANNELS = 3
 
 Keys = tuple[str | int, ...]
 """Keys of dicts and places in lists, from the top of a file."""
@@ -93,8 +93,10 @@ def written_back(weights: str | Path, model: SplitModel) -> Layout:
     for place, name, bias in _new_biases(model, sources):
         written[place.nest.keys][name] = bias
         notes.append(f"{printable(name)} is new: the classifier of the file had no bias.")
-    written[found.nest.keys] |= {kept.name: kept.tensor for kept in found.kept}
-    notes += [*_left_out(found), *_otherwise(sources, nests)]
+    network = written[found.nest.keys]
+    network |= {kept.name: kept.tensor for kept in found.kept}
+    network |= _under_other_names(found, sources, network)
+    notes += [*_left_out(found, network), *_otherwise(sources, nests)]
     return Layout(found.nest.keys, written, {"format": "pt"}, tuple(notes))
 
 
@@ -107,8 +109,8 @@ def save_like(
         weights: The file that the model was loaded from.
         model: The model, changed since.
         target: Where to. `.safetensors` is flat, with the names of the dict that held the network;
-            `TORCH_ENDINGS` keep the keys around it. Nothing but tensors, dicts and lists is
-            written. Files of ours keep our own layout.
+            `.pth` and the like (`bdclean.weights.TORCH_SUFFIXES`) keep the keys around it. Nothing
+            but tensors, dicts and lists is written. Files of ours keep our own layout.
 
     Returns:
         The SHA-256 of the file's content in hexadecimal, and the notes of `written_back`, with
@@ -119,16 +121,16 @@ def save_like(
         WeightsError: As `written_back`, or if the target cannot be written.
     """
     target = Path(target)
-    if target.suffix not in (SAFETENSORS, *TORCH_ENDINGS):
+    if target.suffix not in (SAFETENSORS, *TORCH_SUFFIXES):
         raise WeightsError(
             f"{printable(target)}: weights are written to files that end in "
-            f"{', '.join((SAFETENSORS, *TORCH_ENDINGS))}; change the ending."
+            f"{', '.join((SAFETENSORS, *TORCH_SUFFIXES))}; change the ending."
         )
+    layout = written_back(weights, model)
     if target.exists() and target.samefile(weights):
         raise ConfigError(
             f"{printable(target)} is the file that the model came from; give another name."
         )
-    layout = written_back(weights, model)
     notes = layout.notes
     if target.suffix != SAFETENSORS:
         if FORMAT_KEY in layout.metadata:
@@ -203,15 +205,19 @@ def _cast(new: Tensor, old: Tensor) -> Tensor:
 
 def _checked(ours: str, new: Tensor, place: Source, weights: str | Path) -> Tensor:
     """The tensor, if the precision of the file holds its numbers."""
-    if not new.is_floating_point() or bool(new.isfinite().all()):
+    if not new.is_floating_point() or bool(new.double().isfinite().all()):
         return new
     if ours.endswith(_COUNTER):  # evaluation does not use it
         return place.tensor
     raise WeightsError(
         f"{printable(weights)} holds {printable(place.name)} as "
-        f"{str(new.dtype).removeprefix('torch.')}, which cannot hold the numbers that the model "
-        "has there; use the model's own file."
+        f"{_name(new.dtype)}, which cannot hold the numbers that the model has there; use the "
+        "model's own file."
     )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _new_biases(
@@ -226,16 +232,51 @@ def _new_biases(
         yield place, name, bias.to(place.tensor.dtype)
 
 
-def _left_out(found: Foreign) -> Iterator[str]:
+def _under_other_names(
+    found: Foreign, sources: Mapping[str, Sequence[Source]], written: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The same module under a second name, which shares its memory, gets the same tensors.
+
+    A part of the file is one if all that it has is shared, but for numbers per channel.
+    """
+    here = [place for several in sources.values() for place in several if place.nest is found.nest]
+    names = {_memory(place.tensor): place.name for place in here}
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in found.nest.tensors.items():
+        if name not in written:
+            parts.setdefault(_part(name, found.prefix), {})[name] = tensor
+    same: dict[str, Tensor] = {}
+    for part in parts.values():
+        shared = {k: names[_memory(v)] for k, v in part.items() if _memory(v) in names}
+        if shared and all(k in shared or v.numel() <= _CHANNELS for k, v in part.items()):
+            same |= {k: written[shared[k]] if k in shared else v for k, v in part.items()}
+    return same
+
+
+def _memory(tensor: Tensor) -> tuple[Any, ...]:
+    where = tensor.untyped_storage().data_ptr(), tensor.storage_offset()
+    return *where, tensor.dtype, tensor.shape, tensor.stride()
+
+
+def _part(name: str, prefix: str) -> str:
+    """The first part of a name beside those of the network."""
+    return name[len(shared_parts(name, prefix)) :].split(".")[0]
+
+
+def _left_out(found: Foreign, written: Mapping[str, Tensor]) -> Iterator[str]:
     """What of the file is not written, or as it was."""
-    for name in found.copies:
-        yield (
-            f"The copy of the network in {name} is left out: it has not been changed, so a "
-            "backdoor would still be in it."
-        )
-    if found.left_out:
-        what = counted(len(found.left_out), "tensor")
-        yield f"Left out, as no part of the network: {what} under {listed(found.left_out)}."
+    network = {place.name for several in found.sources.values() for place in several}
+    left = [name for name in found.nest.tensors if name not in written and name not in network]
+    for copy in found.copies:
+        prefix = copy.place.prefix
+        if copy.nest is not found.nest or any(name.startswith(prefix) for name in left):
+            yield (
+                f"The copy of the network in {copy.name} is left out: it has not been changed, so "
+                "a backdoor would still be in it."
+            )
+    if left:
+        parts = listed(_part(name, found.prefix) for name in left)
+        yield f"Left out: {counted(len(left), 'tensor')} under {parts}, no part of the network."
     if found.nest.keys:
         yield (
             f"Left out: what the file holds beside {printable(found.nest.where)}, such as an "
@@ -243,7 +284,7 @@ def _left_out(found: Foreign) -> Iterator[str]:
         )
     if found.kept:
         names = listed(place.name for place in found.kept)
-        yield f"As in the file, because the network does not use them: {names}."
+        yield f"{names}: as in the file, because the network does not use them."
 
 
 def _otherwise(sources: Mapping[str, Sequence[Source]], nests: Sequence[Nest]) -> Iterator[str]:
@@ -253,8 +294,8 @@ def _otherwise(sources: Mapping[str, Sequence[Source]], nests: Sequence[Nest]) -
     factors = [place.name for place in places if place.name not in in_file[place.nest.keys]]
     if factors:
         yield (
-            "Written as plain weights, which the layers take without the pruning, weight norm or "
-            f"spectral norm of the file: {listed(factors)}."
+            f"The layers of {listed(factors)} take plain weights, without the pruning, weight "
+            "norm or spectral norm that they have in the file."
         )
     heads = sources.get("head.weight", ())
     if len(heads) > 1:
@@ -262,10 +303,9 @@ def _otherwise(sources: Mapping[str, Sequence[Source]], nests: Sequence[Nest]) -
         yield f"Their average is the classifier of the model: {names}."
     if any(place.tensor.ndim > 2 for place in heads):
         yield f"A convolution, as in the file: {listed(place.name for place in heads)}."
-    others = {place.tensor.dtype for place in places if place.tensor.is_floating_point()}
-    if rounded := others & {torch.float16, torch.bfloat16}:
-        kinds = listed(str(dtype).removeprefix("torch.") for dtype in rounded)
-        yield f"Computed in float32 and rounded to the precision of the file: {kinds}."
+    kinds = {place.tensor.dtype for place in places if place.tensor.is_floating_point()}
+    if rounded := [_name(kind) for kind in kinds if kind.itemsize < torch.float32.itemsize]:
+        yield f"Computed in float32 and rounded to the precision of the file: {listed(rounded)}."
 
 
 def _beside(keys: Keys, network: Keys) -> str:

@@ -151,11 +151,12 @@ def write_torch(content: Any, path: str | Path) -> str:
     """
     buffer = io.BytesIO()
     torch.save(_plain(content), buffer)
+    written = buffer.getvalue()
     try:
-        write_bytes(path, buffer.getvalue())
+        write_bytes(path, written)
     except FileError as error:
         raise WeightsError(str(error)) from error
-    return hashlib.sha256(buffer.getvalue()).hexdigest()
+    return hashlib.sha256(written).hexdigest()
 
 
 def _plain(content: Any) -> Any:
