@@ -17,7 +17,7 @@ import torch
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 
-from bdclean.backbones import load_model
+from bdclean.backbones import load_model, save_like
 from bdclean.checking import Verdict
 from bdclean.commands import front
 from bdclean.commands.check import images_of, read_model, run_tests, shown
@@ -25,10 +25,11 @@ from bdclean.commands.closing import load, written
 from bdclean.commands.help_page import WIDTH
 from bdclean.commands.words import values_in
 from bdclean.errors import ConfigError
-from bdclean.files import write_text
+from bdclean.files import FORMAT_KEY, SAFETENSORS, safetensors_metadata, write_text
 from bdclean.functional.precision import cpu_has_bfloat16
 from bdclean.runs import RunFolder
 from bdclean.shipped import find
+from bdclean.weights import TORCH_SUFFIXES
 
 CONFIGS: Mapping[str, str] = {
     "shortcut": "purify/shortcut",
@@ -65,7 +66,8 @@ def make_parser() -> front.FrontParser:
         _TAKEN,
         description="Removes a backdoor from a model with images such as it was made for, without "
         "labels and without knowing a trigger, and runs the tests of `bdclean check` before and "
-        "after. Writes model.safetensors into RUN. MODEL and FOLDER stay as they are. The same "
+        "after. Writes RUN/model.safetensors and, of a model from elsewhere, FILE with the names, "
+        "the nesting and the precision of MODEL. MODEL and FOLDER stay as they are. The same "
         "command again continues one that was stopped.",
         epilog="Other words go to `bdclean fit`: --model.recipe.epochs 20, --trainer.accelerator "
         "gpu, --trainer.precision 32-true ...",
@@ -77,6 +79,13 @@ def make_parser() -> front.FrontParser:
     add("folder", type=str, metavar="FOLDER", help="Images, at any depth and without labels.")
     add("--method", type=str, default="shortcut", metavar="NAME", help=f"{', '.join(CONFIGS)}.")
     add("--run", type=str, default="runs/purified", metavar="RUN", help="Run folder.")
+    add(
+        "--out",
+        type=str | None,
+        metavar="FILE",
+        help="Cleaned weights as in MODEL, .safetensors or .pth; RUN/purified.safetensors if left "
+        "out.",
+    )
     add("--arch", type=str | None, metavar="NAME", help="Architecture of a foreign file.")
     add("--width", type=PositiveInt | None, metavar="N", help="Channels of its first layer.")
     add("--input_size", type=PositiveInt | None, metavar="N", help="Side of its images.")
@@ -100,6 +109,7 @@ def run_purify(args: Sequence[str], fit: front.Fit | None = None) -> None:
         raise ConfigError(f"--method {options.method}: it must be {', '.join(CONFIGS)}.")
     run, suspect = RunFolder(Path(options.run)), read_model(options)
     front.check_run(run.path, [Path(options.folder)])
+    out = _check_out(options, run)
     words = _words(options, suspect.info.input_size, suspect.info.num_classes, others)
     if others:
         front.check_words(words)
@@ -113,6 +123,9 @@ def run_purify(args: Sequence[str], fit: front.Fit | None = None) -> None:
         after = _check("After", product, images)
         _save(run, before, after)
         print(_summary(run, before, after))
+        if out is not None:
+            _, notes = save_like(options.model, product, out)
+            print("\n".join([f"Written as {options.model} was: {out}", *notes, _load_it(out)]))
 
 
 def _check(when: str, model: Any, images: torch.Tensor) -> list[Verdict]:
@@ -122,6 +135,41 @@ def _check(when: str, model: Any, images: torch.Tensor) -> list[Verdict]:
         verdicts.append(verdict)
         print(shown(verdict), flush=True)
     return verdicts
+
+
+def _check_out(options: Namespace, run: RunFolder) -> Path | None:
+    """Where the weights go in the layout of MODEL; None for a file of ours without --out.
+
+    Raises:
+        ConfigError: If that file is MODEL, or lies in FOLDER, or is another one that exists.
+    """
+    if options.out is None:
+        ours = options.model.endswith(SAFETENSORS) and FORMAT_KEY in safetensors_metadata(
+            Path(options.model)
+        )
+        return None if ours else run.path / "purified.safetensors"
+    out = Path(options.out)
+    if out.suffix not in (SAFETENSORS, *TORCH_SUFFIXES):
+        raise ConfigError(f"--out {out}: it must end in .safetensors or .pth.")
+    if front.lies_in(out, Path(options.folder)):
+        raise ConfigError(f"--out {out}: it lies in {options.folder}, which stays as it is.")
+    if out.exists() and not run.is_finished:
+        raise ConfigError(f"--out {out}: it exists already; give a new name.")
+    return out
+
+
+def _load_it(out: Path) -> str:
+    """How a state dict is read in plain PyTorch."""
+    if out.suffix == SAFETENSORS:
+        return (
+            "Load it:\n"
+            "  from safetensors.torch import load_file\n"
+            f"  network.load_state_dict(load_file({str(out)!r}))"
+        )
+    return (
+        "Load it as the file that it stands for: torch.load("
+        f"{str(out)!r}, weights_only=True) has its keys."
+    )
 
 
 def _words(
@@ -171,4 +219,4 @@ def _summary(run: RunFolder, before: Sequence[Verdict], after: Sequence[Verdict]
             )
     counts = [sum(v.state == "suspicious" for v in verdicts) for verdicts in (before, after)]
     lines.append(f"Suspicious tests: {counts[0]} before, {counts[1]} after.")
-    return "\n".join([*lines, fill(_UNKNOWN, WIDTH), f"Load it: {load(run.weights)}"])
+    return "\n".join([*lines, fill(_UNKNOWN, WIDTH), f"As a model of bdclean: {load(run.weights)}"])

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 from bdclean.backbones import ModelInfo, build, load_model, save_model
@@ -61,7 +62,9 @@ def test_a_model_is_cleaned_and_tested_before_and_after(place, capsys, method):
     assert record["metrics"] == {}
     assert "Whether a backdoor is gone cannot be known without its trigger." in said
     assert ("of the answers are those of the suspect." in said) == (method == "shortcut")
-    (line,) = (line for line in said.splitlines() if line.startswith("Load it: python -c"))
+    (line,) = (
+        line for line in said.splitlines() if line.startswith("As a model of bdclean: python -c")
+    )
     assert "runs/purified/model.safetensors" in line
 
 
@@ -74,6 +77,29 @@ def test_the_same_command_goes_on_or_leaves_all_as_it_is(place, capsys):
     assert files(place) == first
 
 
+def test_a_foreign_file_comes_back_as_it_was(place, capsys):
+    """By the lines that are printed, in the library that it came from, under its own keys."""
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18(num_classes=6)
+    torch.save({"epoch": 3, "state_dict": network.state_dict()}, "theirs.pth")
+    words = ["theirs.pth", "photos", "--arch", "torchvision:resnet18", "--input_size", "32"]
+    main(["purify", *words, *SHORT, *FAMILIES])
+    said = capsys.readouterr().out
+    lines = [line.strip() for line in said.split("Load it:\n")[1].splitlines()[:2]]
+    exec("\n".join(lines), {"network": network})  # noqa: S102  (what was printed)
+    ours = load_model("runs/purified/model.safetensors").eval()
+    x = torch.rand(4, 3, 32, 32)
+    normalised = (x - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor(
+        [0.229, 0.224, 0.225]
+    )[:, None, None]
+    with torch.no_grad():
+        torch.testing.assert_close(network.eval()(normalised), ours(x), atol=1e-4, rtol=1e-4)
+    main(["purify", *words, *SHORT, *FAMILIES, "--run", "again", "--out", "clean.pth"])
+    cleaned = torch.load("clean.pth", weights_only=True)
+    assert list(cleaned) == ["state_dict"]
+    assert cleaned["state_dict"].keys() == network.state_dict().keys()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -84,6 +110,9 @@ def test_the_same_command_goes_on_or_leaves_all_as_it_is(place, capsys):
         (["suspect.safetensors", "photos", "--metod", "cbd"], "Did you mean --method?"),
         (["suspect.safetensors", "none"], "FOLDER none is no folder"),
         (["suspect.safetensors", "photos", "--run", "photos/x"], "it lies in photos, which stays"),
+        (["suspect.safetensors", "photos", "--out", "x.txt"], "--out x.txt: it must end in"),
+        (["suspect.safetensors", "photos", "--out", "photos/x.pth"], "it lies in photos, which"),
+        (["suspect.safetensors", "photos", "--out", "suspect.safetensors"], "it exists already"),
         (["suspect.safetensors", "photos", "--model", "CBD"], "give --method, or use bdclean fit"),
         (["suspect.safetensors", "photos", "--model.arch", "resnet18"], "it is called --arch"),
         (["suspect.safetensors", "photos", "--model.beta", "-1"], "--model.beta=-1"),
