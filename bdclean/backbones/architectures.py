@@ -14,8 +14,12 @@ from bdclean.backbones.classifiers import Classifiers, find_classifiers
 from bdclean.backbones.resnet import ResNetStem, resnet18, resnet34
 from bdclean.backbones.split import ModelInfo, Stem
 from bdclean.errors import ConfigError, in_a_sentence
+from bdclean.types import RGB
 
 OWN = ("resnet18", "resnet34", "mobilenet_v2")
+IMAGENET_MEAN: RGB = (0.485, 0.456, 0.406)
+IMAGENET_STD: RGB = (0.229, 0.224, 0.225)
+DEFAULT_INPUT_SIZE = 32
 SMALL_IMAGE = 64  # pixels; up to here "auto" is the stem for small images
 _RELATIVES = 8  # that are compared with a file
 # torchvision's table (expansion, channels, blocks, stride), with stride 1 in the second row.
@@ -58,7 +62,7 @@ def canonical(info: ModelInfo) -> ModelInfo:
     Raises:
         ConfigError: If the name is unknown, or `width` or `stem` do not fit it.
     """
-    arch = _resolve(info.arch)
+    arch = full_name(info.arch)
     if arch in OWN:
         small = info.input_size <= SMALL_IMAGE
         automatic: Stem = "cifar" if small else "imagenet"
@@ -95,7 +99,12 @@ def make_parts(info: ModelInfo, num_features: int | None = None) -> Parts:
     return Parts(network, network.num_features, ("fc",))
 
 
-def _resolve(arch: str) -> str:
+def full_name(arch: str) -> str:
+    """The canonical name of an architecture: with its library, but for our own.
+
+    Raises:
+        ConfigError: If the name is unknown.
+    """
     library, _, name = arch.rpartition(":")
     if not library and name in OWN:
         return name
@@ -159,6 +168,30 @@ def usual_size(arch: str) -> int | None:
 
     settings = timm.get_pretrained_cfg(name)
     return None if settings is None else int(settings.input_size[-1])
+
+
+def usual_colours(arch: str) -> tuple[RGB, RGB]:
+    """Mean and std that a canonical architecture is published with; else ImageNet's."""
+    library, _, name = arch.rpartition(":")
+    if library == "timm":
+        import timm
+
+        settings = timm.get_pretrained_cfg(name)
+        if settings is not None and len(settings.mean) == 3:
+            (red, green, blue), (r, g, b) = settings.mean, settings.std
+            return (red, green, blue), (r, g, b)
+    return IMAGENET_MEAN, IMAGENET_STD
+
+
+def is_published(arch: str) -> bool:
+    """Whether there are weights of a canonical architecture."""
+    library, _, name = arch.rpartition(":")
+    if library != "timm":
+        return True
+    import timm
+
+    settings = timm.get_pretrained_cfg(name)
+    return settings is not None and bool(settings.has_weights)
 
 
 def relatives(arch: str) -> list[str]:

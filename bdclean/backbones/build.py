@@ -10,8 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdclean.backbones.architectures import Parts, canonical, make_parts
+from bdclean.backbones.architectures import (
+    DEFAULT_INPUT_SIZE,
+    Parts,
+    canonical,
+    full_name,
+    make_parts,
+    usual_colours,
+    usual_size,
+)
 from bdclean.backbones.foreign import split_foreign, warn_of_solo_learn
+from bdclean.backbones.guess import Guess, guess, nearest, one_of, taken_for
 from bdclean.backbones.near import what_fits
 from bdclean.backbones.skeleton import check_memory, shapes
 from bdclean.backbones.split import ModelInfo, SplitModel, Stem
@@ -21,10 +30,6 @@ from bdclean.functional.finite import odd_tensor
 from bdclean.printable import printable
 from bdclean.types import RGB, ImageFacts
 from bdclean.weights import Nest, check_plain, match, read_nests, write
-
-IMAGENET_MEAN: RGB = (0.485, 0.456, 0.406)
-IMAGENET_STD: RGB = (0.229, 0.224, 0.225)
-DEFAULT_INPUT_SIZE = 32
 
 
 def build(info: ModelInfo) -> SplitModel:
@@ -90,26 +95,29 @@ def load_model(
     std: Sequence[float] | None = None,
     width: int | None = None,
     stem: Stem | None = None,
-    usual: tuple[RGB, RGB] = (IMAGENET_MEAN, IMAGENET_STD),
+    usual: tuple[RGB, RGB] | None = None,
 ) -> SplitModel:
     """Builds the model of a weights file and loads it, whole or not at all.
 
     Our own files describe themselves; an argument that is given must agree with the file. A
-    foreign file (torchvision, timm, kuangliu's CIFAR ResNets, self-supervised libraries) needs
-    `arch`; the network is found in it by names and shapes, its classifier becomes the head, and
+    foreign file (torchvision, timm, kuangliu's CIFAR ResNets, self-supervised libraries) is taken
+    for the one architecture that it fits, and a warning says so; where it fits several, it needs
+    `arch`. The network is found in it by names and shapes, its classifier becomes the head, and
     without one the model has no head. The global random state is left as it was.
 
     Args:
         weights: The file; see `bdclean.weights.read` for the kinds.
         arch: Architecture; see `build`.
         num_classes: Classes that the head must have, if the file holds a head.
-        input_size: Height and width of the images, in pixels. Foreign files: 32 if not given.
+        input_size: Height and width of the images, in pixels. Foreign files: if not given, that
+            which the architecture was published with; 32 for our own architectures.
         mean: Mean of the normalisation, units of [0, 1] pixels. Foreign files: that of `usual` if
             neither given nor in the file.
         std: Standard deviation of the normalisation; as `mean`.
-        width: Channels of the first layer. Foreign files: 64 if not given.
-        stem: First layers of the network. Foreign files: "auto" if not given.
-        usual: Mean and std where the file holds none and none are given.
+        width: Channels of the first layer. Foreign files: 64 if neither given nor guessed.
+        stem: First layers of the network. Foreign files: "auto" if neither given nor guessed.
+        usual: Mean and std where the file holds none and none are given. None takes those that
+            the architecture was published with; ImageNet's for our own architectures.
 
     Raises:
         WeightsError: If the file cannot be read safely, or names or shapes do not fit.
@@ -234,19 +242,20 @@ def _inner(error: BdcleanError) -> str:
 
 
 def _load_foreign(
-    weights: str | Path, nests: Sequence[Nest], given: dict[str, Any], usual: tuple[RGB, RGB]
+    weights: str | Path,
+    nests: Sequence[Nest],
+    given: dict[str, Any],
+    usual: tuple[RGB, RGB] | None,
 ) -> SplitModel:
     if "arch" not in given:
-        raise ConfigError(
-            f"{weights} does not say which architecture it is for; name it with arch, on the "
-            "command line --model.arch (for example resnet18, mobilenet_v2, "
-            "timm:vit_tiny_patch16_224)."
-        )
-    defaults = {
-        "input_size": DEFAULT_INPUT_SIZE,
-        "mean": usual[0],
-        "std": usual[1],
-    }
+        taken = _guess(weights, nests, given, usual)
+        model = _load_foreign(weights, nests, {**given, **taken.settings}, usual)
+        warnings.warn(taken_for(taken, model.info, given, weights), stacklevel=2)
+        return model
+    arch = full_name(given["arch"])
+    mean, std = usual or usual_colours(arch)
+    size = usual_size(arch) or DEFAULT_INPUT_SIZE
+    defaults = {"input_size": size, "mean": mean, "std": std}
     info = canonical(ModelInfo(**{**defaults, **given, "num_classes": None}))
     if info.arch in ("resnet18", "resnet34") and info.stem == "cifar":
         warn_of_solo_learn(nests, weights, info.arch)
@@ -273,6 +282,24 @@ def _load_foreign(
     _check(model, state, weights, lambda: what_fits(nests, model, state, weights))
     _load(model, state)
     return model
+
+
+def _guess(
+    weights: str | Path,
+    nests: Sequence[Nest],
+    given: Mapping[str, Any],
+    usual: tuple[RGB, RGB] | None,
+) -> Guess:
+    """The architecture that the file fits; it is to be the only one."""
+    colours_known = usual is not None or {"mean", "std"} <= given.keys()
+    guesses = guess(nests, weights, given, colours_known=colours_known)
+    if not guesses:
+        raise ConfigError(
+            f"{weights} does not say which architecture it is for; name it with arch, on the "
+            "command line --model.arch (for example resnet18, mobilenet_v2, "
+            f"timm:vit_tiny_patch16_224).{nearest(nests, weights)}"
+        )
+    return one_of(guesses, weights)
 
 
 def _load(model: SplitModel, state: Mapping[str, Tensor]) -> None:

@@ -332,10 +332,15 @@ def _take_copies(
     return taken
 
 
+def is_of_solo_learn(nests: Sequence[Nest]) -> bool:
+    """Whether the names in a file are those that solo-learn writes."""
+    tops = {name.split(".")[0] for nest in nests for name in nest.tensors}
+    return {"backbone", "classifier"} <= tops and bool(tops & set(_SOLO))
+
+
 def warn_of_solo_learn(nests: Sequence[Nest], weights: str | Path, arch: str) -> None:
     """Tells of a CIFAR ResNet of solo-learn: it fits ours by name and shape, and is another."""
-    tops = {name.split(".")[0] for nest in nests for name in nest.tensors}
-    if {"backbone", "classifier"} <= tops and tops & set(_SOLO):
+    if is_of_solo_learn(nests):
         warnings.warn(
             f"{printable(weights)} looks like a file of solo-learn, whose first convolution for "
             f"CIFAR pads by 2 pixels; {arch} pads by 1 and computes other features. "

@@ -9,23 +9,25 @@ from torch import Tensor, nn
 
 from bdclean.backbones.architectures import (
     OWN,
+    Parts,
     canonical,
     is_made_for_a_size,
     relatives,
     usual_size,
 )
-from bdclean.backbones.foreign import split_foreign
+from bdclean.backbones.foreign import Foreign, split_foreign
 from bdclean.backbones.skeleton import shapes
 from bdclean.backbones.split import ModelInfo, SplitModel
 from bdclean.errors import BdcleanError
 from bdclean.printable import printable
-from bdclean.weights import Nest, match, places
+from bdclean.weights import KeyReport, Nest, match, places
 
 _FEWEST = 4  # names that differ; a relative differs in more
 _SHARED = 4  # a relative has one name of so many
 _TOKENS = 6  # positions that are none of the image: of the class, of distillation, registers
 _OPTIONS = {"input_size": "--data.input_size"}  # links the models' from there
-_ODD = (BdcleanError, RuntimeError, TypeError, ValueError, OverflowError)
+ODD = (BdcleanError, RuntimeError, TypeError, ValueError, OverflowError)
+"""What building a network that a file may be for can raise."""
 
 
 def what_fits(
@@ -45,7 +47,7 @@ def what_fits(
     for other in _candidates(nests, model, state):
         try:
             fits = _fits(nests, other, model, weights)
-        except _ODD:
+        except ODD:
             continue
         if fits:
             keys = ("arch", "width", "stem", "input_size")
@@ -71,7 +73,8 @@ def _candidates(
         return
     info = replace(model.info, num_classes=None)
     if is_made_for_a_size(info.arch):
-        yield from (replace(info, input_size=size) for size in _sizes(model, state))
+        near = sizes(info, model.backbone, state)
+        yield from (replace(info, input_size=size) for size in near)
     differ = [k for k, v in expected.items() if k in state and state[k].shape != v.shape]
     if len(expected.keys() ^ state.keys()) + len(differ) < _FEWEST:
         return
@@ -84,20 +87,29 @@ def _candidates(
             yield canonical(replace(info, arch=arch, stem="auto", width=64))
 
 
-def _sizes(model: SplitModel, state: Mapping[str, Tensor]) -> list[int]:
-    """Sizes of images that the file may be for, by how many positions it has."""
-    own, usual = model.info.input_size, usual_size(model.info.arch)
-    patch = next((m.stride[0] for m in model.modules() if isinstance(m, nn.Conv2d)), 1)
-    sizes = [] if usual is None else [usual]
-    expected = model.state_dict()
+def sizes(info: ModelInfo, backbone: nn.Module, state: Mapping[str, Tensor]) -> list[int]:
+    """Sizes of images that a file may be for, by how many positions it has.
+
+    Args:
+        info: What was built; canonical.
+        backbone: As it was built.
+        state: That of the file by the names of the model, as far as they fit.
+
+    Returns:
+        Other sizes than that of `info`, the likeliest first.
+    """
+    own, usual = info.input_size, usual_size(info.arch)
+    patch = next((m.stride[0] for m in backbone.modules() if isinstance(m, nn.Conv2d)), 1)
+    found = [] if usual is None else [usual]
+    expected = {f"backbone.{name}": tensor for name, tensor in backbone.state_dict().items()}
     for name, tensor in expected.items():
         if name not in state or state[name].shape == tensor.shape:
             continue
         for ours, theirs in zip(tensor.shape, state[name].shape, strict=False):
             for here, there in _grids(ours, theirs):
-                sizes += [there * patch, there * own // here]
+                found += [there * patch, there * own // here]
         break
-    return [size for size in dict.fromkeys(sizes) if size != own]
+    return [size for size in dict.fromkeys(found) if size != own]
 
 
 def _grids(ours: int, theirs: int) -> Iterator[tuple[int, int]]:
@@ -125,7 +137,21 @@ def _widths(nests: Sequence[Nest], arch: str) -> set[int]:
 def _fits(nests: Sequence[Nest], info: ModelInfo, asked: SplitModel, weights: str | Path) -> bool:
     same = (info.arch, info.width) == (asked.info.arch, asked.info.width)
     parts = shapes(info, printable(weights), asked.num_features if same else None)
+    return fit(nests, parts, weights)[1].ok
+
+
+def fit(nests: Sequence[Nest], parts: Parts, weights: str | Path) -> tuple[Foreign, KeyReport]:
+    """The state dict of a file by the names of a network, and what does not fit.
+
+    Args:
+        nests: State dicts of the file.
+        parts: The network, of shapes alone.
+        weights: The file.
+
+    Raises:
+        WeightsError: If the state dict holds more than plain tensors.
+    """
     found = split_foreign(nests, parts, weights)
     backbone = {f"backbone.{name}": tensor for name, tensor in parts.backbone.state_dict().items()}
     head = ("head.weight", "head.bias") if found.num_classes is not None else ()
-    return match(backbone, {k: v for k, v in found.state.items() if k not in head}).ok
+    return found, match(backbone, {k: v for k, v in found.state.items() if k not in head})

@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock
 
 from bdclean.backbones import ModelInfo, build, load_model, save_model
-from bdclean.backbones.build import IMAGENET_MEAN, IMAGENET_STD
+from bdclean.backbones.architectures import IMAGENET_MEAN, IMAGENET_STD, usual_colours
 from bdclean.backbones.head import ProbeHead
 from bdclean.errors import ConfigError, WeightsError
 from bdclean.purification import CBD, Projection
@@ -324,7 +324,7 @@ def test_timm_to_ours_is_bit_identical(tmp_path, arch, size):
     model = load_model(path, arch=f"timm:{arch}", input_size=size).eval()
     x = X[..., :size, :size]
     with torch.no_grad():
-        assert torch.equal(model(x), theirs(_normalised(x)))
+        assert torch.equal(model(x), theirs(_normalised(x, *usual_colours(f"timm:{arch}"))))
 
 
 @pytest.mark.parametrize("arch", ["shufflenet_v2_x0_5", "mobilenet_v3_small"])
@@ -382,9 +382,10 @@ def test_wrong_stem_is_refused_with_both_shapes(tmp_path, theirs):
 
 
 def test_foreign_files_need_arch_and_the_right_number_of_classes(tmp_path, theirs):
-    path = _save(theirs.state_dict(), tmp_path / "x.pth")
+    path = _save(theirs.state_dict() | {"more": torch.zeros(2)}, tmp_path / "x.pth")
     with pytest.raises(ConfigError, match="name it with arch"):
         load_model(path)
+    path = _save(theirs.state_dict(), tmp_path / "x.pth")
     with pytest.raises(ConfigError, match=r"num_classes=10, but the head in .* has 7"):
         _load(path, num_classes=10)
 
