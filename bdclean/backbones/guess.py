@@ -93,11 +93,11 @@ class _Dict:
         """Whether all shapes of a network are there, and not lost among others."""
         size = network.total()
         is_much = self.weights.total() <= _COPIES * size and self.tensors <= _BESIDE * size
-        return is_much and network <= self.weights
+        return is_much and all(count <= self.weights[shape] for shape, count in network.items())
 
     def likeness(self, network: Counter[Shape]) -> float:
         """Shapes in common, as a share of all."""
-        common = (self.weights & network).total()
+        common = sum(min(count, self.weights[shape]) for shape, count in network.items())
         return common / max(1, self.weights.total() + network.total() - common)
 
 
@@ -369,7 +369,7 @@ def _at_its_size(nests: Sequence[Nest], weights: str | Path, info: ModelInfo) ->
             return Guess(at, len(found.state))
         if is_made_for_a_size(info.arch) and not (report.missing or report.unexpected):
             tried = sizes(at, parts.backbone, found.state)
-    for size in tried:
+    for size in sorted(tried):
         if found_at := _fitting(nests, weights, replace(info, input_size=size)):
             return found_at[0]
     return None

@@ -17,7 +17,7 @@ import torch
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 
-from bdclean.backbones import load_model, save_like
+from bdclean.backbones import ModelInfo, load_model, save_like
 from bdclean.checking import Verdict
 from bdclean.commands import front
 from bdclean.commands.check import images_of, read_model, run_tests, shown
@@ -110,7 +110,7 @@ def run_purify(args: Sequence[str], fit: front.Fit | None = None) -> None:
     run, suspect = RunFolder(Path(options.run)), read_model(options)
     front.check_run(run.path, [Path(options.folder)])
     out = _check_out(options, run)
-    words = _words(options, suspect.info.input_size, suspect.info.num_classes, others)
+    words = _words(options, suspect.info, others)
     if others:
         front.check_words(words)
     images = images_of(options.folder, suspect.info.input_size, _CHECKED)
@@ -172,21 +172,20 @@ def _load_it(out: Path) -> str:
     )
 
 
-def _words(
-    options: Namespace, size: int, num_classes: int | None, others: Sequence[str]
-) -> list[str]:
+def _words(options: Namespace, info: ModelInfo, others: Sequence[str]) -> list[str]:
     half = torch.accelerator.is_available() or cpu_has_bfloat16()
     settings = {
         "trainer.precision": "bf16-mixed" if half else "32-true",
         "trainer.num_sanity_val_steps": "0",
         "test_after_fit": "false",
         "data": "bdclean.data.ImageFolder",
+        **{f"data.{key}": str(list(getattr(info, key))) for key in ("mean", "std")},
     }
     named = {"arch": options.arch, "width": options.width}
     last = {
         "run": options.run,
-        "data.input_size": str(size),
-        "data.num_classes": str(num_classes or 1),
+        "data.input_size": str(info.input_size),
+        "data.num_classes": str(info.num_classes or 1),
         "data.defense_root": options.folder,
         "model.weights": options.model,
         **{f"model.{key}": str(value) for key, value in named.items() if value is not None},

@@ -3,9 +3,11 @@
 import json
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torchvision
 from PIL import Image
@@ -13,6 +15,7 @@ from PIL import Image
 from bdclean.backbones import ModelInfo, build, load_model, save_model
 from bdclean.checking import MarginTest, maximum_margins
 from bdclean.cli import main
+from bdclean.commands import purify
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SHORT = ["--model.recipe.epochs", "1", "--trainer.precision", "32-true"]
@@ -127,3 +130,19 @@ def test_wrong_use_is_told_and_writes_nothing(place, capsys, words, message):
         assert message in capsys.readouterr().err
     assert files(place) == before
     assert not Path("runs").exists()
+
+
+def test_a_foreign_file_is_normalised_as_it_was_published(place, monkeypatch):
+    """timm's ViT has 0.5, where photos have ImageNet's mean and std."""
+    asked = []
+
+    def fit(words):
+        asked.extend(words)
+        return SimpleNamespace(finished=False), None
+
+    state = timm.create_model("vit_tiny_patch16_224", num_classes=6, img_size=32).state_dict()
+    torch.save(state, "suspect.pth")
+    monkeypatch.setattr(purify, "_check", lambda *_: [])
+    words = ["suspect.pth", "photos", "--arch", "vit_tiny_patch16_224", "--input_size", "32"]
+    purify.run_purify(words, fit)
+    assert {"--data.mean=[0.5, 0.5, 0.5]", "--data.std=[0.5, 0.5, 0.5]"} <= set(asked)
