@@ -321,37 +321,32 @@ def _of_network(
     """The architectures of equal tensors, if the file fits them."""
     every = [info for names in network.functions for n in names for info in _described(n, given)]
     infos = [info for info in every if is_published(info.arch)] or every
-    infos.sort(key=lambda info: _plainness(info.arch))
-    fitted = _at_its_size(nests, weights, infos[0]) if infos else None
-    if fitted is None:
-        return []
-    if is_made_for_a_size(infos[0].arch):
-        infos = _of_size(infos, network, fitted.info.input_size)
-        size = given.get("input_size", fitted.info.input_size)
-        infos = [replace(info, input_size=size) for info in infos]
+    functions: dict[int, list[ModelInfo]] = {}
+    for info in sorted(infos, key=lambda info: _plainness(info.arch)):
+        number = next(n for n, names in enumerate(network.functions) if info.arch in names)
+        functions.setdefault(number, []).append(info)
     kinds: dict[tuple[Any, ...], Guess] = {}  # the plainest of each
-    for info in infos:
-        colours = None if colours_known else (info.mean, info.std)
-        kind = (_function(network, info), info.input_size, colours)
-        kinds.setdefault(kind, Guess(info, fitted.tensors))
-    found = list(kinds.values())
+    fitted: Guess | None = None
+    for number, same in functions.items():
+        sized = is_made_for_a_size(same[0].arch)
+        if sized or fitted is None:
+            fitted = _at_its_size(nests, weights, same[0])
+        if fitted is None:
+            continue
+        for info in _of_size(same, fitted.info.input_size, given) if sized else same:
+            colours = None if colours_known else (info.mean, info.std)
+            kind = (number, info.input_size, colours)
+            kinds.setdefault(kind, Guess(info, fitted.tensors))
+    found = sorted(kinds.values(), key=lambda each: _plainness(each.info.arch))
     plain = [each for each in found if each.info.arch.startswith("torchvision:")]
     others = tuple(each.info.arch for each in found if each not in plain)
     return [replace(each, others=others) for each in plain] or found
 
 
-def _function(network: Network, info: ModelInfo) -> int:
-    return next(n for n, names in enumerate(network.functions) if info.arch in names)
-
-
-def _of_size(infos: Sequence[ModelInfo], network: Network, size: int) -> list[ModelInfo]:
-    """Without those published for another size, where one for this size computes the same."""
-    exact = {_function(network, info) for info in infos if usual_size(info.arch) == size}
-    return [
-        info
-        for info in infos
-        if usual_size(info.arch) == size or _function(network, info) not in exact
-    ]
+def _of_size(infos: Sequence[ModelInfo], size: int, given: Mapping[str, Any]) -> list[ModelInfo]:
+    """Those published for a size, or all if none is, at the size that is given or else at it."""
+    exact = [info for info in infos if usual_size(info.arch) == size] or infos
+    return [replace(info, input_size=given.get("input_size", size)) for info in exact]
 
 
 def _at_its_size(nests: Sequence[Nest], weights: str | Path, info: ModelInfo) -> Guess | None:
