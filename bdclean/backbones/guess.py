@@ -328,11 +328,12 @@ def _of_network(
     kinds: dict[tuple[Any, ...], Guess] = {}  # the plainest of each
     fitted: Guess | None = None
     for number, same in functions.items():
-        sized = is_made_for_a_size(same[0].arch)
-        if sized or fitted is None:
+        made = is_made_for_a_size(same[0].arch)
+        if made or fitted is None:
             fitted = _at_its_size(nests, weights, same[0])
         if fitted is None:
             continue
+        sized = made and _shapes_of(_parts(fitted.info, weights)) != network.weights
         for info in _of_size(same, fitted.info.input_size, given) if sized else same:
             colours = None if colours_known else (info.mean, info.std)
             kind = (number, info.input_size, colours)

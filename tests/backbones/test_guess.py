@@ -138,6 +138,11 @@ SEVERAL = {
         {"colours_known": True},
         ["timm:vit_tiny_patch16_224"],
     ),
+    "size": (
+        lambda: _timm("maxxvitv2_rmlp_base_rw_224"),
+        {},
+        ["timm:maxxvitv2_rmlp_base_rw_224", "timm:maxxvitv2_rmlp_base_rw_384"],
+    ),
     "padding": (
         lambda: _timm("efficientnet_b0"),
         {"colours_known": True},
