@@ -254,8 +254,7 @@ def _load_foreign(
         return model
     arch = full_name(given["arch"])
     mean, std = usual or usual_colours(arch)
-    size = usual_size(arch) or DEFAULT_INPUT_SIZE
-    defaults = {"input_size": size, "mean": mean, "std": std}
+    defaults = {"input_size": usual_size(arch) or DEFAULT_INPUT_SIZE, "mean": mean, "std": std}
     info = canonical(ModelInfo(**{**defaults, **given, "num_classes": None}))
     if info.arch in ("resnet18", "resnet34") and info.stem == "cifar":
         warn_of_solo_learn(nests, weights, info.arch)
