@@ -5,6 +5,7 @@ trains nothing and writes nothing. The exit status is 1 where a test finds the m
 """
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -29,7 +30,7 @@ from bdclean.commands.help_page import WIDTH
 from bdclean.commands.parsing import Parser
 from bdclean.data.layout import image_files
 from bdclean.data.sources import read_files
-from bdclean.errors import DataError
+from bdclean.errors import ConfigError, DataError, WeightsError
 from bdclean.functional.seeds import derive_seed
 from bdclean.printable import printable
 
@@ -104,10 +105,18 @@ def make_parser() -> Parser:
 
 
 def read_model(chosen: Namespace) -> SplitModel:
-    """The model, on the GPU if there is one."""
-    model = load_model(
-        chosen.model, arch=chosen.arch, width=chosen.width, input_size=chosen.input_size
-    )
+    """The model, on the GPU if there is one.
+
+    Raises:
+        WeightsError: If the file cannot be read safely or does not fit the architecture.
+        ConfigError: If an option is missing or contradicts the file.
+    """
+    try:
+        model = load_model(
+            chosen.model, arch=chosen.arch, width=chosen.width, input_size=chosen.input_size
+        )
+    except (WeightsError, ConfigError) as error:
+        raise type(error)(re.sub(r"--(model|data)\.", "--", str(error))) from error
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 

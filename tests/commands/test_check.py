@@ -124,7 +124,7 @@ def test_few_images(save, photos, capsys):
         (["{model}", "{empty}"], "No images below"),
         (["{model}", "--image", "5"], "Did you mean --images?"),
         (["{model}", "--images", "0"], "--images"),
-        (["{foreign}"], "name it with arch, on the command line --"),
+        (["{foreign}"], "name it with arch, on the command line --arch"),
         ([], "MODEL"),
     ],
 )
