@@ -58,7 +58,15 @@ ZERO = {
     ),
     "milestones": "the rate falls at the start",
     **dict.fromkeys(
-        ("rest_weight", "lambda_div", "lambda_norm", "label_smoothing", "level", "mask_density"),
+        (
+            "rest_weight",
+            "beta",
+            "lambda_div",
+            "lambda_norm",
+            "label_smoothing",
+            "level",
+            "mask_density",
+        ),
         "a term of the loss may be left out",
     ),
     **dict.fromkeys(

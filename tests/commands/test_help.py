@@ -137,7 +137,7 @@ def test_a_default_is_what_the_configs_say(tmp_path, capsys, option, value):
         ("model", "nope", "there is no such class. Known are ABL, "),
         ("data", "digts.Digits", "there is no such class. Did you mean Digits?"),
         ("data", "torch.nn.Linear", "it is no LightningDataModule. Known are CIFAR10, "),
-        ("model", "Purifier", "it is a base class, so that nothing can be made of it; choose BCU "),
+        ("model", "Purifier", "it is a base class, so that nothing can be made of it; choose BCU,"),
     ],
 )
 def test_there_is_no_help_of_a_class_that_is_not_there(key, name, said, how, capsys):

@@ -81,7 +81,7 @@ def test_nothing_is_proposed_that_is_far_off(name, options, command):
 @pytest.mark.parametrize(
     ("name", "base", "said"),
     [
-        ("Purifier", "model", "it is a base class, so that nothing can be made of it; choose BCU "),
+        ("Purifier", "model", "it is a base class, so that nothing can be made of it; choose BCU,"),
         ("bdclean.purification.Purifier", "model", "it is a base class"),
         ("ImageDataModule", "data", "it is a base class, so that nothing can be made of it; choos"),
         ("Attack", "data.attack", "it is a base class, so that nothing can be made of it; choose "),
