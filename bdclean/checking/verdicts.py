@@ -12,6 +12,7 @@ State = Literal["suspicious", "nothing found", "not applicable"]
 # clean networks; docs/research/check has what these and attacked networks gave.
 PILED = {"ball": 0.5, "patch": 0.3, "universal 4": 0.3, "universal 8": 0.6}
 FEWEST_IMAGES = 100
+_MOST_WORK = 200  # of MM-BD: classes of 32 pixels
 P = 0.05  # of MM-BD, as in its paper
 
 
@@ -91,10 +92,21 @@ def refuses_flips(num_classes: int | None, images: int | None) -> str | None:
     return None
 
 
-def refuses_margins(num_classes: int | None) -> str | None:
-    """Why MM-BD cannot be run; None if it can."""
+def refuses_margins(num_classes: int | None, input_size: int) -> str | None:
+    """Why MM-BD cannot be run; None if it can.
+
+    Args:
+        num_classes: K; None without a head.
+        input_size: Side of the images in pixels.
+    """
     if num_classes is None:
         return "the model has no classifier head, so that it has no margins"
     if num_classes < LEAST_CLASSES:
         return f"{num_classes} classes are too few to compare one with the others"
+    work = num_classes * (input_size / 32) ** 2
+    if work > _MOST_WORK:
+        return (
+            f"{num_classes:,} classes of {input_size} pixels would take some {work / 10:,.0f} "
+            "times as long as 10 classes of 32 pixels, which take minutes"
+        )
     return None

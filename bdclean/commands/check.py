@@ -35,6 +35,7 @@ from bdclean.functional.seeds import derive_seed
 from bdclean.printable import printable
 
 _SUSPICIOUS = 1  # exit status
+_SMALL = 64  # pixels
 _LIMITS = (
     "No test can show that a model is clean: a backdoor of another kind passes them all. "
     "docs/how_to/check.md tells what they find and what they miss."
@@ -57,7 +58,7 @@ def run_check(args: Sequence[str]) -> None:
     size = model.info.input_size
     images = None
     if chosen.folder is not None:
-        images = images_of(chosen.folder, size, chosen.images, chosen.seed)
+        images = images_of(chosen.folder, size, chosen.images or usual_count(size), chosen.seed)
     if not chosen.json:
         print(_about(chosen, model, images), flush=True)
     verdicts = []
@@ -98,7 +99,12 @@ def make_parser() -> Parser:
     add("--arch", type=str | None, metavar="NAME", help="Architecture of a foreign file.")
     add("--width", type=PositiveInt | None, metavar="N", help="Channels of its first layer.")
     add("--input_size", type=PositiveInt | None, metavar="N", help="Side of its images.")
-    add("--images", type=PositiveInt, default=500, metavar="N", help="How many to use, at most.")
+    add(
+        "--images",
+        type=PositiveInt | None,
+        metavar="N",
+        help="How many to use, at most; 500 up to 64 pixels, else 128, if left out.",
+    )
     add("--seed", type=NonNegativeInt, default=0, metavar="N", help="Of choice and perturbation.")
     add("--json", action="store_true", help="Print one JSON object and nothing else.")
     return parser
@@ -118,6 +124,11 @@ def read_model(chosen: Namespace) -> SplitModel:
     except (WeightsError, ConfigError) as error:
         raise type(error)(re.sub(r"--(model|data)\.", "--", str(error))) from error
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def usual_count(size: int) -> int:
+    """How many images are tested where nobody says: fewer of large ones, which take longer."""
+    return 500 if size <= _SMALL else 128
 
 
 def images_of(folder: str, size: int, count: int, seed: int = 0) -> Tensor:
@@ -157,7 +168,7 @@ def run_tests(model: SplitModel, images: Tensor | None, seed: int = 0) -> Iterat
         yield from map(judge_flips, count_flips(model, images, seed=seed))
     else:
         yield from (not_applicable(name, str(refusal)) for name in PROBES)
-    refusal = refuses_margins(count)
+    refusal = refuses_margins(count, model.info.input_size)
     if refusal is None:
         yield judge_margins(maximum_margins(model, seed=seed))
     else:

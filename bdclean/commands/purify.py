@@ -20,7 +20,7 @@ from jsonargparse.typing import PositiveInt
 from bdclean.backbones import ModelInfo, load_model, save_like
 from bdclean.checking import Verdict
 from bdclean.commands import front
-from bdclean.commands.check import images_of, read_model, run_tests, shown
+from bdclean.commands.check import images_of, read_model, run_tests, shown, usual_count
 from bdclean.commands.closing import load, written
 from bdclean.commands.help_page import WIDTH
 from bdclean.commands.words import values_in
@@ -50,7 +50,6 @@ _TAKEN = {
 }
 """Options of `bdclean fit` that purify sets itself, and what to do instead."""
 
-_CHECKED = 500  # images
 _LITTLE = 0.8  # agreement with the suspect
 _UNKNOWN = (
     "Whether a backdoor is gone cannot be known without its trigger. Fewer suspicious tests and "
@@ -113,7 +112,8 @@ def run_purify(args: Sequence[str], fit: front.Fit | None = None) -> None:
     words = _words(options, suspect.info, others)
     if others:
         front.check_words(words)
-    images = images_of(options.folder, suspect.info.input_size, _CHECKED)
+    size = suspect.info.input_size
+    images = images_of(options.folder, size, usual_count(size))
     first = front.is_first_process()
     before = _check("Before", suspect, images) if first else []
     fit = fit or partial(front.fit, again=shlex.join(["bdclean", "purify", *args]))

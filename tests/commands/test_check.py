@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from bdclean.backbones import ModelInfo, build, save_model
 from bdclean.checking import PROBES, Flips, Margins, MarginTest, Verdict
-from bdclean.checking.verdicts import judge_flips, judge_margins, refuses_flips
+from bdclean.checking.verdicts import judge_flips, judge_margins, refuses_flips, refuses_margins
 from bdclean.cli import main
 from bdclean.commands import check
 
@@ -151,4 +151,8 @@ def test_verdicts_by_their_bounds():
     assert judge_margins(Margins((1.0,) * 6, 0.049, 3, 9.0)).state == "suspicious"
     assert judge_margins(Margins((1.0,) * 6, 0.051, 3, 9.0)).state == "nothing found"
     assert refuses_flips(10, 500) is None
+    assert refuses_margins(10, 32) is refuses_margins(100, 32) is None
+    told = "1,000 classes of 224 pixels would take some 4,900 times as long as 10 classes of 32"
+    assert str(refuses_margins(1000, 224)).startswith(told)
+    assert (check.usual_count(32), check.usual_count(224)) == (500, 128)
     assert Verdict("x", "nothing found", "y").target is None
