@@ -1,5 +1,6 @@
 """Is this model backdoored? Tests that need no label and no trigger."""
 
+from bdclean.checking.every import run_tests as run_tests
 from bdclean.checking.flips import PROBES as PROBES
 from bdclean.checking.flips import Flips as Flips
 from bdclean.checking.flips import count_flips as count_flips

@@ -6,7 +6,7 @@ trains nothing and writes nothing. The exit status is 1 where a test finds the m
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from textwrap import fill
@@ -18,14 +18,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from bdclean.backbones import SplitModel, load_model
-from bdclean.checking import PROBES, Verdict, count_flips, maximum_margins
-from bdclean.checking.verdicts import (
-    judge_flips,
-    judge_margins,
-    not_applicable,
-    refuses_flips,
-    refuses_margins,
-)
+from bdclean.checking import Verdict, run_tests
 from bdclean.commands.help_page import WIDTH
 from bdclean.commands.parsing import Parser
 from bdclean.data.layout import image_files
@@ -152,27 +145,6 @@ def images_of(folder: str, size: int, count: int, seed: int = 0) -> Tensor:
     read = read_files(root, [files[row] for row in rows], None, size).images
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.as_tensor(read).to(device).float() / 255
-
-
-def run_tests(model: SplitModel, images: Tensor | None, seed: int = 0) -> Iterator[Verdict]:
-    """What each test says, one after the other.
-
-    Args:
-        model: Under suspicion, in evaluation mode; left as it is.
-        images: (N, 3, H, W), float32 in [0, 1], on its device; None without any.
-        seed: Of perturbations and noise.
-    """
-    count = None if model.head is None else model.info.num_classes
-    refusal = refuses_flips(count, None if images is None else len(images))
-    if refusal is None and images is not None:
-        yield from map(judge_flips, count_flips(model, images, seed=seed))
-    else:
-        yield from (not_applicable(name, str(refusal)) for name in PROBES)
-    refusal = refuses_margins(count, model.info.input_size)
-    if refusal is None:
-        yield judge_margins(maximum_margins(model, seed=seed))
-    else:
-        yield not_applicable("MM-BD", refusal)
 
 
 def shown(verdict: Verdict) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -21,8 +22,9 @@ from bdclean.callbacks import SaveRunConfig
 from bdclean.callbacks.products import stranger
 from bdclean.commands import lightning
 from bdclean.commands.parsing import Parser
-from bdclean.commands.words import spelled
+from bdclean.commands.words import spelled, values_in
 from bdclean.errors import ConfigError
+from bdclean.functional.precision import cpu_has_bfloat16
 from bdclean.locks import RunLock
 from bdclean.runs import RunFolder
 
@@ -165,6 +167,23 @@ def is_first_process() -> bool:
 def as_words(settings: Mapping[str, str]) -> list[str]:
     """Settings as words of a command."""
     return [f"--{key}={value}" for key, value in settings.items()]
+
+
+def defaults(settings: Mapping[str, str], others: Sequence[str]) -> list[str]:
+    """Settings as words, without those that the user gives.
+
+    Args:
+        settings: By the keys of `bdclean fit`.
+        others: The user's words for it.
+    """
+    given = {name.lstrip("-") for name, _ in values_in(others)}
+    return as_words({key: value for key, value in settings.items() if key not in given})
+
+
+def fast_precision() -> str:
+    """The precision in which this machine trains fast."""
+    half = torch.accelerator.is_available() or cpu_has_bfloat16()
+    return "bf16-mixed" if half else "32-true"
 
 
 def going_on(run: Path, others: Sequence[str]) -> list[str]:

@@ -18,15 +18,13 @@ from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 
 from bdclean.backbones import ModelInfo, load_model, save_like
-from bdclean.checking import Verdict
+from bdclean.checking import Verdict, run_tests
 from bdclean.commands import front
-from bdclean.commands.check import images_of, read_model, run_tests, shown, usual_count
+from bdclean.commands.check import images_of, read_model, shown, usual_count
 from bdclean.commands.closing import load, written
 from bdclean.commands.help_page import WIDTH
-from bdclean.commands.words import values_in
 from bdclean.errors import ConfigError
 from bdclean.files import FORMAT_KEY, SAFETENSORS, safetensors_metadata, write_text
-from bdclean.functional.precision import cpu_has_bfloat16
 from bdclean.runs import RunFolder
 from bdclean.shipped import find
 from bdclean.weights import TORCH_SUFFIXES
@@ -144,9 +142,7 @@ def _check_out(options: Namespace, run: RunFolder) -> Path | None:
         ConfigError: If that file is MODEL, or lies in FOLDER, or is another one that exists.
     """
     if options.out is None:
-        ours = options.model.endswith(SAFETENSORS) and FORMAT_KEY in safetensors_metadata(
-            Path(options.model)
-        )
+        ours = FORMAT_KEY in safetensors_metadata(options.model)
         return None if ours else run.path / "purified.safetensors"
     out = Path(options.out)
     if out.suffix not in (SAFETENSORS, *TORCH_SUFFIXES):
@@ -173,9 +169,8 @@ def _load_it(out: Path) -> str:
 
 
 def _words(options: Namespace, info: ModelInfo, others: Sequence[str]) -> list[str]:
-    half = torch.accelerator.is_available() or cpu_has_bfloat16()
     settings = {
-        "trainer.precision": "bf16-mixed" if half else "32-true",
+        "trainer.precision": front.fast_precision(),
         "trainer.num_sanity_val_steps": "0",
         "test_after_fit": "false",
         "data": "bdclean.data.ImageFolder",
@@ -192,11 +187,9 @@ def _words(options: Namespace, info: ModelInfo, others: Sequence[str]) -> list[s
     }
     if options.method == "cbd":
         last["model.probe"] = "null"  # it would need labels
-    given = {name.lstrip("-") for name, _ in values_in(others)}
-    settings = {key: value for key, value in settings.items() if key not in given}
     config = ["-c", str(find(CONFIGS[options.method], "--method"))]
     begun = front.going_on(Path(options.run), others)
-    return [*front.as_words(settings), *config, *others, *front.as_words(last), *begun]
+    return [*front.defaults(settings, others), *config, *others, *front.as_words(last), *begun]
 
 
 def _save(run: RunFolder, before: Sequence[Verdict], after: Sequence[Verdict]) -> None:

@@ -19,10 +19,8 @@ from torch import Tensor
 from bdclean.callbacks.suspects import ranking
 from bdclean.commands import closing, front
 from bdclean.commands.class_folders import classes_of, count_images, image_size, training_folder
-from bdclean.commands.words import values_in
 from bdclean.data import ImageFolder
 from bdclean.errors import ConfigError, counted
-from bdclean.functional.precision import cpu_has_bfloat16
 from bdclean.printable import printable
 from bdclean.runs import RunFolder
 from bdclean.shipped import find
@@ -155,9 +153,8 @@ def _warn_of_few(count: int) -> None:
 
 
 def _words(options: Namespace, size: int, others: Sequence[str], run: Path) -> list[str]:
-    half = torch.accelerator.is_available() or cpu_has_bfloat16()
     settings = {
-        "trainer.precision": "bf16-mixed" if half else "32-true",
+        "trainer.precision": front.fast_precision(),
         "trainer.max_epochs": "-1",
         "trainer.reload_dataloaders_every_n_epochs": "1",
         "trainer.num_sanity_val_steps": "0",
@@ -176,9 +173,7 @@ def _words(options: Namespace, size: int, others: Sequence[str], run: Path) -> l
         "data.root": options.folder,
     }
     begun = front.going_on(run, others)
-    given = {name.lstrip("-") for name, _ in values_in(others)}
-    settings = {key: value for key, value in settings.items() if key not in given}
-    return [*front.as_words(settings), *fast, *others, *front.as_words(last), *begun]
+    return [*front.defaults(settings, others), *fast, *others, *front.as_words(last), *begun]
 
 
 def _leads_on(model: Any, data: ImageFolder) -> bool:

@@ -104,7 +104,7 @@ class ShortcutDistillation(Purifier):
         self.temperature = check_positive("temperature", temperature)
         self.held_out, self.seed = check_share("held_out", held_out), check_seed("seed", seed)
         self.recipe = recipe
-        self._perturber: Perturber | None = None
+        self._perturbers: dict[SplitModel, Perturber] = {}
 
     def plan(self) -> tuple[Stage, ...]:
         """Measure the suspect, then distil; what was learned is measured after each epoch."""
@@ -176,11 +176,11 @@ class ShortcutDistillation(Purifier):
     def answering(self, net: SplitModel) -> Iterator[Distance]:
         """A folded copy of a network, whose answers are differentiable in the images."""
         with perturb_precision(self.device.type) as dtype:
-            if net is self.teacher:
-                self._perturber = self._perturber or Perturber(net, "eval", dtype)
-                copy = self._perturber
-            else:
-                copy = Perturber(net, "eval", dtype)
+            if net not in self._perturbers:
+                self._perturbers[net] = Perturber(net, "eval", dtype)
+            copy = self._perturbers[net]
+            if net is self.model:
+                copy.refresh_(net)
             head = net.head or nn.Identity()
             yield lambda x: head(copy.features(x).to(self.dtype)).float()
 
@@ -261,6 +261,11 @@ class ShortcutDistillation(Purifier):
             name: concentration(classes[0], after, count)
             for name, after in zip(self.families, classes[1:], strict=True)
         }
+
+    def add_networks(self) -> None:
+        """Forgets copies of networks that were there before."""
+        super().add_networks()
+        self._perturbers = {}
 
     def check_data(self) -> None:
         """Adds that flips need a head to be seen.

@@ -6,10 +6,10 @@ import pytest
 import timm
 import torch
 import torchvision
+from factors import FACTORS
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.optim.swa_utils import AveragedModel
 
 from bdclean.backbones import ModelInfo, build, load_model, save_like, save_model, written_back
@@ -350,31 +350,8 @@ def test_a_classifier_in_another_dict_goes_back_there(content, names, tmp_path):
     assert flat.keys() == BODY.keys() | {f"{names}weight", f"{names}bias"}
 
 
-def _pruned(layer):
-    prune.l1_unstructured(layer, "weight", 0.3)
-
-
-def _after_a_step(norm):
-    def wrap(layer):
-        norm(layer)
-        layer(torch.rand(1, layer.in_channels, 8, 8))
-        layer.eval()
-
-    return wrap
-
-
 @pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        _pruned,
-        weight_norm,
-        parametrizations.weight_norm,
-        _after_a_step(spectral_norm),
-        _after_a_step(parametrizations.spectral_norm),
-    ],
-    ids=["pruned", "weight norm", "new weight norm", "spectral norm", "new spectral norm"],
-)
+@pytest.mark.parametrize("wrap", FACTORS.values(), ids=FACTORS)
 def test_factors_go_back_as_plain_weights(wrap, tmp_path):
     network = _network().backbone
     wrap(network.layer2[0].conv1)

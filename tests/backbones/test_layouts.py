@@ -7,8 +7,9 @@ import pytest
 import timm
 import torch
 import torchvision
+from factors import FACTORS
 from torch import nn
-from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
+from torch.nn.utils import spectral_norm
 
 from bdclean.backbones import ModelInfo, build, load_model, save_model
 from bdclean.backbones.architectures import Parts, make_parts
@@ -276,31 +277,8 @@ def test_mean_and_std_in_other_units_are_not_taken(tmp_path):
         _load({"0.mean": numbers, "0.std": numbers} | _under("1.", WHOLE), tmp_path / "x.pth")
 
 
-def _pruned(layer):
-    prune.l1_unstructured(layer, "weight", 0.3)
-
-
-def _singular(norm):
-    def wrap(layer):
-        norm(layer)
-        layer(torch.rand(1, layer.in_channels, 8, 8))  # one step of the power iteration
-        layer.eval()
-
-    return wrap
-
-
 @pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        _pruned,
-        weight_norm,
-        parametrizations.weight_norm,
-        _singular(spectral_norm),
-        _singular(parametrizations.spectral_norm),
-    ],
-    ids=["pruned", "weight norm", "new weight norm", "spectral norm", "new spectral norm"],
-)
+@pytest.mark.parametrize("wrap", FACTORS.values(), ids=FACTORS)
 def test_factors_of_weights_are_multiplied_out(wrap, tmp_path):
     network = _network().backbone
     before = network.layer2[0].conv1.weight.detach().clone()

@@ -1,6 +1,7 @@
 """`bdclean check`: what it prints, its exit status, and what it asks for."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from bdclean.backbones import ModelInfo, build, save_model
-from bdclean.checking import PROBES, Flips, Margins, MarginTest, Verdict
+from bdclean.checking import PROBES, Flips, Margins, MarginTest, Verdict, maximum_margins
 from bdclean.checking.verdicts import judge_flips, judge_margins, refuses_flips, refuses_margins
 from bdclean.cli import main
 from bdclean.commands import check
@@ -46,9 +47,8 @@ def save(tmp_path):
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     """Fewer steps and noise than the tests need to be of use."""
-    short = check.maximum_margins
-    settings = MarginTest(starts=3, steps=10)
-    monkeypatch.setattr(check, "maximum_margins", lambda model, seed: short(model, settings, seed))
+    few = partial(maximum_margins, settings=MarginTest(starts=3, steps=10))
+    monkeypatch.setattr("bdclean.checking.every.maximum_margins", few)
 
 
 def run(capsys, *words):
@@ -70,7 +70,7 @@ def test_nothing_found_is_not_called_clean(save, photos, capsys, monkeypatch):
     for name in "ball", "patch", "universal 4", "universal 8", "MM-BD":
         assert f"\n{name}: nothing found\n" in said.out
     assert "5 tests ran, and none found anything. No test can show that a model is" in said.out
-    assert not [name for name in said.out.split() if name.strip(".,") == "safe"]
+    assert said.out.count("clean") == said.out.count("No test can show that a model is clean") == 1
     assert not said.err
 
 

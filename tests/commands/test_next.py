@@ -118,7 +118,7 @@ def test_the_next_command_of_each_kind_works(kind, place, monkeypatch, capsys, t
         link.symlink_to(place / name)
     monkeypatch.chdir(tmp_path)
     few = partial(maximum_margins, settings=MarginTest(starts=3, steps=3))
-    monkeypatch.setattr("bdclean.commands.check.maximum_margins", few)
+    monkeypatch.setattr("bdclean.checking.every.maximum_margins", few)
     main([*words, "--run", "runs/x"])
     said = capsys.readouterr().out
     line = next_of(said)

@@ -384,7 +384,7 @@ def test_the_precision_is_one_that_is_fast_here(
     small, tmp_path, monkeypatch, accelerator, instructions, precision
 ):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerator)
-    monkeypatch.setattr(sift, "cpu_has_bfloat16", lambda: instructions)
+    monkeypatch.setattr(front, "cpu_has_bfloat16", lambda: instructions)
     words = words_of(small, "--run", str(tmp_path / "out"))
     assert f"--trainer.precision={precision}" in words
 

@@ -87,6 +87,25 @@ def test_the_perturbation_looks_at_the_suspect_alone(ready):
         assert torch.equal(first, perturbed(module, x)) == same, perturb
 
 
+def test_a_second_fit_perturbs_by_its_own_suspect(ready):
+    def perturbed(module, x):
+        torch.manual_seed(2)
+        return module.perturbed(x, module.outputs(module.teacher, x))
+
+    used, x = ready()
+    first = perturbed(used, x)
+    fresh, _ = ready()
+    used.make_networks()
+    used.add_networks()
+    for module in used, fresh:
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for weight in module.teacher.parameters():
+                weight.copy_(torch.randn_like(weight))
+    assert torch.equal(perturbed(used, x), perturbed(fresh, x))
+    assert not torch.equal(perturbed(used, x), first)
+
+
 def test_weights_count_flips(ready, monkeypatch):
     module, _ = ready()
     wanted = F.one_hot(torch.tensor([0, 0, 1, 2, 3, 3]), 4).float()

@@ -1,0 +1,38 @@
+"""All tests that apply to a model, one after the other."""
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from bdclean.backbones import SplitModel
+from bdclean.checking.flips import PROBES, count_flips
+from bdclean.checking.margins import maximum_margins
+from bdclean.checking.verdicts import (
+    Verdict,
+    judge_flips,
+    judge_margins,
+    not_applicable,
+    refuses_flips,
+    refuses_margins,
+)
+
+
+def run_tests(model: SplitModel, images: Tensor | None, seed: int = 0) -> Iterator[Verdict]:
+    """What each test says, one after the other.
+
+    Args:
+        model: Under suspicion, in evaluation mode; left as it is.
+        images: (N, 3, H, W), float32 in [0, 1], on its device; None without any.
+        seed: Of perturbations and noise.
+    """
+    count = None if model.head is None else model.info.num_classes
+    refusal = refuses_flips(count, None if images is None else len(images))
+    if refusal is None and images is not None:
+        yield from map(judge_flips, count_flips(model, images, seed=seed))
+    else:
+        yield from (not_applicable(name, str(refusal)) for name in PROBES)
+    refusal = refuses_margins(count, model.info.input_size)
+    if refusal is None:
+        yield judge_margins(maximum_margins(model, seed=seed))
+    else:
+        yield not_applicable("MM-BD", refusal)
