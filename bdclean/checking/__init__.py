@@ -1,5 +1,9 @@
 """Is this model backdoored? Tests that need no label and no trigger."""
 
+from bdclean.checking.embeddings import SmallestTrigger as SmallestTrigger
+from bdclean.checking.embeddings import TriggerSearch as TriggerSearch
+from bdclean.checking.embeddings import mean_cosine as mean_cosine
+from bdclean.checking.embeddings import smallest_trigger as smallest_trigger
 from bdclean.checking.every import run_tests as run_tests
 from bdclean.checking.flips import PROBES as PROBES
 from bdclean.checking.flips import Flips as Flips

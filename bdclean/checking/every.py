@@ -5,14 +5,17 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from bdclean.backbones import SplitModel
+from bdclean.checking.embeddings import smallest_trigger
 from bdclean.checking.flips import PROBES, count_flips
 from bdclean.checking.margins import maximum_margins
 from bdclean.checking.verdicts import (
     Verdict,
     judge_flips,
     judge_margins,
+    judge_trigger,
     not_applicable,
     refuses_flips,
+    refuses_images,
     refuses_margins,
 )
 
@@ -26,11 +29,17 @@ def run_tests(model: SplitModel, images: Tensor | None, seed: int = 0) -> Iterat
         seed: Of perturbations and noise.
     """
     count = None if model.head is None else model.info.num_classes
-    refusal = refuses_flips(count, None if images is None else len(images))
+    given = None if images is None else len(images)
+    refusal = refuses_flips(count, given)
     if refusal is None and images is not None:
         yield from map(judge_flips, count_flips(model, images, seed=seed))
     else:
         yield from (not_applicable(name, str(refusal)) for name in PROBES)
+    refusal = refuses_images(given)
+    if refusal is None and images is not None:
+        yield judge_trigger(smallest_trigger(model, images, seed=seed))
+    else:
+        yield not_applicable("DECREE", str(refusal))
     refusal = refuses_margins(count, model.info.input_size)
     if refusal is None:
         yield judge_margins(maximum_margins(model, seed=seed))

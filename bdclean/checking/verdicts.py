@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from bdclean.checking.embeddings import SmallestTrigger
 from bdclean.checking.flips import Flips
 from bdclean.checking.margins import LEAST_CLASSES, Margins
 
@@ -14,6 +15,8 @@ PILED = {"ball": 0.5, "patch": 0.3, "universal 4": 0.3, "universal 8": 0.6}
 FEWEST_IMAGES = 100
 _MOST_WORK = 200  # of MM-BD: classes of 32 pixels
 P = 0.05  # of MM-BD, as in its paper
+ALIKE = 0.9  # mean cosine of features above which DECREE cannot tell anything
+SMALL = 0.1  # of DECREE: share of the image below which a trigger is too small, as in its paper
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,30 @@ def judge_margins(found: Margins) -> Verdict:
     )
 
 
+def judge_trigger(found: SmallestTrigger) -> Verdict:
+    """Whether a trigger is too small for all images to look the same without a backdoor."""
+    if found.untouched > ALIKE:
+        return not_applicable(
+            "DECREE",
+            "to the backbone the images look the same without any trigger (mean cosine "
+            f"{found.untouched:.2f}); are they such as the model was made for?",
+        )
+    suspicious = found.share < SMALL
+    why = (
+        f"all images look the same to the backbone under a trigger that covers "
+        f"{100 * found.share:.1f} % of the image; suspicious below {100 * SMALL:.0f} %"
+    )
+    if found.share == 1:
+        why = "no trigger was found under which all images look the same to the backbone"
+    return Verdict(
+        "DECREE",
+        "suspicious" if suspicious else "nothing found",
+        why,
+        None,
+        {"share": found.share, "bound": SMALL, "untouched": found.untouched},
+    )
+
+
 def not_applicable(test: str, why: str) -> Verdict:
     """That a test cannot be run, and why."""
     return Verdict(test, "not applicable", why)
@@ -85,6 +112,15 @@ def refuses_flips(num_classes: int | None, images: int | None) -> str | None:
         return "the model has no classifier head, so that no answer flips"
     if num_classes < LEAST_CLASSES:
         return f"with {num_classes} classes, flips pile up in one of them anyway"
+    return refuses_images(images)
+
+
+def refuses_images(images: int | None) -> str | None:
+    """Why images are too few; None if they are not.
+
+    Args:
+        images: How many there are; None without a folder.
+    """
     if images is None:
         return "it needs images: give a FOLDER of photos, without labels"
     if images < FEWEST_IMAGES:

@@ -170,7 +170,7 @@ def _summary(verdicts: Sequence[Verdict]) -> str:
     if not ran:
         return f"No test applies to this model. {_LIMITS}"
     if not suspicious:
-        return f"{len(ran)} tests ran, and none found anything. {_LIMITS}"
+        return f"{len(ran)} of {len(verdicts)} tests ran, and found nothing. {_LIMITS}"
     classes = sorted({each.target for each in suspicious if each.target is not None})
     named = " or ".join(f"class {k}" for k in classes)
     return (

@@ -10,8 +10,24 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from bdclean.backbones import ModelInfo, build, save_model
-from bdclean.checking import PROBES, Flips, Margins, MarginTest, Verdict, maximum_margins
-from bdclean.checking.verdicts import judge_flips, judge_margins, refuses_flips, refuses_margins
+from bdclean.checking import (
+    PROBES,
+    Flips,
+    Margins,
+    MarginTest,
+    SmallestTrigger,
+    TriggerSearch,
+    Verdict,
+    maximum_margins,
+    smallest_trigger,
+)
+from bdclean.checking.verdicts import (
+    judge_flips,
+    judge_margins,
+    judge_trigger,
+    refuses_flips,
+    refuses_margins,
+)
 from bdclean.cli import main
 from bdclean.commands import check
 
@@ -49,6 +65,8 @@ def _quick(monkeypatch):
     """Fewer steps and noise than the tests need to be of use."""
     few = partial(maximum_margins, settings=MarginTest(starts=3, steps=10))
     monkeypatch.setattr("bdclean.checking.every.maximum_margins", few)
+    short = partial(smallest_trigger, settings=TriggerSearch(epochs=2))
+    monkeypatch.setattr("bdclean.checking.every.smallest_trigger", short)
 
 
 def run(capsys, *words):
@@ -69,7 +87,8 @@ def test_nothing_found_is_not_called_clean(save, photos, capsys, monkeypatch):
     assert "Tested with 110 images of" in said.out
     for name in "ball", "patch", "universal 4", "universal 8", "MM-BD":
         assert f"\n{name}: nothing found\n" in said.out
-    assert "5 tests ran, and none found anything. No test can show that a model is" in said.out
+    assert "\nDECREE: nothing found\n  no trigger was found" in said.out
+    assert "6 of 6 tests ran, and found nothing. No test can show that a model is" in said.out
     assert said.out.count("clean") == said.out.count("No test can show that a model is clean") == 1
     assert not said.err
 
@@ -78,7 +97,7 @@ def test_a_class_out_of_line_is_named_and_the_status_is_1(save, capsys):
     status, said = run(capsys, save(scale=60))
     assert status == 1
     assert "MM-BD: suspicious, class 5\n" in said.out
-    assert said.out.count("not applicable\n  it needs images: give a FOLDER") == 4
+    assert said.out.count("not applicable\n  it needs images: give a FOLDER") == 5
     assert "1 of 1 tests find the model suspicious; answers seem to be led to class 5." in said.out
 
 
@@ -89,7 +108,7 @@ def test_json_holds_all_and_nothing_else_is_printed(save, photos, capsys):
     assert found["suspicious"]
     assert (found["arch"], found["classes"], found["images"]) == ("resnet18", 6, 130)
     tests = {each["test"]: each for each in found["tests"]}
-    assert list(tests) == ["ball", "patch", "universal 4", "universal 8", "MM-BD"]
+    assert list(tests) == ["ball", "patch", "universal 4", "universal 8", "DECREE", "MM-BD"]
     assert tests["MM-BD"]["target"] == 5
     assert 0 <= tests["MM-BD"]["statistics"]["p"] < 0.05
     again = json.loads(run(capsys, save(scale=60), photos, "--json")[1].out)
@@ -107,13 +126,15 @@ def test_what_does_not_apply_says_why(save, photos, capsys, classes, why):
     status, said = run(capsys, save(classes), photos)
     assert status == 0
     assert said.out.count(why) == 4 + (classes is None)
-    assert "No test applies to this model." in said.out
+    assert "\nDECREE: nothing found" in said.out
+    assert "1 of 6 tests ran, and found nothing." in said.out
+    assert "No test applies to this model." in run(capsys, save(classes))[1].out
 
 
 def test_few_images(save, photos, capsys):
     status, said = run(capsys, save(), photos, "--images", "99")
     assert status == 0
-    assert said.out.count("99 images are too few; give 100 or more.") == 4
+    assert said.out.count("99 images are too few; give 100 or more.") == 5
 
 
 @pytest.mark.parametrize(
@@ -150,6 +171,12 @@ def test_verdicts_by_their_bounds():
     assert (less.state, less.target) == ("nothing found", None)
     assert judge_margins(Margins((1.0,) * 6, 0.049, 3, 9.0)).state == "suspicious"
     assert judge_margins(Margins((1.0,) * 6, 0.051, 3, 9.0)).state == "nothing found"
+    small = judge_trigger(SmallestTrigger(0.0961, 0.5, 9))
+    assert (small.state, small.target) == ("suspicious", None)
+    assert "a trigger that covers 9.6 % of the image; suspicious below 10 %" in small.why
+    assert judge_trigger(SmallestTrigger(0.11, 0.5, 9)).state == "nothing found"
+    assert judge_trigger(SmallestTrigger(1.0, 0.5, 9)).why.startswith("no trigger was found")
+    assert judge_trigger(SmallestTrigger(0.01, 0.91, 9)).state == "not applicable"
     assert refuses_flips(10, 500) is None
     assert refuses_margins(10, 32) is refuses_margins(100, 32) is None
     told = "1,000 classes of 224 pixels would take some 4,900 times as long as 10 classes of 32"

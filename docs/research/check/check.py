@@ -3,8 +3,9 @@
     python docs/research/check/check.py RUN [RUN ...] --out record.json
 
 RUN is the folder of a finished fit of a classifier. A line holds where each family of perturbations
-sends the answers to 500 held-out training images, the largest margins of all classes, and, for the
-judgement of the tests, what the run says of the attack. A line of the same run is replaced.
+sends the answers to 500 held-out training images, the smallest trigger for the backbone, the
+largest margins of all classes, and, for the judgement of the tests, what the run says of the
+attack. A line of the same run is replaced.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bdclean.backbones import load_model
-from bdclean.checking import count_flips, maximum_margins
+from bdclean.checking import count_flips, maximum_margins, smallest_trigger
 from bdclean.files import write_text
 from bdclean.runs import RunFolder
 
@@ -33,6 +34,8 @@ def measure(folder: Path) -> dict[str, Any]:
     began = time.monotonic()
     found = list(count_flips(model, images))
     between = time.monotonic()
+    trigger = smallest_trigger(model, images)
+    after = time.monotonic()
     margins = maximum_margins(model)
     return {
         "run": folder.name,
@@ -44,10 +47,12 @@ def measure(folder: Path) -> dict[str, Any]:
         "target": getattr(data.attack, "target", None),
         "metrics": {k: record["metrics"].get(k) for k in ("acc", "asr", "pa")},
         "flips": [asdict(each) for each in found],
+        "trigger": asdict(trigger),
         "margins": asdict(margins) | {"largest": [round(r, 3) for r in margins.largest]},
         "seconds": {
             "flips": round(between - began),
-            "margins": round(time.monotonic() - between),
+            "trigger": round(after - between),
+            "margins": round(time.monotonic() - after),
         },
     }
 
