@@ -13,7 +13,7 @@ import torchvision
 from PIL import Image
 
 from bdclean.backbones import ModelInfo, build, load_model, save_model
-from bdclean.checking import MarginTest, maximum_margins
+from bdclean.checking import MarginTest, TriggerSearch, maximum_margins, smallest_trigger
 from bdclean.cli import main
 from bdclean.commands import purify
 
@@ -35,6 +35,8 @@ def place(tmp_path, monkeypatch):
     save_model(model, tmp_path / "suspect.safetensors")
     quick = partial(maximum_margins, settings=MarginTest(starts=3, steps=3))
     monkeypatch.setattr("bdclean.checking.every.maximum_margins", quick)
+    short = partial(smallest_trigger, settings=TriggerSearch(epochs=1))
+    monkeypatch.setattr("bdclean.checking.every.smallest_trigger", short)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -58,7 +60,7 @@ def test_a_model_is_cleaned_and_tested_before_and_after(place, capsys, method):
     checks = json.loads((run / "checks.json").read_text())
     for when in "before", "after":
         assert [each["test"] for each in checks[when]][-1] == "MM-BD"
-        assert len(checks[when]) == 5
+        assert len(checks[when]) == 6
     record = json.loads((run / "result.json").read_text())
     assert record["protocol"]["finished"]
     assert record["protocol"]["labels"] == "none"
