@@ -37,6 +37,7 @@ from bdclean.purification.projection import Projection, Projections
 from bdclean.types import Batch, ImageFacts, View
 
 Reference = Literal["j", "i"]
+Perturbed = Literal["student", "suspect"]
 RECIPE = Recipe(epochs=15, lr=0.02, schedule="constant", augmentation="simclr")
 
 
@@ -58,6 +59,9 @@ class CBD(Purifier):
         pgd: The adversarial perturbations of eq. (1): the ball that they lie in, and the steps.
         adv_reference: Which view eq. (1) departs from: `j` as it reads with k for i, or `i`,
             which makes perturbation and pull one min-max objective.
+        perturb: Whose features eq. (1) moves: those of the `student` (the paper), or of the frozen
+            `suspect`, as in shortcut distillation. The student then need not become robust on its
+            own.
         perturb_bn: Batch norm in eq. (1): `eval` (folded into the convolutions, faster) or
             `train` (statistics of the batch).
         adv_updates_bn: Whether adversarial batches change the running statistics.
@@ -85,6 +89,7 @@ class CBD(Purifier):
         symmetric: bool = True,
         pgd: PGD = PGD(8.0, 20),  # noqa: B008  (frozen)
         adv_reference: Reference = "j",
+        perturb: Perturbed = "student",
         perturb_bn: BatchNormMode = "eval",
         adv_updates_bn: bool = True,
         reestimate_bn: bool = False,
@@ -100,6 +105,7 @@ class CBD(Purifier):
         self.temperature, self.symmetric = check_positive("temperature", temperature), symmetric
         self.pgd, self.recipe = pgd, recipe
         self.adv_reference: Reference = check_choice("adv_reference", adv_reference, Reference)
+        self.perturb: Perturbed = check_choice("perturb", perturb, Perturbed)
         self.perturb_bn: BatchNormMode = check_choice("perturb_bn", perturb_bn, BatchNormMode)
         self.adv_updates_bn, self.reestimate_bn = adv_updates_bn, reestimate_bn
         if recipe.batch_size < 2:
@@ -179,7 +185,7 @@ class CBD(Purifier):
         views = dict(zip(self.view_names, batch["views"], strict=True))
         terms: dict[str, Tensor] = {}
         if self.lambdas["pull"]:
-            adversarial = self.perturb(views["k"], views[self.adv_reference])
+            adversarial = self.perturbed(views["k"], views[self.adv_reference])
         z_i, z_j = self._clean_features(views)
         if self.lambdas["pull"]:
             terms["pull"] = self.contrast(z_i.detach(), self._adversarial_features(adversarial))
@@ -203,20 +209,22 @@ class CBD(Purifier):
         a, b = of_all_devices(self, a), of_all_devices(self, b)
         return nt_xent(a, b, self.temperature, symmetric=self.symmetric)
 
-    def perturb(self, images: Tensor, reference: Tensor) -> Tensor:
+    def perturbed(self, images: Tensor, reference: Tensor) -> Tensor:
         """Eq. (1): adversarial versions of `images` (N, 3, H, W), detached."""
+        own = self.perturb == "student"
+        net = self.model if own else self.teacher
+        project = self.projections.student if own else self.projections.teacher
         with perturb_precision(images.device.type) as dtype:
             if self._perturber is None:
-                self._perturber = Perturber(self.model, self.perturb_bn, dtype)
+                self._perturber = Perturber(net, self.perturb_bn, dtype)
             copy = self._perturber
-            copy.refresh_(self.model)
+            if own:
+                copy.refresh_(net)
             with self.projections.perturbing(self.perturb_bn):
                 with torch.no_grad():
-                    fixed = self.projections(copy.features(reference))
+                    fixed = project(copy.features(reference))
                 return pgd(
-                    images,
-                    lambda x: self.contrast(self.projections(copy.features(x)), fixed),
-                    self.pgd,
+                    images, lambda x: self.contrast(project(copy.features(x)), fixed), self.pgd
                 )
 
     def _clean_features(self, views: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -239,16 +247,17 @@ class CBD(Purifier):
 
     @property
     def needs_teacher(self) -> bool:
-        """Only for distillation."""
-        return self.lambdas["kd"] > 0
+        """For distillation, and where eq. (1) perturbs the suspect."""
+        moved = self.perturb == "suspect" and self.lambdas["pull"] > 0
+        return self.lambdas["kd"] > 0 or moved
 
     def make_student(self, suspect: SplitModel) -> SplitModel:
         """The suspect's backbone; the head is that of the probe."""
-        self._perturber = None
         return replace_by_probe(suspect, self.facts.num_classes, self.probe)
 
     def add_networks(self) -> None:
         """Draws h."""
         super().add_networks()
+        self._perturber = None
         outputs = None if self.projection is None else self.projection.dim
         self.projections = Projections(self.model.num_features, outputs)

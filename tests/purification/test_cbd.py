@@ -75,7 +75,7 @@ def test_loss_and_gradient_are_those_of_equations_2_to_5(ready, monkeypatch, lam
     with torch.no_grad():
         for parameter in module.model.parameters():
             parameter.mul_(1.2)
-    monkeypatch.setattr(module, "perturb", lambda images, reference: (images + 0.1).clamp(0, 1))
+    monkeypatch.setattr(module, "perturbed", lambda images, reference: (images + 0.1).clamp(0, 1))
     batch = batch_of(len(module.view_names))
     view = dict(zip(module.view_names, batch["views"], strict=True))
 
@@ -149,7 +149,7 @@ def test_perturbation_departs_from_view_k_and_its_reference(ready, monkeypatch, 
         calls.append((images, other))
         return images
 
-    monkeypatch.setattr(module, "perturb", perturb)
+    monkeypatch.setattr(module, "perturbed", perturb)
     module.purify(batch)
     ((images, other),) = calls
     assert images is batch["views"][2]
@@ -162,7 +162,7 @@ def test_no_perturbation_without_pull_and_no_teacher_without_distillation(ready,
     def perturb(*_):
         pytest.fail("perturbed")
 
-    monkeypatch.setattr(module, "perturb", perturb)
+    monkeypatch.setattr(module, "perturbed", perturb)
     module.purify(batch_of(2))
     assert module._modules["teacher"] is None
 
@@ -170,12 +170,23 @@ def test_no_perturbation_without_pull_and_no_teacher_without_distillation(ready,
 # ---------------------------------------------------------------- the perturbation
 
 
+def test_the_suspect_may_be_perturbed_instead_of_the_student(ready):
+    module = ready(**weights_of(1, 0, 0), perturb="suspect", pgd={"random_start": False})
+    images, reference = batch_of(2)["views"]
+    before = module.perturbed(images, reference)
+    assert (before - images).abs().max() > 0
+    with torch.no_grad():
+        for parameter in module.model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    assert torch.equal(module.perturbed(images, reference), before)
+
+
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_perturbation_is_pgd_on_the_contrastive_loss(ready, mode):
     module = ready(perturb_bn=mode, pgd={"random_start": False, "steps": 4})
     images, reference = batch_of(2)["views"]
     before = copy.deepcopy(module.model.state_dict())
-    adversarial = module.perturb(images, reference)
+    adversarial = module.perturbed(images, reference)
 
     net = module.model.copy().train(mode == "train")
     fixed = net.features(reference).detach()
@@ -208,16 +219,16 @@ def test_perturbation_is_pgd_on_the_contrastive_loss(ready, mode):
 def test_perturbation_follows_the_student(ready):
     module = ready(pgd={"random_start": False, "steps": 1})
     images, reference = batch_of(2)["views"]
-    module.perturb(images, reference)
+    module.perturbed(images, reference)
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in module.model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     module.model.features(images)  # statistics move as well
-    again = module.perturb(images, reference)
+    again = module.perturbed(images, reference)
     fresh = ready(pgd={"random_start": False, "steps": 1})
     fresh.model.load_state_dict(module.model.state_dict())
-    torch.testing.assert_close(again, fresh.perturb(images, reference), rtol=0, atol=0)
+    torch.testing.assert_close(again, fresh.perturbed(images, reference), rtol=0, atol=0)
     expected = module.model.copy().eval().features(images)
     # Folding rounds relative to the largest features, not to each one.
     error = (module._perturber.features(images) - expected).norm() / expected.norm()
@@ -228,10 +239,10 @@ def test_random_start_uses_the_global_generator(ready):
     module = ready(pgd={"steps": 1})
     images, reference = batch_of(2)["views"]
     torch.manual_seed(1)
-    first = module.perturb(images, reference)
-    other = module.perturb(images, reference)
+    first = module.perturbed(images, reference)
+    other = module.perturbed(images, reference)
     torch.manual_seed(1)
-    assert torch.equal(first, module.perturb(images, reference))
+    assert torch.equal(first, module.perturbed(images, reference))
     assert not torch.equal(first, other)
     assert (first - images).abs().max() <= 8 / 255 + 1e-7
 
@@ -255,7 +266,7 @@ def test_perturbation_under_autocast_runs_in_bfloat16(ready, monkeypatch, mode):
 
     monkeypatch.setattr("bdclean.purification.cbd.pgd", spy)
     with torch.autocast("cpu", torch.bfloat16):
-        adversarial = module.perturb(images, reference)
+        adversarial = module.perturbed(images, reference)
     assert adversarial.dtype == torch.float32
     assert set(dtypes) == {torch.bfloat16}
 
@@ -266,7 +277,7 @@ def test_perturbation_under_autocast_runs_in_bfloat16(ready, monkeypatch, mode):
 @pytest.mark.parametrize("updates", [True, False])
 def test_adversarial_batch_updates_statistics_on_request(ready, monkeypatch, updates):
     module = ready(adv_updates_bn=updates)
-    monkeypatch.setattr(module, "perturb", lambda images, reference: images)
+    monkeypatch.setattr(module, "perturbed", lambda images, reference: images)
     oracle = module.model.copy()
     v_i, v_j, v_k = batch_of(3)["views"]
     module.purify(batch_of(3))

@@ -83,7 +83,7 @@ def test_the_product_has_no_projection(run, projection):
 
 def test_the_terms_are_those_of_projected_features(run, monkeypatch):
     module = run(projection={"mode": "joint"}, recipe={"epochs": 1})
-    monkeypatch.setattr(module, "perturb", lambda images, reference: images)
+    monkeypatch.setattr(module, "perturbed", lambda images, reference: images)
     logged = {}
     monkeypatch.setattr(module, "log_terms", logged.update)
     generator = torch.Generator().manual_seed(11)
@@ -114,7 +114,7 @@ def test_a_perturbation_leaves_the_projection_as_it_was(run, perturb_bn):
     module._perturber = None
     before = copy.deepcopy(module.projections.state_dict())
     images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    moved = module.perturb(images, images.flip(0))
+    moved = module.perturbed(images, images.flip(0))
     assert not torch.equal(moved, images)
     after = module.projections.state_dict()
     # the count of batches moves with every pass in training mode
@@ -129,7 +129,7 @@ def test_the_perturbation_climbs_the_loss_of_projected_features(run):
     module = run(projection={"mode": "joint"}, recipe={"epochs": 1})
     module._perturber = None
     images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    moved = module.perturb(images, images)
+    moved = module.perturbed(images, images)
     module.model.eval()
     module.projections.eval()
 
