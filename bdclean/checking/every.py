@@ -6,7 +6,7 @@ from torch import Tensor
 
 from bdclean.backbones import SplitModel
 from bdclean.checking.embeddings import smallest_trigger
-from bdclean.checking.flips import PROBES, count_flips
+from bdclean.checking.flips import count_flips
 from bdclean.checking.margins import maximum_margins
 from bdclean.checking.verdicts import (
     Verdict,
@@ -18,6 +18,7 @@ from bdclean.checking.verdicts import (
     refuses_images,
     refuses_margins,
 )
+from bdclean.functional.families import PROBES
 
 
 def run_tests(model: SplitModel, images: Tensor | None, seed: int = 0) -> Iterator[Verdict]:

@@ -15,27 +15,17 @@ from bdclean.backbones import SplitModel
 from bdclean.backbones.perturber import Perturber, perturb_precision
 from bdclean.functional.distillation import divergence
 from bdclean.functional.families import (
-    Ball,
+    PROBED_AT_ONCE,
+    PROBES,
     Concentration,
     Distance,
     Family,
-    Patch,
-    Universal,
     concentrated,
 )
 from bdclean.functional.precision import fast_format
 from bdclean.functional.seeds import derive_seed
 
-PROBES: Mapping[str, Family] = {
-    "ball": Ball(8.0, 10, 0.25),
-    "patch": Patch((0.15, 0.15), 10, 0.3),
-    "universal 4": Universal((4.0, 4.0), 24, 0.15),
-    "universal 8": Universal((8.0, 8.0), 24, 0.15),
-}
-"""The families that look for a backdoor, by name."""
-
 TEMPERATURE = 2.0  # of the divergence that is maximised; as in shortcut distillation
-BATCH = 128  # images that share a universal perturbation
 
 
 @dataclass(frozen=True)
@@ -78,6 +68,7 @@ def count_flips(
     try:
         with fast_format(images.device.type), perturb_precision(images.device.type) as dtype:
             copy = Perturber(model, "eval", dtype)
+            images = images.contiguous(memory_format=torch.channels_last)
 
             def predict(x: Tensor) -> Tensor:
                 logits: Tensor = head(copy.features(x).float())
@@ -86,7 +77,9 @@ def count_flips(
             for name, family in families.items():
                 landed = torch.zeros(count, dtype=torch.long)
                 for number, x in enumerate(
-                    torch.split(images.contiguous(memory_format=torch.channels_last), BATCH)
+                    torch.split(
+                        images.contiguous(memory_format=torch.channels_last), PROBED_AT_ONCE
+                    )
                 ):
                     seeded = derive_seed("flips", name, seed, number)
                     draw = torch.Generator(x.device).manual_seed(seeded)

@@ -21,10 +21,9 @@ from torch import Tensor
 from bdclean.backbones import SplitModel
 from bdclean.backbones.perturber import Perturber, perturb_precision
 from bdclean.errors import ConfigError
+from bdclean.functional.families import LEAST_CLASSES
 from bdclean.functional.precision import fast_format, full_float32
 from bdclean.functional.seeds import derive_seed
-
-LEAST_CLASSES = 6  # the null distribution is fitted to K - 1 values
 
 
 @dataclass(frozen=True)

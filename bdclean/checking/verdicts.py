@@ -5,13 +5,11 @@ from typing import Literal
 
 from bdclean.checking.embeddings import SmallestTrigger
 from bdclean.checking.flips import Flips
-from bdclean.checking.margins import LEAST_CLASSES, Margins
+from bdclean.checking.margins import Margins
+from bdclean.functional.families import LEAST_CLASSES, PILED
 
 State = Literal["suspicious", "nothing found", "not applicable"]
 
-# Above this share of all images, answers that a family sends to one class are out of line with
-# clean networks; docs/research/check has what these and attacked networks gave.
-PILED = {"ball": 0.5, "patch": 0.3, "universal 4": 0.3, "universal 8": 0.6}
 FEWEST_IMAGES = 100
 _MOST_WORK = 200  # of MM-BD: classes of 32 pixels
 P = 0.05  # of MM-BD, as in its paper

@@ -4,7 +4,7 @@ A backdoor is the shortest way to change the answer, so many of these perturbati
 `concentration` tells whether they do: the answers that they change pile up in its target class.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -129,7 +129,7 @@ class Universal:
         ConfigError: If a value is out of its range.
     """
 
-    epsilon: tuple[float, float] = (8.0, 24.0)
+    epsilon: tuple[float, float] = (4.0, 12.0)
     steps: int = 8
     step_size: float = 0.3
 
@@ -202,6 +202,42 @@ class Concentration:
     def piled(self) -> float:
         """Share of all images whose class changes to `favourite`."""
         return self.flipped * self.share
+
+
+PROBES: Mapping[str, Family] = {
+    "ball": Ball(8.0, 10, 0.25),
+    "patch": Patch((0.15, 0.15), 10, 0.3),
+    "universal 4": Universal((4.0, 4.0), 24, 0.15),
+    "universal 8": Universal((8.0, 8.0), 24, 0.15),
+}
+"""What looks for a backdoor, by name; the first word is that of its family."""
+
+PILED = {"ball": 0.5, "patch": 0.3, "universal 4": 0.3, "universal 8": 0.6}
+"""Share of all images above which the answers that a probe sends to one class are out of line with
+clean networks; docs/research/check has what these and attacked networks gave."""
+
+PROBED_AT_ONCE = 128  # images that share a universal perturbation
+LEAST_CLASSES = 6  # with fewer, flips pile up in one class anyway
+
+
+def out_of_line(found: Mapping[str, Concentration]) -> tuple[str, ...]:
+    """Probes whose flips pile up in one class as they do along a backdoor.
+
+    A trigger has one target. So of the probes above their bound only those count that agree with
+    the one that piles up most, seen from its bound.
+
+    Args:
+        found: What each probe gave, by the names of `PROBES`.
+
+    Returns:
+        Their names; none where no probe is above its bound.
+    """
+    above = {name: each for name, each in found.items() if each.piled > PILED[name]}
+    if not above:
+        return ()
+    room = {name: (each.piled - PILED[name]) / (1 - PILED[name]) for name, each in above.items()}
+    target = above[max(room, key=room.__getitem__)].favourite
+    return tuple(name for name, each in above.items() if each.favourite == target)
 
 
 def concentration(before: Tensor, after: Tensor, num_classes: int) -> Concentration:

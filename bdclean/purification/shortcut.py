@@ -15,9 +15,10 @@ Parents: PBE (Mu et al., CVPR 2023), PUD (2024), SAU (Wei et al., NeurIPS 2023),
 CBD, of which the head-less form is a relative. docs/methods/shortcut.md has all settings.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import compress
 from typing import Any, Literal
 
 import torch
@@ -30,6 +31,9 @@ from bdclean.checks import check_choice, check_not_negative, check_positive, che
 from bdclean.errors import ConfigError
 from bdclean.functional.distillation import divergence, feature_distance
 from bdclean.functional.families import (
+    LEAST_CLASSES,
+    PROBED_AT_ONCE,
+    PROBES,
     Ball,
     Concentration,
     Distance,
@@ -37,17 +41,18 @@ from bdclean.functional.families import (
     Patch,
     Universal,
     concentration,
+    out_of_line,
 )
 from bdclean.functional.seeds import derive_seed
 from bdclean.modules import Needs, Recipe, Stage, StageOptimizer
 from bdclean.modules.reading import share_buffers
 from bdclean.purification.base import Purifier
-from bdclean.types import Batch, ImageFacts, View
+from bdclean.types import Batch, ImageFacts, Subset, View
 
 Weighting = Literal["all", "flipped", "favourite"]
 Perturbed = Literal["suspect", "student"]
 RECIPE = Recipe(epochs=8, lr=0.05)
-MEASURED_AT_ONCE = 256  # images that share a universal perturbation
+PROBED = 500  # images that choose the families
 
 
 class ShortcutDistillation(Purifier):
@@ -57,7 +62,10 @@ class ShortcutDistillation(Purifier):
         facts: Facts of the data; the model keeps the classes of its own head.
         ball: One family of perturbations; None leaves it out.
         patch: Another one.
-        universal: Another one. The families that are not None share each batch out equally.
+        universal: Another one.
+        choose: Keep the families in which the suspect's flips pile up in one class, where there are
+            any (`families.out_of_line`). Without, or where none does, all are kept. The families
+            that are kept share each batch out equally.
         perturb: Whose answers the perturbations change: those of the `suspect` (the method), or of
             the `student` (an ablation: adversarial training against the suspect's answers).
         beta: Weight of the second term.
@@ -79,9 +87,10 @@ class ShortcutDistillation(Purifier):
     def __init__(
         self,
         facts: ImageFacts,
-        ball: Ball | None = None,
+        ball: Ball | None = Ball(),  # noqa: B008  (frozen)
         patch: Patch | None = Patch(),  # noqa: B008  (frozen)
         universal: Universal | None = Universal(),  # noqa: B008  (frozen)
+        choose: bool = True,
         perturb: Perturbed = "suspect",
         beta: float = 1.0,
         weighting: Weighting = "all",
@@ -98,6 +107,7 @@ class ShortcutDistillation(Purifier):
         self.families = {name: each for name, each in families.items() if each is not None}
         if not self.families:
             raise ConfigError("ball, patch and universal are all null; give one of them.")
+        self.choose = choose
         self.perturb: Perturbed = check_choice("perturb", perturb, Perturbed)
         self.beta = check_not_negative("beta", beta)
         self.weighting: Weighting = check_choice("weighting", weighting, Weighting)
@@ -107,8 +117,9 @@ class ShortcutDistillation(Purifier):
         self._perturbers: dict[SplitModel, Perturber] = {}
 
     def plan(self) -> tuple[Stage, ...]:
-        """Measure the suspect, then distil; what was learned is measured after each epoch."""
+        """Choose and measure, then distil; what was learned is measured after each epoch."""
         return (
+            Stage("choose", begin=self.choose_families),
             Stage("measure", begin=self.measure_suspect),
             Stage("distil", self.recipe, reads=self.images, step=self.distil, optimizer=self.all),
         )
@@ -139,7 +150,7 @@ class ShortcutDistillation(Purifier):
     def perturbed(self, x: Tensor, wanted: Tensor) -> Tensor:
         """Eq. (1): each family gets its share of the batch, (B, 3, H, W), detached."""
         net = self.teacher if self.perturb == "suspect" else self.model
-        families = self.families.values()
+        families = self.chosen.values()
         with self.answering(net) as predict:
             both = (each.tensor_split(len(families)) for each in (x, wanted))
             return torch.cat(
@@ -184,58 +195,109 @@ class ShortcutDistillation(Purifier):
             head = net.head or nn.Identity()
             yield lambda x: head(copy.features(x).to(self.dtype)).float()
 
+    # ------------------------------------------------------------------ choice of families
+
+    def choose_families(self) -> None:
+        """Probes the suspect on images that are trained on, and keeps what stands out."""
+        names = list(self.families)
+        count = self.model.info.num_classes or 0
+        stands = set()
+        if self.choose and self.model.head is not None and count >= LEAST_CLASSES:
+            rows = self.hold_out(self.held_out, self.seed)[0].rows
+            spread = torch.linspace(0, len(rows) - 1, min(PROBED, len(rows))).long()
+            classes = self.flips(self.teacher, PROBES, Subset(rows[spread]), "choose")
+            found = {
+                name: concentration(classes[0], after, count)
+                for name, after in zip(PROBES, classes[1:], strict=True)
+            }
+            stands = {name.split()[0] for name in out_of_line(found)}
+        kept = [name in stands for name in names]
+        self.results["chosen"] = torch.tensor(kept if any(kept) else [True] * len(names))
+
+    @property
+    def chosen(self) -> dict[str, Family]:
+        """The families that are unlearned; all before they were chosen."""
+        if "chosen" not in self.results:
+            return self.families
+        names = compress(self.families, self.results["chosen"].tolist())
+        return {name: self.families[name] for name in names}
+
     # ------------------------------------------------------------------ what is measured
 
     def measure_suspect(self) -> None:
-        """What the families do to the suspect."""
-        self.results["suspect"], self.results["agreement"] = self.measured(self.teacher)
+        """What the chosen families do to the suspect."""
+        self.results["suspect"] = self.measured(self.teacher)
 
     def on_train_epoch_end(self) -> None:
         """Logs agreement with the suspect, and what the families do to the student."""
         share_buffers(self)
-        self.results["student"], self.results["agreement"] = self.measured(self.model)
+        self.results["student"] = self.measured(self.model)
+        self.results["agreement"] = self.agreement()
         self.log("held_out/agreement", self.results["agreement"])
         for name, found in self.found("student").items():
             self.log(f"held_out/{name}_flipped", found.flipped)
             self.log(f"held_out/{name}_share", found.share)
         super().on_train_epoch_end()
 
-    def measured(self, model: SplitModel) -> tuple[Tensor, Tensor]:
-        """What the families do to the classes of the held-out images, and whom they agree with.
+    def measured(self, model: SplitModel) -> Tensor:
+        """What the chosen families do to the classes of the held-out images; see `flips`."""
+        held = self.hold_out(self.held_out, self.seed)[1]
+        return self.flips(model, self.chosen, held, "held out")
+
+    def agreement(self) -> Tensor:
+        """Whether the student answers as the suspect on the held-out images.
+
+        Returns:
+            Share of equal answers; without a head, the mean cosine of the features. A scalar.
+        """
+        held = self.hold_out(self.held_out, self.seed)[1]
+        training, alike = self.model.training, []
+        with self.trainer.precision_plugin.forward_context(), torch.no_grad():
+            self.model.eval()
+            for batch in self.read(View("defense", batch_size=PROBED_AT_ONCE, subset=held)):
+                nets = (self.teacher, self.model)
+                wanted, answers = (self.outputs(net, batch["image"]) for net in nets)
+                if self.model.head is None:
+                    alike.append(cosine_similarity(wanted, answers).cpu())
+                else:
+                    alike.append((wanted.argmax(1) == answers.argmax(1)).float().cpu())
+            self.model.train(training)
+        return torch.cat(alike).mean()
+
+    def flips(
+        self, model: SplitModel, families: Mapping[str, Family], rows: Subset, seed: str
+    ) -> Tensor:
+        """What families do to the classes that a network names.
+
+        Args:
+            model: The network.
+            families: By name.
+            rows: Images of the defender.
+            seed: What the perturbations are drawn for.
 
         Returns:
             Classes (1 + F, N), unperturbed and under each family, int64; (1 + F, 0) without a head.
-            And the share of them that are named as by the suspect or, without a head, the mean
-            cosine of the features of both; a scalar.
         """
-        held = self.hold_out(self.held_out, self.seed)[1]
-        view = View("defense", batch_size=MEASURED_AT_ONCE, subset=held)
-        training = model.training
+        if model.head is None:
+            return torch.zeros(1 + len(families), 0, dtype=torch.long)
+        view = View("defense", batch_size=PROBED_AT_ONCE, subset=rows)
+        training, found = model.training, []
         with self.trainer.precision_plugin.forward_context(), self.answering(model) as predict:
             model.eval()
-            found = [
-                self._named(model, predict, b["image"], n) for n, b in enumerate(self.read(view))
-            ]
+            for number, batch in enumerate(self.read(view)):
+                x = batch["image"]
+                with torch.no_grad():
+                    before = self.outputs(model, x)
+                named = [before.argmax(1)]
+                for name, family in families.items():
+                    drawn = derive_seed(seed, name, self.seed, number)
+                    draw = torch.Generator(x.device).manual_seed(drawn)
+                    moved = self._moved(family, predict, x, before, draw)
+                    with torch.no_grad():
+                        named.append(self.outputs(model, moved).argmax(1))
+                found.append(torch.stack(named).cpu())
             model.train(training)
-        classes, alike = zip(*found, strict=True)
-        return torch.cat(classes, 1), torch.cat(alike).mean()
-
-    def _named(
-        self, model: SplitModel, predict: Distance, x: Tensor, number: int
-    ) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            wanted, before = self.outputs(self.teacher, x), self.outputs(model, x)
-        if model.head is None:
-            none = torch.zeros(1 + len(self.families), 0, dtype=torch.long)
-            return none, cosine_similarity(wanted, before).cpu()
-        rows = [before.argmax(1)]
-        for name, family in self.families.items():
-            seed = derive_seed("held out", name, self.seed, number)
-            draw = torch.Generator(x.device).manual_seed(seed)
-            moved = self._moved(family, predict, x, before, draw)
-            with torch.no_grad():
-                rows.append(self.outputs(model, moved).argmax(1))
-        return torch.stack(rows).cpu(), (rows[0] == wanted.argmax(1)).float().cpu()
+        return torch.cat(found, 1)
 
     def _moved(
         self,
@@ -259,7 +321,7 @@ class ShortcutDistillation(Purifier):
         count = self.model.info.num_classes or 0
         return {
             name: concentration(classes[0], after, count)
-            for name, after in zip(self.families, classes[1:], strict=True)
+            for name, after in zip(self.chosen, classes[1:], strict=True)
         }
 
     def add_networks(self) -> None:
@@ -286,6 +348,7 @@ class ShortcutDistillation(Purifier):
         if "student" in self.results:
             known = "feature_cosine" if self.model.head is None else "agreement"
             facts[known] = float(self.results["agreement"])
+            facts["families"] = list(self.chosen)
             before, after = self.found("suspect"), self.found("student")
             facts["concentration"] = {
                 name: {"before": asdict(before[name]), "after": asdict(after[name])}

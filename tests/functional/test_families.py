@@ -3,12 +3,15 @@ import torch
 
 from bdclean.errors import ConfigError
 from bdclean.functional.families import (
+    PILED,
+    PROBES,
     Ball,
     Concentration,
     Patch,
     Universal,
     concentration,
     draw_squares,
+    out_of_line,
 )
 
 
@@ -122,3 +125,18 @@ def test_where_changed_answers_land():
 def test_values_out_of_range(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def test_what_is_out_of_line():
+    def found(**shares):
+        names = {"u4": "universal 4", "u8": "universal 8"}
+        return {names.get(k, k): Concentration(1.0, s, c) for k, (s, c) in shares.items()}
+
+    assert PROBES.keys() == PILED.keys()
+    nothing = found(ball=(0.5, 1), patch=(0.3, 1), u4=(0.3, 1), u8=(0.6, 1))
+    assert out_of_line(nothing) == ()
+    assert out_of_line(nothing | found(patch=(0.31, 2))) == ("patch",)
+    # Of two targets the one that is farther above its bound counts.
+    two = nothing | found(ball=(0.9, 2), u4=(0.8, 2), patch=(0.4, 1))
+    assert out_of_line(two) == ("ball", "universal 4")
+    assert out_of_line(two | found(patch=(0.95, 1))) == ("patch",)

@@ -5,7 +5,9 @@ from torch.nn import functional as F
 
 from bdclean.backbones import load_model, save_model
 from bdclean.errors import ConfigError
+from bdclean.functional.families import PROBES
 from bdclean.purification import ShortcutDistillation
+from bdclean.types import Subset
 
 SMALL = {
     "recipe": {"epochs": 2, "batch_size": 12},
@@ -70,7 +72,7 @@ def test_each_family_has_its_share_of_the_batch(ready):
     assert ball.abs().max() <= 8 / 255 + 1e-6
     assert all(0 < (image.abs().amax(0) > 0).float().mean() < 0.2 for image in patch)
     assert (universal.abs().amax(1) > 0).float().mean() > 0.9
-    assert universal.abs().max() > 8 / 255
+    assert 4 / 255 - 1e-6 < universal.abs().max() < 12 / 255 + 1e-6
 
 
 def test_the_perturbation_looks_at_the_suspect_alone(ready):
@@ -159,6 +161,47 @@ def test_the_record_tells_what_was_measured_without_labels(make, make_data, make
     assert trainer.callback_metrics["held_out/agreement"] == pytest.approx(facts["agreement"])
     trained = {len(view.subset.rows) for view in data.asked if view.augmentation != "none"}
     assert trained == {len(module.hold_out(0.25, 0)[0].rows)}
+
+
+def test_families_in_which_flips_pile_up_are_chosen(ready, monkeypatch):
+    """A stub of the suspect: of 40 images so many are sent to class 2 (or 1) by each probe."""
+    module, _ = ready()
+    monkeypatch.setattr("bdclean.purification.shortcut.LEAST_CLASSES", 4)
+    monkeypatch.setattr(module, "hold_out", lambda *_: (Subset(torch.arange(0, 1000, 2)), None))
+    asked, sent = [], []
+
+    def flips(model, families, rows, seed):
+        asked.append((model, tuple(families), rows.rows))
+        classes = torch.zeros(5, 500, dtype=torch.long)
+        for row, (share, where) in enumerate(sent, 1):
+            classes[row, : round(share * 500)] = where
+        return classes
+
+    monkeypatch.setattr(module, "flips", flips)
+    for probes, chosen in (
+        ([(0.9, 2), (0.2, 1), (0.1, 2), (0.2, 2)], ["ball"]),
+        ([(0.2, 2), (0.2, 1), (0.4, 2), (0.9, 2)], ["universal"]),
+        ([(0.9, 2), (0.4, 1), (0.1, 2), (0.9, 2)], ["ball", "universal"]),  # patch: another class
+        ([(0.4, 2), (0.2, 1), (0.1, 2), (0.5, 2)], ["ball", "patch", "universal"]),  # none
+    ):
+        sent[:] = probes
+        module.choose_families()
+        assert list(module.chosen) == chosen
+    model, families, rows = asked[0]
+    assert model is module.teacher
+    assert families == tuple(PROBES)
+    assert len(rows) == 500
+    module.choose = False
+    module.choose_families()
+    assert len(asked) == 4
+    assert list(module.chosen) == ["ball", "patch", "universal"]
+
+
+def test_a_family_that_is_left_out_is_not_chosen(ready, monkeypatch):
+    module, x = ready(ball=None, patch=None)
+    module.results["chosen"] = torch.tensor([True])
+    moved = module.perturbed(x, module.outputs(module.teacher, x)) - x
+    assert ((moved.abs().amax(1) > 0).float().mean((1, 2)) > 0.9).all()
 
 
 def test_there_is_a_family(make):
