@@ -68,7 +68,10 @@ class ShortcutDistillation(Purifier):
             that are kept share each batch out equally.
         perturb: Whose answers the perturbations change: those of the `suspect` (the method), or of
             the `student` (an ablation: adversarial training against the suspect's answers).
-        beta: Weight of the second term.
+        beta: Weight of the second term, at most.
+        least_agreement: What the student has to agree with the suspect on held-out images (share of
+            equal answers; without a head, mean cosine of features). After an epoch below it, beta
+            is halved; after one that is not, it is doubled, up to `beta`. None: it stays.
         weighting: Which perturbed images count: `all`, those that are `flipped` (the suspect names
             another class), or those that are flipped into the class in which most land.
         temperature: T.
@@ -93,6 +96,7 @@ class ShortcutDistillation(Purifier):
         choose: bool = True,
         perturb: Perturbed = "suspect",
         beta: float = 1.0,
+        least_agreement: float | None = 0.9,
         weighting: Weighting = "all",
         temperature: float = 2.0,
         held_out: float = 0.1,
@@ -110,6 +114,9 @@ class ShortcutDistillation(Purifier):
         self.choose = choose
         self.perturb: Perturbed = check_choice("perturb", perturb, Perturbed)
         self.beta = check_not_negative("beta", beta)
+        self.least_agreement = least_agreement
+        if least_agreement is not None:
+            check_share("least_agreement", least_agreement)
         self.weighting: Weighting = check_choice("weighting", weighting, Weighting)
         self.temperature = check_positive("temperature", temperature)
         self.held_out, self.seed = check_share("held_out", held_out), check_seed("seed", seed)
@@ -143,7 +150,7 @@ class ShortcutDistillation(Purifier):
         clean, answers = self.outputs(self.model, torch.cat([x, moved])).chunk(2)
         keep = self.distance(wanted, clean).mean()
         unlearn = (self.weights(wanted, moved) * self.distance(wanted, answers)).mean()
-        loss = keep + self.beta * unlearn
+        loss = keep + self.betas[-1] * unlearn
         self.log_terms(loss=loss, keep=keep, unlearn=unlearn)
         return loss
 
@@ -234,10 +241,25 @@ class ShortcutDistillation(Purifier):
         self.results["student"] = self.measured(self.model)
         self.results["agreement"] = self.agreement()
         self.log("held_out/agreement", self.results["agreement"])
+        self.follow_agreement()
         for name, found in self.found("student").items():
             self.log(f"held_out/{name}_flipped", found.flipped)
             self.log(f"held_out/{name}_share", found.share)
         super().on_train_epoch_end()
+
+    @property
+    def betas(self) -> list[float]:
+        """The beta of each epoch so far, and of the one that runs."""
+        found: list[float] = self.results.get("beta", torch.tensor([self.beta])).tolist()
+        return found
+
+    def follow_agreement(self) -> None:
+        """Sets the beta of the next epoch."""
+        now, bound = self.betas[-1], self.least_agreement
+        if bound is not None:
+            enough = self.results["agreement"] >= bound
+            now = min(2 * now, self.beta) if enough else now / 2
+        self.results["beta"] = torch.tensor([*self.betas, now], dtype=torch.float64)
 
     def measured(self, model: SplitModel) -> Tensor:
         """What the chosen families do to the classes of the held-out images; see `flips`."""
@@ -348,7 +370,7 @@ class ShortcutDistillation(Purifier):
         if "student" in self.results:
             known = "feature_cosine" if self.model.head is None else "agreement"
             facts[known] = float(self.results["agreement"])
-            facts["families"] = list(self.chosen)
+            facts |= {"families": list(self.chosen), "beta": self.betas[:-1]}
             before, after = self.found("suspect"), self.found("student")
             facts["concentration"] = {
                 name: {"before": asdict(before[name]), "after": asdict(after[name])}

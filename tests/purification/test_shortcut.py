@@ -150,6 +150,9 @@ def test_the_record_tells_what_was_measured_without_labels(make, make_data, make
     facts = module.details()
     assert facts["finished"]
     assert facts["concentration"].keys() == {"ball", "patch", "universal"}
+    assert facts["families"] == ["ball", "patch", "universal"]
+    assert facts["beta"][0] == 1
+    assert len(facts["beta"]) == 2
     held = module.hold_out(0.25, 0)[1].rows
     assert module.results["suspect"].shape == (4, len(held))
     images = data.role_images("defense", labels=False).shown(held).float() / 255
@@ -202,6 +205,19 @@ def test_a_family_that_is_left_out_is_not_chosen(ready, monkeypatch):
     module.results["chosen"] = torch.tensor([True])
     moved = module.perturbed(x, module.outputs(module.teacher, x)) - x
     assert ((moved.abs().amax(1) > 0).float().mean((1, 2)) > 0.9).all()
+
+
+def test_beta_follows_the_agreement(ready):
+    module, _ = ready(beta=0.8, least_agreement=0.9)
+    for agreement, beta in ((0.8, 0.4), (0.89, 0.2), (0.9, 0.4), (0.95, 0.8), (0.95, 0.8)):
+        module.results["agreement"] = torch.tensor(agreement, dtype=torch.float64)
+        module.follow_agreement()
+        assert module.betas[-1] == pytest.approx(beta)
+    assert module.betas == pytest.approx([0.8, 0.4, 0.2, 0.4, 0.8, 0.8])
+    module.least_agreement = None
+    module.results["agreement"] = torch.tensor(0.0)
+    module.follow_agreement()
+    assert module.betas[-1] == pytest.approx(0.8)
 
 
 def test_there_is_a_family(make):
