@@ -51,7 +51,7 @@ from bdclean.types import Batch, ImageFacts, Subset, View
 
 Weighting = Literal["all", "flipped", "favourite"]
 Perturbed = Literal["suspect", "student"]
-RECIPE = Recipe(epochs=8, lr=0.05)
+RECIPE = Recipe(epochs=8, lr=0.01)
 PROBED = 500  # images that choose the families
 
 
