@@ -10,6 +10,7 @@ import torchvision
 from torch import nn
 from torchvision.models import MobileNetV2
 
+from bdclean.backbones.cifar import CIFAR, NAMES, check_cifar, make_cifar
 from bdclean.backbones.classifiers import Classifiers, find_classifiers
 from bdclean.backbones.resnet import ResNetStem, resnet18, resnet34
 from bdclean.backbones.split import ModelInfo, Stem
@@ -17,6 +18,7 @@ from bdclean.errors import ConfigError, in_a_sentence
 from bdclean.types import RGB
 
 OWN = ("resnet18", "resnet34", "mobilenet_v2")
+"""Our own networks that can have a stem for small or for large images."""
 IMAGENET_MEAN: RGB = (0.485, 0.456, 0.406)
 IMAGENET_STD: RGB = (0.229, 0.224, 0.225)
 DEFAULT_INPUT_SIZE = 32
@@ -67,8 +69,13 @@ def canonical(info: ModelInfo) -> ModelInfo:
         small = info.input_size <= SMALL_IMAGE
         automatic: Stem = "cifar" if small else "imagenet"
         return replace(info, arch=arch, stem=automatic if info.stem == "auto" else info.stem)
+    if arch in CIFAR:
+        check_cifar(arch, info.width, info.input_size, info.stem)
+        return replace(info, arch=arch, stem="cifar")
     if info.width != 64:
-        raise ConfigError(f"width={info.width}: only {', '.join(OWN)} have a width; not {arch}.")
+        raise ConfigError(
+            f"width={info.width}: only {', '.join(OWN)}, {NAMES} have a width; not {arch}."
+        )
     if arch.startswith("solo:"):
         if info.stem == "imagenet":
             raise ConfigError(f"stem='imagenet': {arch} has its own; leave stem out.")
@@ -92,6 +99,9 @@ def make_parts(info: ModelInfo, num_features: int | None = None) -> Parts:
         return _timm(name, info, num_features)
     if library == "solo":
         return _solo(name, info, num_features)
+    if name in CIFAR:
+        small = make_cifar(name, info.width)
+        return Parts(small, small.num_features, (CIFAR[name].head,))
     stem: ResNetStem = "cifar" if info.stem == "cifar" else "imagenet"
     if name == "mobilenet_v2":
         return _mobilenet(info.width, small=stem == "cifar")
@@ -106,7 +116,7 @@ def full_name(arch: str) -> str:
         ConfigError: If the name is unknown.
     """
     library, _, name = arch.rpartition(":")
-    if not library and name in OWN:
+    if not library and (name in OWN or name in CIFAR):
         return name
     torchvision_names = torchvision.models.list_models(module=torchvision.models)
     if library in ("", "torchvision") and name in torchvision_names:
@@ -123,14 +133,19 @@ def full_name(arch: str) -> str:
         "timm": timm.list_models(),
         "solo": [each for each in torchvision_names if each.startswith("resnet")],
     }
-    known = libraries.get(library, {*OWN, *torchvision_names, *timm.list_models()})
+    known = libraries.get(library, {*OWN, *CIFAR, *torchvision_names, *timm.list_models()})
     close = difflib.get_close_matches(name, sorted(known), n=3)
     names = [f"{library}:{each}" if library in libraries else each for each in close]
     hint = f" Did you mean {', '.join(names)}?" if close else ""
     raise ConfigError(
-        f"arch={arch!r} is unknown.{hint} Allowed: {', '.join(OWN)}, torchvision:<name>, "
+        f"arch={arch!r} is unknown.{hint} Allowed: {', '.join(OWN)}, {NAMES}, torchvision:<name>, "
         "timm:<name>, solo:<name of a ResNet>."
     )
+
+
+def has_width(arch: str) -> bool:
+    """Whether `width` scales the channels of a canonical architecture."""
+    return arch in OWN or arch in CIFAR
 
 
 def _mobilenet(width: int, *, small: bool) -> Parts:
@@ -180,6 +195,8 @@ def usual_colours(arch: str) -> tuple[RGB, RGB]:
         if settings is not None and len(settings.mean) == 3:
             (red, green, blue), (r, g, b) = settings.mean, settings.std
             return (red, green, blue), (r, g, b)
+    if arch in CIFAR:
+        return CIFAR[arch].colours
     return IMAGENET_MEAN, IMAGENET_STD
 
 

@@ -9,17 +9,22 @@ from dataclasses import dataclass
 import torchvision.models as tv
 from torch import nn
 
+from bdclean.backbones.cifar_resnet import CifarResNet
+from bdclean.backbones.cifar_vgg import CifarVGG
+from bdclean.backbones.preact import PreActResNet
 from bdclean.backbones.resnet import ResNet
 from bdclean.backbones.split import SplitModel
+from bdclean.backbones.wide_resnet import WideResNet
 from bdclean.errors import ConfigError
 
 FAMILIES = (
     "ResNet (own, torchvision, timm)",
+    "ResNet for CIFAR, PreActResNet and Wide ResNet (own)",
     "MobileNetV2 (own, torchvision, timm)",
     "MobileNetV3 (torchvision, timm)",
     "RegNet (torchvision, timm)",
     "DenseNet (torchvision, timm)",
-    "VGG and VGG-BN (torchvision, timm)",
+    "VGG and VGG-BN (own, torchvision, timm)",
     "EfficientNet (torchvision, timm)",
     "ViT (torchvision, timm)",
     "Swin (torchvision, timm)",
@@ -109,6 +114,16 @@ def _unsupported(net: nn.Module, reason: str = "") -> ConfigError:
 def _pieces(net: nn.Module) -> list[_Piece]:
     if isinstance(net, ResNet | tv.ResNet):
         return _resnet([net.conv1, net.bn1], [net.layer1, net.layer2, net.layer3, net.layer4])
+    if isinstance(net, CifarResNet):
+        return _resnet([net.conv1, net.bn1], [net.layer1, net.layer2, net.layer3])
+    if isinstance(net, PreActResNet):
+        return _resnet([net.conv1], net.layers)
+    if isinstance(net, WideResNet):
+        blocks = _resnet([net.conv1], net.layers)
+        blocks[-1].modules.append(net.bn1)
+        return blocks
+    if isinstance(net, CifarVGG):
+        return _vgg(net.features, [])
     if isinstance(net, tv.MobileNetV2 | tv.EfficientNet):
         return _by_stride([net.features[0]], _flat(net.features[1:]))
     if isinstance(net, tv.MobileNetV3):

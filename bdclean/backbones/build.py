@@ -19,8 +19,9 @@ from bdclean.backbones.architectures import (
     usual_colours,
     usual_size,
 )
+from bdclean.backbones.cifar import CIFAR
 from bdclean.backbones.foreign import split_foreign, warn_of_solo_learn
-from bdclean.backbones.guess import Guess, guess, nearest, one_of, taken_for
+from bdclean.backbones.guess import Guess, guess, guess_own, nearest, one_of, taken_for
 from bdclean.backbones.near import what_fits
 from bdclean.backbones.skeleton import check_memory, shapes
 from bdclean.backbones.split import ModelInfo, SplitModel, Stem
@@ -37,8 +38,9 @@ def build(info: ModelInfo) -> SplitModel:
 
     Args:
         info: What to build. `arch` is "resnet18", "resnet34" or "mobilenet_v2" (with a stem for
-            small images where `stem` says so), "torchvision:<name>", "timm:<name>", a bare name
-            of either library, or "solo:resnet18" for that of solo-learn for CIFAR (and so on).
+            small images where `stem` says so), a name of `bdclean.backbones.cifar.CIFAR` such as
+            "preact_resnet18" and "wrn28_10", "torchvision:<name>", "timm:<name>", a bare name of
+            either library, or "solo:resnet18" for that of solo-learn for CIFAR (and so on).
 
     Returns:
         The model in training mode, in float32 on the CPU. Its `info` names the library and the
@@ -278,9 +280,22 @@ def _load_foreign(
     model = _assemble(parts, info)
     own = {f"normalize.{key}": value for key, value in model.normalize.state_dict().items()}
     state = {**own, **found.state}
-    _check(model, state, weights, lambda: what_fits(nests, model, state, weights))
+    _check(model, state, weights, lambda: _hint(nests, model, state, weights))
     _load(model, state)
     return model
+
+
+def _hint(
+    nests: Sequence[Nest], model: SplitModel, state: Mapping[str, Tensor], weights: str | Path
+) -> str:
+    """What the file fits instead of what was asked for, as a sentence that follows another one."""
+    for info in (each.info for each in guess_own(nests, weights)):
+        if info.arch in CIFAR:
+            keys = ("arch", "width")
+            given = ", ".join(f"{key}={getattr(info, key)}" for key in keys)
+            options = " ".join(f"--model.{key} {getattr(info, key)}" for key in keys)
+            return f" It fits {given}; on the command line {options}."
+    return what_fits(nests, model, state, weights)
 
 
 def _guess(
