@@ -12,6 +12,7 @@ from torchvision.models import MobileNetV2
 
 from bdclean.backbones.cifar import CIFAR, NAMES, check_cifar, make_cifar
 from bdclean.backbones.classifiers import Classifiers, find_classifiers
+from bdclean.backbones.own_network import is_own_network, make_own_network
 from bdclean.backbones.resnet import ResNetStem, resnet18, resnet34
 from bdclean.backbones.split import ModelInfo, Stem
 from bdclean.errors import ConfigError, in_a_sentence
@@ -92,6 +93,9 @@ def make_parts(info: ModelInfo, num_features: int | None = None) -> Parts:
         info: What to build.
         num_features: D, where it is known; else networks of the libraries are run once for it.
     """
+    if is_own_network(info.arch):
+        own = make_own_network(info.arch, info.input_size)
+        return Parts(own.backbone, own.num_features, (own.head,), own.bias)
     library, _, name = info.arch.rpartition(":")
     if library == "torchvision":
         return _torchvision(name, info, num_features)
@@ -112,9 +116,13 @@ def make_parts(info: ModelInfo, num_features: int | None = None) -> Parts:
 def full_name(arch: str) -> str:
     """The canonical name of an architecture: with its library, but for our own.
 
+    A network of the user's own keeps its name, whether it is there or not.
+
     Raises:
         ConfigError: If the name is unknown.
     """
+    if is_own_network(arch):
+        return arch
     library, _, name = arch.rpartition(":")
     if not library and (name in OWN or name in CIFAR):
         return name
@@ -139,7 +147,7 @@ def full_name(arch: str) -> str:
     hint = f" Did you mean {', '.join(names)}?" if close else ""
     raise ConfigError(
         f"arch={arch!r} is unknown.{hint} Allowed: {', '.join(OWN)}, {NAMES}, torchvision:<name>, "
-        "timm:<name>, solo:<name of a ResNet>."
+        "timm:<name>, solo:<name of a ResNet>, <module>:<class> for a network of your own."
     )
 
 
