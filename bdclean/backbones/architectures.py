@@ -145,6 +145,9 @@ def full_name(arch: str) -> str:
     close = difflib.get_close_matches(name, sorted(known), n=3)
     names = [f"{library}:{each}" if library in libraries else each for each in close]
     hint = f" Did you mean {', '.join(names)}?" if close else ""
+    if not library and "." in name and not close:
+        module, _, kind = name.rpartition(".")
+        hint = f" A network of your own is written {module}:{kind}."
     raise ConfigError(
         f"arch={arch!r} is unknown.{hint} Allowed: {', '.join(OWN)}, {NAMES}, torchvision:<name>, "
         "timm:<name>, solo:<name of a ResNet>, <module>:<class> for a network of your own."
