@@ -4,15 +4,21 @@ import json
 import re
 import shlex
 import sys
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torchvision
+import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
 from bdclean.backbones import load_model
+from bdclean.checking import MarginTest, maximum_margins
 from bdclean.cli import main
+from bdclean.errors import ConfigError
 from bdclean.shipped import names
 
 ROOT = Path(__file__).parents[1]
@@ -72,6 +78,38 @@ def test_a_data_set_of_ones_own(workplace):
     assert record["data"]["sizes"] == {"train": 300, "defense": 100, "probe": 0, "val": 0}
     assert record["metrics"]["n_clean"] == 100
     assert "width: 8" in Path("runs/bars/config.yaml").read_text()
+
+
+def test_a_network_of_ones_own(workplace, capsys, monkeypatch):
+    few = partial(maximum_margins, settings=MarginTest(starts=3, steps=3))
+    monkeypatch.setattr("bdclean.checking.every.maximum_margins", few)
+    (code,) = blocks("how_to/own_network.md", "python")
+    (workplace / "my_networks.py").write_text(code)
+    sys.modules.pop("my_networks", None)
+    clean, research = map(commands, blocks("how_to/own_network.md", "bash"))
+    (workplace / "photos").mkdir()
+    for number in range(70):
+        pixels = torch.randint(0, 256, (16, 16, 3), dtype=torch.uint8).numpy()
+        Image.fromarray(pixels).save(workplace / "photos" / f"{number}.png")
+    main([*research[0][1:], "--trainer.max_epochs", "1"])
+    main([*research[1][1:], "--model.recipe.epochs", "1"])
+    main(research[2][1:])
+    config = yaml.safe_load(Path("runs/bcu/config.yaml").read_text())
+    assert config["model"]["init_args"]["arch"] == "my_networks:MyNet(depth=2)"
+    with pytest.raises(ConfigError, match="no file makes bdclean import code"):
+        load_model("runs/bcu/model.safetensors")
+
+    from my_networks import MyNet
+
+    network = MyNet()
+    torch.save(network.state_dict(), "suspect.pth")
+    with suppress(SystemExit):  # a network that has learned nothing may look suspicious
+        main(clean[0][1:])
+    few = ("recipe.epochs", "patch.steps", "universal.steps")
+    capsys.readouterr()
+    main([*clean[1][1:], *(word for key in few for word in (f"--model.{key}", "1"))])
+    assert 'arch="my_networks:MyNet"' in capsys.readouterr().out
+    network.load_state_dict(load_file("runs/cleaned/purified.safetensors"))
 
 
 def test_a_new_method_in_thirty_lines(workplace):

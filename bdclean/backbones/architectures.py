@@ -10,13 +10,16 @@ import torchvision
 from torch import nn
 from torchvision.models import MobileNetV2
 
+from bdclean.backbones.cifar import CIFAR, NAMES, check_cifar, make_cifar
 from bdclean.backbones.classifiers import Classifiers, find_classifiers
+from bdclean.backbones.own_network import is_own_network, make_own_network
 from bdclean.backbones.resnet import ResNetStem, resnet18, resnet34
 from bdclean.backbones.split import ModelInfo, Stem
 from bdclean.errors import ConfigError, in_a_sentence
 from bdclean.types import RGB
 
 OWN = ("resnet18", "resnet34", "mobilenet_v2")
+"""Our own networks that can have a stem for small or for large images."""
 IMAGENET_MEAN: RGB = (0.485, 0.456, 0.406)
 IMAGENET_STD: RGB = (0.229, 0.224, 0.225)
 DEFAULT_INPUT_SIZE = 32
@@ -67,8 +70,13 @@ def canonical(info: ModelInfo) -> ModelInfo:
         small = info.input_size <= SMALL_IMAGE
         automatic: Stem = "cifar" if small else "imagenet"
         return replace(info, arch=arch, stem=automatic if info.stem == "auto" else info.stem)
+    if arch in CIFAR:
+        check_cifar(arch, info.width, info.input_size, info.stem)
+        return replace(info, arch=arch, stem="cifar")
     if info.width != 64:
-        raise ConfigError(f"width={info.width}: only {', '.join(OWN)} have a width; not {arch}.")
+        raise ConfigError(
+            f"width={info.width}: only {', '.join(OWN)}, {NAMES} have a width; not {arch}."
+        )
     if arch.startswith("solo:"):
         if info.stem == "imagenet":
             raise ConfigError(f"stem='imagenet': {arch} has its own; leave stem out.")
@@ -85,6 +93,9 @@ def make_parts(info: ModelInfo, num_features: int | None = None) -> Parts:
         info: What to build.
         num_features: D, where it is known; else networks of the libraries are run once for it.
     """
+    if is_own_network(info.arch):
+        own = make_own_network(info.arch, info.input_size)
+        return Parts(own.backbone, own.num_features, (own.head,), own.bias)
     library, _, name = info.arch.rpartition(":")
     if library == "torchvision":
         return _torchvision(name, info, num_features)
@@ -92,6 +103,9 @@ def make_parts(info: ModelInfo, num_features: int | None = None) -> Parts:
         return _timm(name, info, num_features)
     if library == "solo":
         return _solo(name, info, num_features)
+    if name in CIFAR:
+        small = make_cifar(name, info.width)
+        return Parts(small, small.num_features, (CIFAR[name].head,))
     stem: ResNetStem = "cifar" if info.stem == "cifar" else "imagenet"
     if name == "mobilenet_v2":
         return _mobilenet(info.width, small=stem == "cifar")
@@ -102,11 +116,15 @@ def make_parts(info: ModelInfo, num_features: int | None = None) -> Parts:
 def full_name(arch: str) -> str:
     """The canonical name of an architecture: with its library, but for our own.
 
+    A network of the user's own keeps its name, whether it is there or not.
+
     Raises:
         ConfigError: If the name is unknown.
     """
+    if is_own_network(arch):
+        return arch
     library, _, name = arch.rpartition(":")
-    if not library and name in OWN:
+    if not library and (name in OWN or name in CIFAR):
         return name
     torchvision_names = torchvision.models.list_models(module=torchvision.models)
     if library in ("", "torchvision") and name in torchvision_names:
@@ -123,14 +141,22 @@ def full_name(arch: str) -> str:
         "timm": timm.list_models(),
         "solo": [each for each in torchvision_names if each.startswith("resnet")],
     }
-    known = libraries.get(library, {*OWN, *torchvision_names, *timm.list_models()})
+    known = libraries.get(library, {*OWN, *CIFAR, *torchvision_names, *timm.list_models()})
     close = difflib.get_close_matches(name, sorted(known), n=3)
     names = [f"{library}:{each}" if library in libraries else each for each in close]
     hint = f" Did you mean {', '.join(names)}?" if close else ""
+    if not library and "." in name and not close:
+        module, _, kind = name.rpartition(".")
+        hint = f" A network of your own is written {module}:{kind}."
     raise ConfigError(
-        f"arch={arch!r} is unknown.{hint} Allowed: {', '.join(OWN)}, torchvision:<name>, "
-        "timm:<name>, solo:<name of a ResNet>."
+        f"arch={arch!r} is unknown.{hint} Allowed: {', '.join(OWN)}, {NAMES}, torchvision:<name>, "
+        "timm:<name>, solo:<name of a ResNet>, <module>:<class> for a network of your own."
     )
+
+
+def has_width(arch: str) -> bool:
+    """Whether `width` scales the channels of a canonical architecture."""
+    return arch in OWN or arch in CIFAR
 
 
 def _mobilenet(width: int, *, small: bool) -> Parts:
@@ -180,6 +206,8 @@ def usual_colours(arch: str) -> tuple[RGB, RGB]:
         if settings is not None and len(settings.mean) == 3:
             (red, green, blue), (r, g, b) = settings.mean, settings.std
             return (red, green, blue), (r, g, b)
+    if arch in CIFAR:
+        return CIFAR[arch].colours
     return IMAGENET_MEAN, IMAGENET_STD
 
 

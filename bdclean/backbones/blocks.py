@@ -9,21 +9,29 @@ from dataclasses import dataclass
 import torchvision.models as tv
 from torch import nn
 
+from bdclean.backbones.cifar_resnet import CifarResNet
+from bdclean.backbones.cifar_vgg import CifarVGG
+from bdclean.backbones.own_blocks import passed_blocks
+from bdclean.backbones.own_network import is_own_network
+from bdclean.backbones.preact import PreActResNet
 from bdclean.backbones.resnet import ResNet
 from bdclean.backbones.split import SplitModel
+from bdclean.backbones.wide_resnet import WideResNet
 from bdclean.errors import ConfigError
 
 FAMILIES = (
     "ResNet (own, torchvision, timm)",
+    "ResNet for CIFAR, PreActResNet and Wide ResNet (own)",
     "MobileNetV2 (own, torchvision, timm)",
     "MobileNetV3 (torchvision, timm)",
     "RegNet (torchvision, timm)",
     "DenseNet (torchvision, timm)",
-    "VGG and VGG-BN (torchvision, timm)",
+    "VGG and VGG-BN (own, torchvision, timm)",
     "EfficientNet (torchvision, timm)",
     "ViT (torchvision, timm)",
     "Swin (torchvision, timm)",
     "ConvNeXt (torchvision, timm)",
+    "your own networks",
 )
 
 
@@ -63,7 +71,8 @@ def ordered_blocks(model: nn.Module) -> list[Block]:
     """Lists the blocks of a network from input to output.
 
     Args:
-        model: A `SplitModel`, or a network of a supported family by itself.
+        model: A `SplitModel`, or a network of a supported family by itself. A network of the
+            user's own is run once, to see the order.
 
     Returns:
         Stem first, head last (if there is one). Each parameter of backbone and head is in
@@ -75,7 +84,7 @@ def ordered_blocks(model: nn.Module) -> list[Block]:
     backbone = model.backbone if isinstance(model, SplitModel) else model
     names = {module: name for name, module in backbone.named_modules()}
     blocks: list[Block] = []
-    for piece in _pieces(backbone):
+    for piece in _pieces_of(model):
         modules = tuple(
             module for module in piece.modules if any(True for _ in module.parameters())
         )
@@ -106,9 +115,38 @@ def _unsupported(net: nn.Module, reason: str = "") -> ConfigError:
     )
 
 
+def _pieces_of(model: nn.Module) -> list[_Piece]:
+    if not isinstance(model, SplitModel):
+        return _pieces(model)
+    if not is_own_network(model.info.arch):
+        return _pieces(model.backbone)
+    blocks = passed_blocks(model.backbone, model.info.input_size)
+    if not blocks:
+        raise _unsupported(model.backbone)
+    sides = [None, *(block.side for block in blocks)]
+    return [
+        _Piece(
+            block.modules,
+            new_group=number < 2 or block.side is None or block.side != before,
+            extra=tuple(block.extra),
+        )
+        for number, (before, block) in enumerate(zip(sides, blocks, strict=False))
+    ]
+
+
 def _pieces(net: nn.Module) -> list[_Piece]:
     if isinstance(net, ResNet | tv.ResNet):
         return _resnet([net.conv1, net.bn1], [net.layer1, net.layer2, net.layer3, net.layer4])
+    if isinstance(net, CifarResNet):
+        return _resnet([net.conv1, net.bn1], [net.layer1, net.layer2, net.layer3])
+    if isinstance(net, PreActResNet):
+        return _resnet([net.conv1], net.layers)
+    if isinstance(net, WideResNet):
+        blocks = _resnet([net.conv1], net.layers)
+        blocks[-1].modules.append(net.bn1)
+        return blocks
+    if isinstance(net, CifarVGG):
+        return _vgg(net.features, [])
     if isinstance(net, tv.MobileNetV2 | tv.EfficientNet):
         return _by_stride([net.features[0]], _flat(net.features[1:]))
     if isinstance(net, tv.MobileNetV3):

@@ -19,9 +19,11 @@ from bdclean.backbones.architectures import (
     usual_colours,
     usual_size,
 )
+from bdclean.backbones.cifar import CIFAR
 from bdclean.backbones.foreign import split_foreign, warn_of_solo_learn
-from bdclean.backbones.guess import Guess, guess, nearest, one_of, taken_for
+from bdclean.backbones.guess import Guess, guess, guess_own, nearest, one_of, taken_for
 from bdclean.backbones.near import what_fits
+from bdclean.backbones.own_network import is_own_network, name_network, place_of
 from bdclean.backbones.skeleton import check_memory, shapes
 from bdclean.backbones.split import ModelInfo, SplitModel, Stem
 from bdclean.errors import BdcleanError, ConfigError, WeightsError
@@ -37,8 +39,11 @@ def build(info: ModelInfo) -> SplitModel:
 
     Args:
         info: What to build. `arch` is "resnet18", "resnet34" or "mobilenet_v2" (with a stem for
-            small images where `stem` says so), "torchvision:<name>", "timm:<name>", a bare name
-            of either library, or "solo:resnet18" for that of solo-learn for CIFAR (and so on).
+            small images where `stem` says so), a name of `bdclean.backbones.cifar.CIFAR` such as
+            "preact_resnet18" and "wrn28_10", "torchvision:<name>", "timm:<name>", a bare name of
+            either library, or "solo:resnet18" for that of solo-learn for CIFAR (and so on). A
+            network of your own is "my_module:MyNet" or "my_module:MyNet(depth=3)@fc", with
+            arguments and the name of its head.
 
     Returns:
         The model in training mode, in float32 on the CPU. Its `info` names the library and the
@@ -47,6 +52,7 @@ def build(info: ModelInfo) -> SplitModel:
     Raises:
         ConfigError: If the architecture is unknown or does not fit the other values.
     """
+    name_network(info.arch)
     info = canonical(info)
     try:
         return _assemble(make_parts(info), info)
@@ -107,7 +113,8 @@ def load_model(
 
     Args:
         weights: The file; see `bdclean.weights.read` for the kinds.
-        arch: Architecture; see `build`.
+        arch: Architecture; see `build`. A file of ours that was made with a network of your own
+            needs it too, because no file makes bdclean import code.
         num_classes: Classes that the head must have, if the file holds a head.
         input_size: Height and width of the images, in pixels. Foreign files: if not given, that
             which the architecture was published with; 32 for our own architectures.
@@ -123,6 +130,7 @@ def load_model(
         WeightsError: If the file cannot be read safely, or names or shapes do not fit.
         ConfigError: If an argument is missing or contradicts the file.
     """
+    name_network(arch)
     nests, metadata = read_nests(weights)
     given: dict[str, Any] = {
         "arch": arch,
@@ -176,6 +184,7 @@ def _load_own(
         raise WeightsError(
             f"{weights}: its metadata describes no model ({_inner(error)})."
         ) from error
+    info = _by_user(info, given, weights)
     if info.num_classes is None:
         given.pop("num_classes", None)  # a backbone without a head serves any number of classes
     wanted = canonical(replace(info, **given))
@@ -194,6 +203,23 @@ def _load_own(
     model = build_for(info, nest.tensors, weights)
     _load(model, nest.tensors)
     return model
+
+
+def _by_user(info: ModelInfo, given: Mapping[str, Any], weights: str | Path) -> ModelInfo:
+    """The description, in which code of somebody's own is the one that the user names.
+
+    Raises:
+        ConfigError: If the user names none.
+    """
+    if not is_own_network(info.arch):
+        return info
+    if is_own_network(given.get("arch", "")):
+        return replace(info, arch=given["arch"])
+    raise ConfigError(
+        f"{printable(weights)} was made with a network of somebody's own "
+        f"({place_of(info.arch)}), and no file makes bdclean import code: name the module "
+        "yourself with arch, on the command line --model.arch."
+    )
 
 
 def build_for(info: ModelInfo, state: Mapping[str, Tensor], weights: str | Path) -> SplitModel:
@@ -278,9 +304,22 @@ def _load_foreign(
     model = _assemble(parts, info)
     own = {f"normalize.{key}": value for key, value in model.normalize.state_dict().items()}
     state = {**own, **found.state}
-    _check(model, state, weights, lambda: what_fits(nests, model, state, weights))
+    _check(model, state, weights, lambda: _hint(nests, model, state, weights))
     _load(model, state)
     return model
+
+
+def _hint(
+    nests: Sequence[Nest], model: SplitModel, state: Mapping[str, Tensor], weights: str | Path
+) -> str:
+    """What the file fits instead of what was asked for, as a sentence that follows another one."""
+    for info in (each.info for each in guess_own(nests, weights)):
+        if info.arch in CIFAR:
+            keys = ("arch", "width")
+            given = ", ".join(f"{key}={getattr(info, key)}" for key in keys)
+            options = " ".join(f"--model.{key} {getattr(info, key)}" for key in keys)
+            return f" It fits {given}; on the command line {options}."
+    return what_fits(nests, model, state, weights)
 
 
 def _guess(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
 
 from bdclean.backbones.split import Normalize, SplitModel
 
@@ -98,6 +99,8 @@ def _fold(network: nn.Module) -> tuple[nn.Module, dict[str, str]]:
     Returns:
         The network, and the name of the batch norm by that of the layer that took it in.
     """
+    if any(_is_hidden_from_traces(module) for module in network.modules()):
+        return network, {}
     try:
         # Submodules are shared, but `fuse` replaces those of the trace: `network` stays whole.
         fused, folded = _fuse(fx.symbolic_trace(network))
@@ -110,6 +113,12 @@ def _fold(network: nn.Module) -> tuple[nn.Module, dict[str, str]]:
     if not folded or constants:
         return network, {}
     return fused, folded
+
+
+def _is_hidden_from_traces(module: nn.Module) -> bool:
+    """Whether a module does something that a trace of it would not."""
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    return bool(hooks) or parametrize.is_parametrized(module)
 
 
 def _fuse(traced: fx.GraphModule) -> tuple[fx.GraphModule, dict[str, str]]:

@@ -20,11 +20,13 @@ from bdclean.backbones.architectures import (
     SMALL_IMAGE,
     Parts,
     canonical,
+    has_width,
     is_made_for_a_size,
     is_published,
     usual_colours,
     usual_size,
 )
+from bdclean.backbones.cifar import fitting_cifar
 from bdclean.backbones.foreign import is_of_solo_learn
 from bdclean.backbones.near import ODD, fit, sizes
 from bdclean.backbones.skeleton import shapes
@@ -65,7 +67,7 @@ class Guess:
     @property
     def settings(self) -> dict[str, Any]:
         """What to load the file with."""
-        own = ("width", "stem") if self.info.arch in OWN else ()
+        own = _choices(self.info.arch)
         return {key: getattr(self.info, key) for key in ("arch", "input_size", *own)}
 
 
@@ -139,19 +141,26 @@ def guess(
         The architectures, the plainest name first; empty if none fits.
     """
     known = {key: value for key, value in (given or {}).items() if key in _KEYS}
-    dicts = _dicts(nests)
-    found = []
-    for info in _own(dicts, nests, known):
-        inside = _shapes_of(_parts(info, weights))
-        if any(each.holds(inside) for each in dicts):
-            found += _fitting(nests, weights, info)
-    if found:
+    if found := guess_own(nests, weights, known):
         return found
+    dicts = _dicts(nests)
     networks = (each for each in known_networks() if any(d.holds(each.weights) for d in dicts))
     for network in islice(networks, _NETWORKS):
         if more := _of_network(nests, weights, network, known, colours_known):
             return more
     return []
+
+
+def guess_own(
+    nests: Sequence[Nest], weights: str | Path, given: Mapping[str, Any] | None = None
+) -> list[Guess]:
+    """As `guess`, among our own networks alone."""
+    dicts, found = _dicts(nests), list[Guess]()
+    for info in _own(dicts, nests, given or {}):
+        inside = _shapes_of(_parts(info, weights))
+        if any(each.holds(inside) for each in dicts):
+            found += _fitting(nests, weights, info)
+    return found
 
 
 def nearest(nests: Sequence[Nest], weights: str | Path) -> str:
@@ -219,7 +228,7 @@ def taken_for(taken: Guess, info: ModelInfo, given: Mapping[str, Any], weights: 
     published = {"mean": taken.info.mean, "std": taken.info.std}
     as_published = (info.mean, info.std) == (taken.info.mean, taken.info.std)
     keys = [
-        *(("width", "stem") if info.arch in OWN else ()),
+        *_choices(info.arch),
         *(("input_size",) if "input_size" not in given else ()),
         *(key for key in published if as_published and key not in given),
     ]
@@ -228,10 +237,15 @@ def taken_for(taken: Guess, info: ModelInfo, given: Mapping[str, Any], weights: 
     if taken.others:
         others = ", ".join(taken.others[:_SHOWN])
         said += f"; of the same tensors but less common: {others}"
-    if not as_published and info.arch not in OWN:
+    if not as_published and not has_width(info.arch):
         own = " and ".join(f"{key} {_plain(value)}" for key, value in published.items())
         said += f"; it was published with {own}"
     return f"{said}; --model.arch names another."
+
+
+def _choices(arch: str) -> tuple[str, ...]:
+    """What else than its name tells which network it is."""
+    return ("width", "stem")[: has_width(arch) + (arch in OWN)]
 
 
 def _plain(value: object) -> str:
@@ -276,7 +290,7 @@ def _own(
 
     Without the resnets that torchvision has too.
     """
-    there = dict.fromkeys(shape for each in dicts for shape in each.weights)
+    there = sum((each.weights for each in dicts), Counter[Shape]())
     layers = (shape for shape in there if len(shape) == 4 and shape[1] == 3)
     for channels, _, side, _ in islice(layers, _FIRST):
         stem: Stem = "cifar" if side == 3 else "imagenet"
@@ -286,6 +300,8 @@ def _own(
                 yield from _of_width(arch, channels, stem, given)
                 if (channels, stem) == (64, "cifar") and is_of_solo_learn(nests):
                     yield from _of_width(f"solo:{arch}", channels, stem, given)
+        for arch, width in fitting_cifar(channels, there) if side == 3 else ():
+            yield from _of_width(arch, width, "cifar", given)
         if side == 3 and (channels, 1, 3, 3) in there:
             size = given.get("input_size")
             for stem in ("cifar", "imagenet"):  # both have it; they differ in strides

@@ -8,6 +8,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from bdclean.backbones.architectures import Parts, is_made_for_a_size, make_parts, usual_size
+from bdclean.backbones.own_network import is_own_network
 from bdclean.backbones.split import ModelInfo
 from bdclean.errors import ConfigError
 from bdclean.weights import bounds
@@ -51,7 +52,8 @@ def shapes(info: ModelInfo, name: str, num_features: int | None = None) -> Parts
     """Builds a backbone of shapes alone.
 
     Args:
-        info: What to build, as a file describes it; canonical.
+        info: What to build, as a file describes it; canonical. A network of the user's own is
+            built with its numbers, as it may need them.
         name: What the file is called.
         num_features: D, where it is known.
 
@@ -60,6 +62,8 @@ def shapes(info: ModelInfo, name: str, num_features: int | None = None) -> Parts
         WeightsError: If building it would take too long.
         RuntimeError, TypeError, ValueError, OverflowError: If its sizes are out of all range.
     """
+    if is_own_network(info.arch):
+        return make_parts(info)
     if not is_made_for_a_size(info.arch):  # then larger images have as many features
         usual = usual_size(info.arch) or info.input_size
         info = replace(info, input_size=min(info.input_size, usual))

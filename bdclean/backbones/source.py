@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bdclean.backbones.build import load_model
+from bdclean.backbones.own_network import name_network
 from bdclean.backbones.split import SplitModel, Stem
 from bdclean.checks import check_least
 from bdclean.errors import ConfigError
@@ -25,7 +26,8 @@ class WeightsSource:
         stem: Of ResNets, for foreign files; None takes `auto`: the CIFAR stem up to 64 pixels.
 
     Raises:
-        ConfigError: If the width is below 1.
+        ConfigError: If the width is below 1, or `arch` names a network of the user's own that is
+            not there.
     """
 
     weights: str | None
@@ -37,7 +39,8 @@ class WeightsSource:
     stem: Stem | None = None
 
     def __post_init__(self) -> None:
-        """Checks the width."""
+        """Checks the width, and imports a network of the user's own."""
+        name_network(self.arch)
         if self.width is not None:
             check_least("width", self.width, 1)
 

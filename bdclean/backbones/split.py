@@ -33,7 +33,8 @@ class ModelInfo:
         input_size: Height and width of the images, in pixels.
         mean: Per-channel mean of the normalisation, in units of [0, 1] pixels.
         std: Per-channel standard deviation of the normalisation, same units.
-        width: Channels of the first layer, 64 for the published networks.
+        width: Scale of the channels; 64 is the published network. In a ResNet-18 these are the
+            channels of the first layer.
         stem: First layers of the network; "auto" is "cifar" up to 64 pixels.
         head: Kind of the head, if there is one: a linear layer, or that of a linear probe.
 

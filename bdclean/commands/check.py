@@ -18,6 +18,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from bdclean.backbones import SplitModel, load_model
+from bdclean.backbones.architectures import has_width
 from bdclean.checking import Verdict, run_tests
 from bdclean.commands.help_page import WIDTH
 from bdclean.commands.parsing import Parser
@@ -157,10 +158,11 @@ def shown(verdict: Verdict) -> str:
 def _about(chosen: Namespace, model: SplitModel, images: Tensor | None) -> str:
     info = model.info
     head = "no classifier head" if model.head is None else f"{info.num_classes} classes"
+    width = f"width {info.width}, " if has_width(info.arch) else ""
     used = "no images" if images is None else f"{len(images):,} images of {chosen.folder}"
     return printable(
-        f"{chosen.model}: {info.arch}, width {info.width}, {head}, images of {info.input_size} "
-        f"pixels. Tested with {used}."
+        f"{chosen.model}: {info.arch}, {width}{head}, images of {info.input_size} pixels. Tested "
+        f"with {used}."
     )
 
 

@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bdclean.backbones.own_network import is_own_network
 from bdclean.commands.words import as_typed
+from bdclean.files import safetensors_metadata
 from bdclean.runs import RunFolder, leaves
 from bdclean.shipped import names
 
@@ -215,9 +217,13 @@ def _photos(run: RunFolder) -> str | None:
 
 
 def load(weights: Path) -> str:
-    """A command that loads a model."""
-    file = json.dumps(str(weights))
-    code = f"from bdclean.backbones import load_model; print(load_model({file}))"
+    """A command that loads a model of ours."""
+    words = json.dumps(str(weights))
+    told = safetensors_metadata(weights) if weights.is_file() else {}
+    arch = json.loads(told.get("arch", '""'))
+    if is_own_network(arch):  # a file alone makes no code run
+        words += f", arch={json.dumps(arch)}"
+    code = f"from bdclean.backbones import load_model; print(load_model({words}))"
     return f"python -c {shlex.quote(code)}"
 
 

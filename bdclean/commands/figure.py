@@ -140,10 +140,10 @@ def models(run: RunFolder, config: dict[str, Any]) -> list[tuple[str, SplitModel
     """
     if not run.weights.is_file():
         raise ConfigError(f"{run.path}: there is no model.safetensors; let the run end first.")
-    after = load_model(run.weights)
+    given = config["model"].get("init_args", {})
+    after = load_model(run.weights, arch=given.get("arch"))
     name = run.path.name
     found = [(f"{name}: after", after)]
-    given = config["model"].get("init_args", {})
     info = after.info
     source = WeightsSource(
         given.get("weights"),

@@ -24,6 +24,11 @@ _VARIABLE = "BDCLEAN_OWN_MODULES"
 _CLASS_PATH = re.compile(
     r"(?<![\w.:/\\-])([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)\.[A-Za-z_]\w*(?![\w/\\-])"
 )
+_NETWORK = re.compile(
+    r"(?<![\w.:/\\-])(?!(?:torchvision|timm|solo):)"
+    r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):[A-Za-z_]\w*(?![\w/\\:-])"
+)
+"""A network of the user's own, as `--model.arch` names it: MODULE:NAME."""
 
 
 class _Named(MetaPathFinder):
@@ -104,12 +109,13 @@ if _FINDER.names:  # a process that a run started
 
 
 def allow(settings: Any) -> None:
-    """Lets modules be imported from the current folder that class paths name.
+    """Lets modules be imported from the current folder that class paths or networks name.
 
     Args:
         settings: Words of a command, or the content of a config, nested in any way.
     """
-    found = {match[1] for text in _texts(settings) for match in _CLASS_PATH.finditer(text)}
+    forms = (_CLASS_PATH, _NETWORK)
+    found = {m[1] for text in _texts(settings) for form in forms for m in form.finditer(text)}
     _FINDER.folder, _FINDER.failed = Path.cwd(), None
     _FINDER.modules |= {module for path in found for module in accumulate(path.split("."), _dotted)}
     tops = {path.partition(".")[0] for path in found}

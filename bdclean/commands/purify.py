@@ -117,7 +117,7 @@ def run_purify(args: Sequence[str], fit: front.Fit | None = None) -> None:
     fit = fit or partial(front.fit, again=shlex.join(["bdclean", "purify", *args]))
     model, _ = fit(words)
     if first and model.finished:
-        product = load_model(run.weights).to(images.device)
+        product = load_model(run.weights, arch=suspect.info.arch).to(images.device)
         after = _check("After", product, images)
         _save(run, before, after)
         print(_summary(run, before, after))

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bdclean.backbones import ModelInfo, build, save_model
+from bdclean.backbones.own_network import name_network
 from bdclean.backbones.split import Stem
 from bdclean.checks import check_positive
 from bdclean.errors import ConfigError
@@ -79,6 +80,7 @@ class Sifter(StagedModule, ABC):
                 f"num_classes={facts.num_classes}: poisoned samples are found by their class, so "
                 "the data needs at least two."
             )
+        name_network(arch)  # a checkpoint may hold it
         self.info = ModelInfo(
             arch, facts.num_classes, facts.input_size, facts.mean, facts.std, width, stem
         )

@@ -234,4 +234,5 @@ def test_architecture_files_hold_arch_and_width_alone_and_build(path):
 
 def test_there_are_architecture_files():
     names = {path.stem for path in ARCH_FILES}
-    assert names == {"resnet18", "resnet18_w16", "resnet34", "mobilenet_v2"}
+    ours = {"resnet18", "resnet18_w16", "resnet34", "mobilenet_v2"}
+    assert names == ours | {"preact_resnet18", "resnet20", "vgg16_cifar", "wrn16_1"}

@@ -6,9 +6,14 @@ import sys
 from importlib import import_module
 
 import pytest
+import torch
+from PIL import Image
 
+from bdclean.backbones import ModelInfo
+from bdclean.backbones.own_network import _NETWORKS
 from bdclean.cli import main
 from bdclean.commands.own_modules import _FINDER, allow
+from bdclean.weights import write
 
 STRAY = ("tabulate", "torch_xla", "yaml", "numpy", "csv", "email", "json", "random", "matplotlib")
 FIT = (
@@ -191,6 +196,64 @@ def test_a_process_that_a_run_starts_finds_it_too(place):
     assert in_a_process(place, "-P", "-c", code, BDCLEAN_OWN_MODULES="mine") == (0, "found\n")
 
 
+@pytest.fixture
+def recorded(broken):
+    """A weights file whose metadata names a module of the folder, which tells of its import."""
+    (broken / "broken.py").write_text(
+        "open('ran', 'w').close()\n"
+        "from torch import nn\n"
+        "def Net():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten(), nn.Linear(4, 3))\n"
+    )
+    tensors = {
+        **{"normalize.mean": torch.zeros(3), "normalize.std": torch.ones(3)},
+        **{"backbone.0.weight": torch.rand(4, 3, 8, 8), "backbone.0.bias": torch.rand(4)},
+        **{"head.weight": torch.rand(3, 4), "head.bias": torch.rand(3)},
+    }
+    half = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    write(tensors, broken / "net.safetensors", ModelInfo("broken:Net", 3, 8, *half).to_metadata())
+    yield broken
+    _NETWORKS.pop("broken:Net", None)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["check", "net.safetensors"],
+        ["check", "net.safetensors", "--arch", "resnet18"],
+        ["purify", "net.safetensors", "."],
+        ["fit", *FIT[:-4], "--model.weights", "net.safetensors"],
+        [
+            *("fit", *FIT[:2], "-c", "data/photos", "-c", "purify/bcu", "--data.defense_root", "."),
+            *("--model.weights", "net.safetensors", "--data.input_size", "8"),
+        ],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_weights_file_makes_no_module_run(words, recorded, capsys):
+    Image.new("RGB", (8, 8)).save("a.png")
+    said = told(words, capsys)
+    assert "net.safetensors was made with a network of somebody's own (broken:Net), and" in said
+    assert not (recorded / "ran").exists()
+
+
+def test_a_network_that_the_user_names_is_found(recorded, capsys):
+    main(["check", "net.safetensors", "--arch", "broken:Net"])
+    assert "net.safetensors: broken:Net, 3 classes, images of 8 pixels." in capsys.readouterr().out
+    assert (recorded / "ran").exists()
+
+
+def test_a_network_that_cannot_be_had_ends_with_one_message(broken, capsys):
+    (broken / "broken.py").write_text("1 / 0\n")
+    words = ["check", "net.safetensors", "--arch"]
+    assert told([*words, "broken:Net"], capsys) == (
+        "arch='broken:Net': The module broken was found (broken.py), but its import raised "
+        "ZeroDivisionError in line 1: division by zero.\n"
+    )
+    assert told([*words, "gone:Net"], capsys).startswith("arch='gone:Net' is unknown: there is no")
+
+
 @pytest.mark.parametrize(
     ("settings", "names"),
     [
@@ -200,6 +263,11 @@ def test_a_process_that_a_run_starts_finds_it_too(place):
         ({"trainer": {"callbacks": [{"class_path": "mine.Back"}]}}, {"mine"}),
         (["--model.recipe.lr", "0.1", "-c", "a/b.yaml", "--x=runs/v/model.safetensors"], set()),
         (["--model.arch", "timm:resnet18.a1_in1k", "model.safetensors"], set()),
+        (["--arch", "solo:resnet18", "--model.arch=torchvision:resnet18"], set()),
+        (["--model.arch", "mine:Net"], {"mine"}),
+        (["--arch=mine.deep:Net(depth=3)@body.fc"], {"mine", "body"}),
+        ({"model": {"init_args": {"arch": "mine:Net(3)"}}}, {"mine"}),
+        (["-c", "{model: {init_args: {arch: mine:Net}}}", "--x", "https://a.b/c:d"], {"mine"}),
     ],
 )
 def test_class_paths_are_told_from_other_words(tmp_path, monkeypatch, settings, names):

@@ -1,0 +1,284 @@
+"""Networks of the user's own: `arch` is MODULE:NAME, with (ARGUMENTS) and @HEAD where needed.
+
+NAME is a class or function that returns an `nn.Module` from images (B, 3, H, W) to logits. Code is
+imported by `name_network` alone, which gets the user's words; what a file says is looked up among
+the networks that were named so, and never imported.
+"""
+
+import ast
+import copy
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bdclean.errors import ConfigError, in_a_sentence, in_words
+
+LIBRARIES = ("torchvision", "timm", "solo")
+"""What stands before the colon in other names."""
+
+_FORM = re.compile(
+    r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*)"
+    r"(?P<arguments>\(.*\))?(?:@(?P<head>[\w.]+))?",
+    re.DOTALL,
+)
+_LONGEST = 400  # characters; the metadata of a file holds it
+_WAY_OUT = "arch is MODULE:NAME, with arguments MODULE:NAME(depth=3), with a named head @fc"
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A network that the user has named.
+
+    Attributes:
+        create: Makes it.
+        head: Name of its classifier; None is its last linear layer.
+    """
+
+    create: Callable[[], Any]
+    head: str | None
+
+
+_NETWORKS: dict[str, _Named] = {}
+"""Those that the user has named in this process, by their whole `arch`."""
+
+
+def is_own_network(arch: str) -> bool:
+    """Whether an `arch` has the form of a network of the user's own."""
+    found = _FORM.fullmatch(arch)
+    return found is not None and found["module"] not in LIBRARIES
+
+
+def place_of(arch: str) -> str:
+    """MODULE:NAME of such a network, without what follows."""
+    return arch.partition("(")[0].partition("@")[0]
+
+
+def name_network(arch: str | None) -> None:
+    """Imports a network that the user names; other names are left alone.
+
+    Never to be called with what a file says.
+
+    Args:
+        arch: As the user typed it.
+
+    Raises:
+        ConfigError: If there is no such module, class or function, or it needs other arguments.
+    """
+    found = None if arch is None else _FORM.fullmatch(arch)
+    if arch is None or found is None or not is_own_network(arch) or arch in _NETWORKS:
+        return
+    if len(arch) > _LONGEST:
+        raise ConfigError(
+            f"arch={arch[:40]!r}... has {len(arch)} characters, and {_LONGEST} are allowed; write "
+            "a function that gives these arguments."
+        )
+    create = _imported(arch, found["module"], found["name"])
+    args, kwargs = _arguments(arch, found["arguments"] or "()")
+    try:
+        inspect.signature(create).bind(*args, **kwargs)
+    except TypeError as error:
+        raise ConfigError(
+            f"arch={arch!r}: {in_words(error)}; arguments stand in brackets, as in "
+            f"{place_of(arch)}(depth=3)."
+        ) from error
+    except ValueError:  # it tells nothing of its arguments
+        pass
+    _NETWORKS[arch] = _Named(lambda: create(*args, **kwargs), found["head"])
+
+
+def _imported(arch: str, module: str, name: str) -> Callable[..., Any]:
+    try:
+        holder = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise _import_failed(arch, module, error) from error
+        raise ConfigError(
+            f"arch={arch!r} is unknown: there is no module {error.name}, neither in the current "
+            f"folder nor installed. {_WAY_OUT}."
+        ) from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever the user's module does, SystemExit too
+        raise _import_failed(arch, module, error) from error
+    found: Any = getattr(holder, name, None)
+    if isinstance(found, nn.Module):
+        raise ConfigError(
+            f"arch={arch!r}: {name} is a network that has been made already; name its class, or a "
+            "function that returns it."
+        )
+    if not callable(found):
+        there = f"{name} is of the type {type(found).__name__}" if hasattr(holder, name) else None
+        raise ConfigError(
+            f"arch={arch!r}: {there or f'the module {module} has no {name}'}; name a class or "
+            "function that returns a torch.nn.Module."
+        )
+    create: Callable[..., Any] = found
+    return create
+
+
+def _import_failed(arch: str, module: str, error: BaseException) -> ConfigError:
+    said = str(error) if isinstance(error, ImportError) else ""
+    if not said.startswith("The module "):  # as the command line tells of the current folder
+        said = f"the import of {module} raised {type(error).__name__}: {error}".rstrip(": ")
+    return ConfigError(f"arch={arch!r}: {in_a_sentence(said)}")
+
+
+def _arguments(arch: str, text: str) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    refused = ConfigError(
+        f"arch={arch!r}: arguments must be plain values such as (depth=3, name='wide')."
+    )
+    try:
+        call = ast.parse(f"f{text}", mode="eval").body
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+            raise refused
+        args = [ast.literal_eval(each) for each in call.args]
+        kwargs = {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
+        raise refused from error
+    return args, kwargs
+
+
+@dataclass(frozen=True)
+class OwnParts:
+    """A network of the user's own without its classifier.
+
+    Attributes:
+        backbone: From normalised images (B, 3, H, W) to features that flatten to (B, D).
+        num_features: D.
+        head: Name of the classifier in the state dict of the whole network.
+        bias: Whether it has a bias.
+    """
+
+    backbone: nn.Module
+    num_features: int
+    head: str
+    bias: bool
+
+
+def make_own_network(arch: str, input_size: int) -> OwnParts:
+    """Makes a network that the user has named, and takes its classifier out.
+
+    Args:
+        arch: As the user named it.
+        input_size: Side of the images in pixels; a batch of two is passed.
+
+    Raises:
+        ConfigError: If the user has not named it, or it is no classifier that ends in a linear
+            layer.
+    """
+    named = _NETWORKS.get(arch)
+    if named is None:
+        raise ConfigError(
+            f"{place_of(arch)} is code of somebody's own, and no file makes bdclean import code; "
+            "name your module with arch"
+        )
+    network = _made(arch, named)
+    draw = torch.Generator().manual_seed(0)
+    images = torch.rand(2, 3, input_size, input_size, generator=draw)
+    _passed(arch, network, images)  # lazy layers get their sizes
+    name, head = _find_head(arch, network, named.head, images)
+    network.set_submodule(name, nn.Identity())
+    features = _passed(arch, network, images)
+    if not isinstance(features, Tensor) or features.flatten(1).shape != (2, head.in_features):
+        raise _unclear(arch, name, {name: head})
+    try:
+        copy.deepcopy(network)
+    except Exception as error:  # whatever it holds
+        raise ConfigError(
+            f"arch={arch!r}: the network cannot be copied by copy.deepcopy ({in_words(error)}), "
+            "and methods need a copy of it."
+        ) from error
+    return OwnParts(network.train(), head.in_features, name, head.bias is not None)
+
+
+def _made(arch: str, named: _Named) -> nn.Module:
+    try:
+        made = named.create()
+    except Exception as error:  # whatever the user's code does
+        raise ConfigError(
+            f"arch={arch!r}: making it raised {type(error).__name__}: {in_words(error)}."
+        ) from error
+    if not isinstance(made, nn.Module):
+        raise ConfigError(
+            f"arch={arch!r}: it gives a {type(made).__name__}; it must give a torch.nn.Module."
+        )
+    return made.cpu()
+
+
+@torch.no_grad()
+def _passed(arch: str, network: nn.Module, images: Tensor) -> Any:
+    network.eval()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return network(images)
+    except Exception as error:  # whatever the user's code does
+        raise ConfigError(
+            f"arch={arch!r} does not take images of shape {tuple(images.shape)}: "
+            f"{in_words(error)}; is the input_size right, on the command line --data.input_size?"
+        ) from error
+
+
+def _find_head(
+    arch: str, network: nn.Module, given: str | None, images: Tensor
+) -> tuple[str, nn.Linear]:
+    """The linear layer that gives what the network gives."""
+    linear = {name: m for name, m in network.named_modules() if isinstance(m, nn.Linear) and name}
+    if not linear:
+        raise ConfigError(
+            f"arch={arch!r}: the network has no linear layer within, so it has no head."
+        )
+    if given is not None and given not in linear:
+        raise ConfigError(
+            f"arch={arch!r}: there is no linear layer {given}; there are {_listed(linear)}."
+        )
+    gave: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+    def note(module: nn.Module, _: object, output: Tensor) -> None:
+        gave[module] = (output, output.clone())
+
+    hooks = [layer.register_forward_hook(note) for layer in linear.values()]
+    try:
+        output = _passed(arch, network, images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    _check_logits(arch, output, len(images))
+    for name, layer in linear.items():
+        if given not in (None, name) or layer not in gave:
+            continue
+        theirs, as_given = gave[layer]
+        same = theirs.data_ptr() == output.data_ptr() and output.shape == as_given.shape
+        if same and torch.equal(output, as_given):
+            return name, layer
+    raise _unclear(arch, given, linear)
+
+
+def _check_logits(arch: str, output: object, images: int) -> None:
+    kind = f"is a {type(output).__name__}"
+    if isinstance(output, Tensor):
+        if output.ndim == 2 and len(output) == images:
+            return
+        kind = f"has the shape {tuple(output.shape)}"
+    raise ConfigError(
+        f"arch={arch!r}: its output for two images {kind}; it must be one tensor of logits, of "
+        "one head and of the shape (2, classes)."
+    )
+
+
+def _unclear(arch: str, given: str | None, linear: Mapping[str, nn.Linear]) -> ConfigError:
+    layer = f"its linear layer {given}" if given else "one of its linear layers"
+    return ConfigError(
+        f"arch={arch!r}: its output is not what {layer} gives (there are {_listed(linear)}); it "
+        "must return the logits of one head as they are, without softmax or an average."
+    )
+
+
+def _listed(names: Mapping[str, Any]) -> str:
+    shown = list(names)[-5:]
+    return ", ".join([*(["..."] if len(names) > len(shown) else []), *shown])
