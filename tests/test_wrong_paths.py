@@ -426,8 +426,8 @@ CALLBACK = [*BASE, "--trainer.callbacks+", "EarlyStopping", "--trainer.callbacks
 HIDDEN = "it holds a character that cannot be shown; name another folder."
 PLACE = "name a folder, new or of a run."
 COMMANDS = (
-    "The commands are fit, validate, test, predict, demo, check, purify, sift, attack, figure, "
-    "methods, config; `bdclean --help` tells what each does."
+    "The commands are fit, validate, test, predict, demo, check, purify, sift, weights, "
+    "attack, figure, methods, config; `bdclean --help` tells what each does."
 )
 WORDS |= {
     "a run below a device": ([*BASE, "--run", "/dev/null/x"], f"--run='/dev/null/x': {PLACE}"),

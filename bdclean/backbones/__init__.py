@@ -3,13 +3,16 @@
 from bdclean.backbones.blocks import Block, ordered_blocks
 from bdclean.backbones.build import build, build_for, load_model, save_model
 from bdclean.backbones.fold import FrozenCopy, frozen_copy
+from bdclean.backbones.inspected import Candidate, Inspection, inspect
 from bdclean.backbones.layout import Layout, save_like, written_back
 from bdclean.backbones.resnet import ResNet, resnet18, resnet34
 from bdclean.backbones.split import ModelInfo, Normalize, SplitModel, Stem
 
 __all__ = [
     "Block",
+    "Candidate",
     "FrozenCopy",
+    "Inspection",
     "Layout",
     "ModelInfo",
     "Normalize",
@@ -19,6 +22,7 @@ __all__ = [
     "build",
     "build_for",
     "frozen_copy",
+    "inspect",
     "load_model",
     "ordered_blocks",
     "resnet18",

@@ -35,6 +35,9 @@ _TRAINING_ONLY = (
     "criterion",
     "bn",
     "queues",
+    *("dino_head", "ibot_head"),
+    *("mask_token", "decoder_embed", "decoder_pos_embed", "decoder_blocks"),  # of MAE
+    *("decoder_norm", "decoder_pred"),
     "n_averaged",  # of `torch.optim.swa_utils.AveragedModel`
 )
 # lightly's benchmarks keep a second network beside `backbone`, which is the one they evaluate.

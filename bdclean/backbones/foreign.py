@@ -6,7 +6,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from bdclean.backbones.architectures import Parts
 from bdclean.backbones.beside import (
@@ -17,6 +17,8 @@ from bdclean.backbones.beside import (
     take_projections,
     take_training_only,
 )
+from bdclean.backbones.dialects import translated
+from bdclean.backbones.spellings import spellings
 from bdclean.errors import counted
 from bdclean.printable import printable
 from bdclean.weights import Nest, Place, Spelling, check_plain, multiplied_out, places, unwrap
@@ -26,8 +28,6 @@ from bdclean.weights.match import shared_parts
 _TRAINED_BESIDE = ("student", "query")
 _COPIES = ("teacher", "ema", "momentum", "target", "key", "k", "attacker", "old", "avg", "swa")
 _RANKS = dict.fromkeys(_TRAINED_BESIDE, 1) | dict.fromkeys(_COPIES, 2)
-# What PyTorch puts into names: data parallel training, and torch.compile.
-_INSERTED = ("module", "_orig_mod")
 _SHOWN = 8
 _Sources = dict[str, list[Tensor]]  # our names, and the tensors of a file that they are made of
 _COUNTER = "n_averaged"  # of `torch.optim.swa_utils.AveragedModel`, which does not load without
@@ -81,13 +81,16 @@ class Foreign:
             neither are kept, for the report of unexpected keys.
         num_classes: Rows of the classifier, None without one.
         normalisation: "mean" and "std" if the file holds them, of images in [0, 1].
-        nest: The dict that holds the network, what it has as factors multiplied out.
+        nest: The dict that holds the network, by the names of the file; what it has as factors
+            multiplied out.
         prefix: What the names of the network begin with there.
         sources: Of each tensor of the network (`backbone.*`, `head.*`, `normalize.*`), what it was
-            made of: one tensor of the file, or one of each of the averaged classifiers.
+            made of: one tensor of the file, the parts that it has there in a row, or one of each of
+            the averaged classifiers.
         kept: Tensors beside the network that belong to its architecture.
         copies: Where else the network is.
         told: Parts of a sentence, if not all of the file is taken.
+        library: Whose names the network has, "" for those of torchvision or timm.
     """
 
     state: dict[str, Tensor]
@@ -99,6 +102,7 @@ class Foreign:
     kept: tuple[Source, ...] = ()
     copies: tuple[Found, ...] = ()
     told: tuple[str, ...] = ()
+    library: str = ""
 
 
 def split_foreign(nests: Sequence[Nest], parts: Parts, weights: str | Path) -> Foreign:
@@ -110,20 +114,19 @@ def split_foreign(nests: Sequence[Nest], parts: Parts, weights: str | Path) -> F
         WeightsError: If the state dict holds more than plain tensors.
     """
     expected = parts.backbone.state_dict()
-    spellings = _spellings(expected, parts.backbone)
-    nests = [replace(nest, tensors=multiplied_out(_apart(nest.tensors))) for nest in nests]
-    found = [
-        Found(nest, place) for nest in nests for place in places(nest.tensors, expected, spellings)
-    ]
+    ways = spellings(expected, parts.backbone)
+    read = [translated(plain(nest), weights) for nest in nests]
+    nests = [each.nest for each in read]
+    found = [Found(nest, place) for nest in nests for place in places(nest.tensors, expected, ways)]
     if not found:  # report the names as they are in the file
-        largest = max(nests, key=lambda nest: len(nest.tensors))
+        largest = max((each.origin for each in read), key=lambda nest: len(nest.tensors))
         check_plain(largest, weights)
         return Foreign(largest.tensors, None, {}, largest)
     chosen, copies = _choose(found, len(expected))
     check_plain(chosen.nest, weights)
     inside, rest = unwrap(chosen.nest.tensors, chosen.place.prefix)
     left_out = take_moco_heads(inside, chosen.place.prefix)
-    state = _backbone_of(inside, rest, expected, spellings[chosen.place.spelling])
+    state = _backbone_of(inside, rest, expected, ways[chosen.place.spelling])
     left_out += _take_copies(rest, chosen, copies, expected)
     kept, training = _take_training(rest, parts)
     normalisation, of_normalisation = _normalisation_of(rest)
@@ -137,23 +140,34 @@ def split_foreign(nests: Sequence[Nest], parts: Parts, weights: str | Path) -> F
     projections = take_projections(rest, parts.num_features, tops)
     alone = [*left_out, *training, *(top for top, _ in kept)]
     taken = {**{name: [tensor] for name, tensor in state.items()}, **of_head, **of_normalisation}
-    origin = {id(t): Source(nest, name) for nest in nests for name, t in nest.tensors.items()}
+    origin = {
+        id(t): [Source(each.origin, part) for part in each.names[name]]
+        for each in read
+        for name, t in each.nest.tensors.items()
+    }
+    of_chosen = next(each for each in read if each.nest is chosen.nest)
+    beside = [Source(of_chosen.origin, name) for name in of_chosen.beside]
     return Foreign(
         {**_left(rest, expected), **state, **head},
         num_classes,
         normalisation,
-        chosen.nest,
+        of_chosen.origin,
         chosen.place.prefix,
-        sources={ours: tuple(origin[id(t)] for t in given) for ours, given in taken.items()},
-        kept=tuple(origin[id(tensor)] for _, tensor in kept),
+        sources={
+            ours: tuple(source for tensor in given for source in origin[id(tensor)])
+            for ours, given in taken.items()
+        },
+        kept=(*(source for _, tensor in kept for source in origin[id(tensor)]), *beside),
         copies=tuple(copies),
-        told=_told(chosen, copies, alone, projections, unused),
+        told=_told(chosen, copies, alone, of_chosen.beside, projections, unused),
+        library=of_chosen.library,
     )
 
 
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors as objects of their own: one that has two names is two."""
-    return {name: tensor.detach() for name, tensor in tensors.items()}
+def plain(nest: Nest) -> Nest:
+    """The same, factors multiplied out; a tensor that has two names is two objects."""
+    apart = {name: tensor.detach() for name, tensor in nest.tensors.items()}
+    return replace(nest, tensors=multiplied_out(apart))
 
 
 def _backbone_of(
@@ -244,6 +258,7 @@ def _told(
     chosen: Found,
     copies: Sequence[Found],
     left_out: Sequence[str],
+    beside: Sequence[str],
     projections: Sequence[str],
     unused: Sequence[str],
 ) -> tuple[str, ...]:
@@ -257,6 +272,13 @@ def _told(
         )
     for names, what in (
         (left_out, {"tensor": "serves training alone", "tensors": "serve training alone"}),
+        (
+            [name.removeprefix(chosen.place.prefix).split(".")[0] for name in beside],
+            {
+                "tensor": "belongs to another part of the model",
+                "tensors": "belong to other parts of the model",
+            },
+        ),
         (
             projections,
             {
@@ -347,40 +369,3 @@ def warn_of_solo_learn(nests: Sequence[Nest], weights: str | Path, arch: str) ->
             f"If so, name it solo:{arch}.",
             stacklevel=2,
         )
-
-
-def _spellings(expected: dict[str, Tensor], backbone: nn.Module) -> tuple[Spelling, ...]:
-    """The ways in which libraries write the names of a network, the usual one first."""
-
-    def usual(name: str) -> str:
-        # The CIFAR ResNets of github.com/kuangliu/pytorch-cifar say shortcut for downsample.
-        other = name.replace(".shortcut.", ".downsample.")
-        return other if other in expected else name
-
-    def without_inserted(name: str) -> str:
-        first, dot, others = name.partition(".")
-        kept = [part for part in others.split(".") if part not in _INSERTED]
-        return usual(f"{first}{dot}{'.'.join(kept)}")
-
-    if not {"conv1.weight", "layer4.0.conv1.weight"} <= expected.keys():
-        return usual, without_inserted
-    pooling = [True]
-    if isinstance(getattr(backbone, "maxpool", None), nn.Identity):
-        pooling.append(False)
-    return usual, without_inserted, *(_numbered(with_pooling) for with_pooling in pooling)
-
-
-def _numbered(with_pooling: bool) -> Spelling:
-    """For the parts of torchvision's ResNet in an `nn.Sequential`; ReLU and pooling count.
-
-    lightly's own ResNet for CIFAR loses a ReLU when it is taken apart, so that it is another
-    network, and its numbers are left to the report of names that do not fit.
-    """
-    first = 4 if with_pooling else 3
-    names = {"0": "conv1", "1": "bn1"} | {str(first + i): f"layer{i + 1}" for i in range(4)}
-
-    def spell(name: str) -> str:
-        number, dot, end = name.partition(".")
-        return f"{names.get(number, number)}{dot}{end}"
-
-    return spell

@@ -27,6 +27,7 @@ from bdclean.backbones.architectures import (
     usual_size,
 )
 from bdclean.backbones.cifar import fitting_cifar
+from bdclean.backbones.dialects import translated
 from bdclean.backbones.foreign import is_of_solo_learn
 from bdclean.backbones.near import ODD, fit, sizes
 from bdclean.backbones.skeleton import shapes
@@ -143,7 +144,7 @@ def guess(
     known = {key: value for key, value in (given or {}).items() if key in _KEYS}
     if found := guess_own(nests, weights, known):
         return found
-    dicts = _dicts(nests)
+    dicts = _dicts(nests, weights)
     networks = (each for each in known_networks() if any(d.holds(each.weights) for d in dicts))
     for network in islice(networks, _NETWORKS):
         if more := _of_network(nests, weights, network, known, colours_known):
@@ -169,7 +170,7 @@ def nearest(nests: Sequence[Nest], weights: str | Path) -> str:
     Returns:
         A sentence that follows another one; empty if nothing is near.
     """
-    dicts = _dicts(nests)
+    dicts = _dicts(nests, weights)
 
     def likeness(network: Counter[Shape]) -> float:
         return max((each.likeness(network) for each in dicts), default=0)
@@ -252,10 +253,10 @@ def _plain(value: object) -> str:
     return " ".join(f"{each:g}" for each in value) if isinstance(value, tuple) else str(value)
 
 
-def _dicts(nests: Sequence[Nest]) -> list[_Dict]:
+def _dicts(nests: Sequence[Nest], weights: str | Path) -> list[_Dict]:
     largest = heapq.nlargest(_NESTS, nests, key=lambda nest: len(nest.tensors))
     return [
-        _Dict(_count(nest.tensors), len(nest.tensors))
+        _Dict(_count(translated(nest, weights).nest.tensors), len(nest.tensors))
         for nest in largest
         if len(nest.tensors) <= _TENSORS
     ]

@@ -87,7 +87,7 @@ def written_back(weights: str | Path, model: SplitModel) -> Layout:
     for ours, tensor in model.state_dict().items():
         places = sources.get(ours, ())
         olds = [place.tensor for place in places]
-        for place, new in zip(places, _as_in_file(tensor.detach().cpu(), olds), strict=True):
+        for place, new in zip(places, _as_in_file(ours, tensor.detach().cpu(), olds), strict=True):
             here = written.setdefault(place.nest.keys, {})
             here[place.name] = _checked(ours, new, place, weights)
     for place, name, bias in _new_biases(model, sources):
@@ -182,10 +182,13 @@ def _sources_of_head(
     return {k: v for k, v in found.sources.items() if not k.startswith("head.")}
 
 
-def _as_in_file(new: Tensor, olds: Sequence[Tensor]) -> list[Tensor]:
+def _as_in_file(ours: str, new: Tensor, olds: Sequence[Tensor]) -> list[Tensor]:
     """A tensor of the model in the shape and precision of those of the file that it came from."""
     if len(olds) < 2:
         return [_cast(new, old) for old in olds]
+    if not ours.startswith("head."):  # in a row
+        parts = torch.split(new, [len(old) for old in olds])
+        return [_cast(part, old) for part, old in zip(parts, olds, strict=True)]
     if new.ndim > 1:  # averaged classifiers, whose features are in a row
         sizes = [old.flatten(1).shape[1] for old in olds]
         split = torch.split(new * len(olds), sizes, dim=1)
@@ -269,7 +272,7 @@ def _left_out(found: Foreign, written: Mapping[str, Tensor]) -> Iterator[str]:
     left = [name for name in found.nest.tensors if name not in written and name not in network]
     for copy in found.copies:
         prefix = copy.place.prefix
-        if copy.nest is not found.nest or any(name.startswith(prefix) for name in left):
+        if copy.nest.keys != found.nest.keys or any(name.startswith(prefix) for name in left):
             yield (
                 f"The copy of the network in {copy.name} is left out: it has not been changed, so "
                 "a backdoor would still be in it."

@@ -47,6 +47,9 @@ OWN = {
         "bdclean.commands.purify:run_purify", "Clean a model with unlabelled images."
     ),
     "sift": Command("bdclean.commands.sift:run_sift", "Find poisoned images in a labelled folder."),
+    "weights": Command(
+        "bdclean.commands.weights:run_weights", "What a weights file is; other formats of it."
+    ),
     "attack": Command("bdclean.commands.attack:run_attack", "Show or write poisoned images."),
     "figure": Command("bdclean.commands.figure:run_figure", "Draw the pictures of the papers."),
     "methods": Command("bdclean.commands.methods:run_methods", "List all methods and their needs."),

@@ -5,7 +5,6 @@ trains nothing and writes nothing. The exit status is 1 where a test finds the m
 """
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,9 +21,10 @@ from bdclean.backbones.architectures import has_width
 from bdclean.checking import Verdict, run_tests
 from bdclean.commands.help_page import WIDTH
 from bdclean.commands.parsing import Parser
+from bdclean.commands.short_options import short_options
 from bdclean.data.layout import image_files
 from bdclean.data.sources import read_files
-from bdclean.errors import ConfigError, DataError, WeightsError
+from bdclean.errors import DataError
 from bdclean.functional.seeds import derive_seed
 from bdclean.printable import printable
 
@@ -36,6 +36,7 @@ _LIMITS = (
 )
 
 
+@short_options()
 def run_check(args: Sequence[str]) -> None:
     """The command.
 
@@ -111,12 +112,9 @@ def read_model(chosen: Namespace) -> SplitModel:
         WeightsError: If the file cannot be read safely or does not fit the architecture.
         ConfigError: If an option is missing or contradicts the file.
     """
-    try:
-        model = load_model(
-            chosen.model, arch=chosen.arch, width=chosen.width, input_size=chosen.input_size
-        )
-    except (WeightsError, ConfigError) as error:
-        raise type(error)(re.sub(r"--(model|data)\.", "--", str(error))) from error
+    model = load_model(
+        chosen.model, arch=chosen.arch, width=chosen.width, input_size=chosen.input_size
+    )
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -23,6 +23,7 @@ from bdclean.commands import front
 from bdclean.commands.check import images_of, read_model, shown, usual_count
 from bdclean.commands.closing import load, written
 from bdclean.commands.help_page import WIDTH
+from bdclean.commands.short_options import short_options
 from bdclean.errors import ConfigError
 from bdclean.files import FORMAT_KEY, SAFETENSORS, safetensors_metadata, write_text
 from bdclean.runs import RunFolder
@@ -89,6 +90,7 @@ def make_parser() -> front.FrontParser:
     return parser
 
 
+@short_options()
 def run_purify(args: Sequence[str], fit: front.Fit | None = None) -> None:
     """The command. Only the first of several processes checks and prints.
 

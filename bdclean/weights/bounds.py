@@ -131,6 +131,19 @@ def check_nests(content: Any, name: str) -> None:
         raise WeightsError(f"{name} has dictionaries in dictionaries, more than {_DEEPEST} deep.")
 
 
+def pickles_in(path: Path) -> list[bytes]:
+    """The pickles of a zip archive of torch, as they are.
+
+    Raises:
+        RefusedError: If the archive is none that torch writes.
+        struct.error, OverflowError: If it is damaged.
+    """
+    with path.open("rb") as file:
+        entries = _entries(file, path.stat().st_size)
+        pickles = [each for each in entries if each.filename.lower().endswith(".pkl")]
+        return [_content(file, each) for each in pickles[:MOST_PICKLES]]
+
+
 def most_text() -> int:
     """Bytes of the longest header or pickle that is read."""
     return int(_TEXT * limit())

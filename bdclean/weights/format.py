@@ -67,7 +67,7 @@ def read_nests(path: str | Path) -> tuple[list[Nest], dict[str, str]]:
             f"{printable(path)}: nothing is downloaded; fetch that file and give its path."
         )
     path = Path(path)
-    _check_place(path)
+    check_place(path)
     try:
         bounds.check_size(path, printable(path))
         if kind_of(path) == "safetensors":
@@ -93,7 +93,7 @@ def check_plain(nest: Nest, path: str | Path) -> None:
         raise _not_plain(path, nest.others)
 
 
-def _check_place(path: Path) -> None:
+def check_place(path: Path) -> None:
     """Refuses what is no file of a disk."""
     if os.path.isdir(path):  # noqa: PTH112  (of any length)
         raise WeightsError(f"{printable(path)} is a folder; give the weights file in it.")

@@ -55,8 +55,7 @@ def multiplied_out(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
         The state dict, with the products at its end.
     """
     state = dict(found)
-    storages = {tensor.untyped_storage().data_ptr(): tensor for tensor in found.values()}
-    left = sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
+    left = bytes_of(found)
     for endings, multiply in _LAYOUTS:
         for name in [name for name in state if name.endswith(endings[0])]:
             stem = name.removesuffix(endings[0])
@@ -71,3 +70,9 @@ def multiplied_out(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 parent, _, last = stem.rpartition(_NEWER)
                 state[parent + last] = product
     return state
+
+
+def bytes_of(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of the memory that tensors show; what several of them show counts once."""
+    storages = [tensor.untyped_storage() for tensor in tensors.values()]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

@@ -1,0 +1,31 @@
+"""Messages on weights files in the words of commands that say `--arch`, not `--model.arch`."""
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from bdclean.errors import BdcleanError
+
+_LONG = re.compile(r"--(?:model|data)\.(?=(?:arch|width|input_size)\b)")
+
+
+@contextmanager
+def short_options() -> Iterator[None]:
+    """Says errors and warnings with the short options; also a decorator of commands."""
+    with warnings.catch_warnings():
+        outer = warnings.showwarning
+
+        def show(message: Warning | str, *more: Any, **others: Any) -> None:
+            said = _LONG.sub("--", str(message))
+            outer(type(message)(said) if isinstance(message, Warning) else said, *more, **others)
+
+        warnings.showwarning = show
+        try:
+            yield
+        except BdcleanError as error:
+            said = _LONG.sub("--", str(error))
+            if said == str(error):
+                raise
+            raise type(error)(said) from error
