@@ -2,6 +2,12 @@
 
 from bdclean.backbones.blocks import Block, ordered_blocks
 from bdclean.backbones.build import build, build_for, load_model, save_model
+from bdclean.backbones.exporting import (
+    export_hub,
+    export_onnx,
+    export_state,
+    library_state,
+)
 from bdclean.backbones.fold import FrozenCopy, frozen_copy
 from bdclean.backbones.inspected import Candidate, Inspection, inspect
 from bdclean.backbones.layout import Layout, save_like, written_back
@@ -21,8 +27,12 @@ __all__ = [
     "Stem",
     "build",
     "build_for",
+    "export_hub",
+    "export_onnx",
+    "export_state",
     "frozen_copy",
     "inspect",
+    "library_state",
     "load_model",
     "ordered_blocks",
     "resnet18",

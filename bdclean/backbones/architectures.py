@@ -113,6 +113,23 @@ def make_parts(info: ModelInfo, num_features: int | None = None) -> Parts:
     return Parts(network, network.num_features, ("fc",))
 
 
+def whole_network(info: ModelInfo) -> nn.Module | None:
+    """The library's own network with its classifier, of shapes alone; None for networks of ours.
+
+    Args:
+        info: What to build, canonical. Without classes torchvision's has its usual classifier.
+    """
+    library, _, name = info.arch.rpartition(":")
+    classes = info.num_classes
+    with torch.device("meta"):
+        if library == "timm":
+            return _create_timm(name, info, classes or 0)
+        if library == "torchvision":
+            given = {} if classes is None else {"num_classes": classes}
+            return _create_torchvision(name, info, **given)
+    return None
+
+
 def full_name(arch: str) -> str:
     """The canonical name of an architecture: with its library, but for our own.
 
@@ -237,15 +254,7 @@ def relatives(arch: str) -> list[str]:
 
 
 def _torchvision(name: str, info: ModelInfo, num_features: int | None) -> Parts:
-    arguments: dict[str, int | bool] = {}
-    if is_made_for_a_size(info.arch):
-        arguments["image_size"] = info.input_size
-    if name in ("googlenet", "inception_v3"):
-        arguments.update(aux_logits=False, init_weights=True)
-    try:
-        network = torchvision.models.get_model(name, weights=None, **arguments)
-    except (ValueError, RuntimeError, AssertionError) as error:
-        raise _does_not_fit(info, error) from error
+    network = _create_torchvision(name, info)
     linear = [key for key, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
         raise ConfigError(f"arch={info.arch!r} does not end in a linear layer, so it has no head.")
@@ -255,6 +264,18 @@ def _torchvision(name: str, info: ModelInfo, num_features: int | None) -> Parts:
     network.set_submodule(head, nn.Identity())
     features = num_features or _measure(network, info)
     return Parts(network, features, (head,), bias, _AUXILIARY.get(name, ()))
+
+
+def _create_torchvision(name: str, info: ModelInfo, **arguments: int | bool) -> nn.Module:
+    if is_made_for_a_size(info.arch):
+        arguments["image_size"] = info.input_size
+    if name in ("googlenet", "inception_v3"):
+        arguments.update(aux_logits=False, init_weights=True)
+    try:
+        made: nn.Module = torchvision.models.get_model(name, weights=None, **arguments)
+    except (ValueError, RuntimeError, AssertionError) as error:
+        raise _does_not_fit(info, error) from error
+    return made
 
 
 def _solo(name: str, info: ModelInfo, num_features: int | None) -> Parts:

@@ -6,20 +6,45 @@ Nothing in a file is executed, and nothing is downloaded or uploaded.
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from textwrap import fill
 
-from bdclean.backbones import Candidate, Inspection, inspect
+from jsonargparse import Namespace
+from jsonargparse.typing import PositiveInt
+
+from bdclean.backbones import (
+    Candidate,
+    Inspection,
+    export_hub,
+    export_onnx,
+    export_state,
+    inspect,
+    load_model,
+    save_model,
+)
+from bdclean.backbones.exporting import ONNX
+from bdclean.backbones.loading_lines import load_lines
 from bdclean.commands.help_page import WIDTH
 from bdclean.commands.parsing import Parser
 from bdclean.commands.short_options import short_options
-from bdclean.errors import WeightsError, counted
+from bdclean.errors import ConfigError, WeightsError, counted
+from bdclean.files import SAFETENSORS
 from bdclean.printable import printable
+from bdclean.weights import TORCH_SUFFIXES
 
 _MORE = "docs/how_to/weights.md"
 _COLUMN = 14
 _SHOWN = 8
 _EXAMPLES = {
     "inspect": "bdclean weights inspect suspect.pth",
+    "export": "bdclean weights export suspect.pth model.onnx --arch torchvision:resnet18",
+}
+_KINDS = {
+    "safetensors": "a state dict",
+    "state_dict": "the same for torch.load",
+    "onnx": "with the normalisation inside",
+    "hf": "a folder for the Hugging Face Hub, which timm loads",
+    "bdclean": "a file of ours, which names its network",
 }
 
 
@@ -36,7 +61,10 @@ def run_weights(args: Sequence[str]) -> None:
     """
     config = make_parser().parse_args(list(args))
     chosen = config[config.subcommand]
-    _inspect(chosen.file, as_json=chosen.json)
+    if config.subcommand == "inspect":
+        _inspect(chosen.file, as_json=chosen.json)
+    else:
+        _export(chosen)
 
 
 def make_parser() -> Parser:
@@ -63,7 +91,87 @@ def make_parser() -> Parser:
         "--json", action="store_true", help="Print one JSON object and nothing else."
     )
     commands.add_subcommand("inspect", inspector, help="What a weights file holds.")
+    commands.add_subcommand("export", _export_parser(), help="The same in another format.")
     return parser
+
+
+def _export_parser() -> Parser:
+    parser = Parser(
+        usage="bdclean weights export FILE OUT [options]",
+        description="Writes a model in another format. FILE stays as it is, and nothing is "
+        "overwritten. A state dict has the names of torchvision or timm, whatever FILE has.",
+        epilog=f"Kinds: {'; '.join(f'{kind}: {what}' for kind, what in _KINDS.items())}.",
+        example=_EXAMPLES["export"],
+        more=_MORE,
+    )
+    add = parser.add_argument
+    add("file", type=str, metavar="FILE", help="Weights file, of ours or from elsewhere.")
+    add("out", type=str, metavar="OUT", help="New file, or new folder (hf).")
+    add(
+        "--to",
+        type=str | None,
+        metavar="KIND",
+        help=f"{', '.join(_KINDS)}; that of OUT's ending if left out: .onnx, .safetensors, .pth, "
+        "and hf without one.",
+    )
+    add("--arch", type=str | None, metavar="NAME", help="Architecture of a foreign file.")
+    add("--width", type=PositiveInt | None, metavar="N", help="Channels of its first layer.")
+    add("--input_size", type=PositiveInt | None, metavar="N", help="Side of its images.")
+    return parser
+
+
+def _export(chosen: Namespace) -> None:
+    out = Path(chosen.out)
+    kind = _kind(chosen.to, out)
+    if out.exists():
+        raise ConfigError(f"OUT {printable(out)} exists already; give a new name.")
+    model = load_model(
+        chosen.file, arch=chosen.arch, width=chosen.width, input_size=chosen.input_size
+    ).eval()
+    info = model.info
+    head = (
+        "no classifier"
+        if info.num_classes is None
+        else counted(info.num_classes, "class", "classes")
+    )
+    print(printable(f"{chosen.file}: {info.arch}, {head}, images of {info.input_size} pixels"))
+    mean, std = (", ".join(f"{value:g}" for value in row) for row in (info.mean, info.std))
+    inside = "It takes images in [0, 1]; the normalisation is inside."
+    beside = f"It takes normalised images: mean ({mean}), std ({std}) of pixels in [0, 1]."
+    if kind == "onnx":
+        off = export_onnx(model, out)
+        said = [f"onnxruntime gives the answers of the model, to {off:.1g} of the largest.", inside]
+    elif kind == "bdclean":
+        save_model(model, out)
+        said = [inside]
+    elif kind == "hf":
+        export_hub(model, out)
+        said = [beside if info.arch.startswith("timm:") else inside]
+    else:
+        export_state(model, out)
+        said = [f"Names are those of {info.arch}; numbers are float32.", beside]
+    print("\n".join([printable(f"Written: {out} ({kind})"), *said]))
+    if kind != "onnx":
+        print("\n".join(["Load it:", *(f"  {line}" for line in load_lines(model, out, kind))]))
+
+
+def _kind(asked: str | None, out: Path) -> str:
+    """The kind of the output, which has to fit its name.
+
+    Raises:
+        ConfigError: If there is no such kind, or the name is that of another one.
+    """
+    if asked is not None and asked not in _KINDS:
+        raise ConfigError(f"--to {asked}: it must be {', '.join(_KINDS)}.")
+    endings = {ONNX: ("onnx",), SAFETENSORS: ("safetensors", "bdclean"), "": ("hf",)}
+    endings |= dict.fromkeys(TORCH_SUFFIXES, ("state_dict",))
+    fitting = ("hf",) if asked == "hf" else endings.get(out.suffix, ())
+    if not fitting or asked not in (None, *fitting):
+        known = {"onnx": ONNX, "state_dict": ".pth", "safetensors": SAFETENSORS}
+        wanted = f"in {known.get(asked or '', SAFETENSORS)}"
+        wanted = wanted if asked else "in .onnx, .safetensors or .pth, or be a folder (--to hf)"
+        raise ConfigError(f"OUT {printable(out)}: it must end {wanted}.")
+    return asked or fitting[0]
 
 
 def _inspect(file: str, *, as_json: bool) -> None:
