@@ -273,7 +273,7 @@ def _told(
     for names, what in (
         (left_out, {"tensor": "serves training alone", "tensors": "serve training alone"}),
         (
-            [name.removeprefix(chosen.place.prefix).split(".")[0] for name in beside],
+            [_part_beside(name.removeprefix(chosen.place.prefix)) for name in beside],
             {
                 "tensor": "belongs to another part of the model",
                 "tensors": "belong to other parts of the model",
@@ -294,6 +294,12 @@ def _told(
         named = ", ".join(map(printable, unused[:_SHOWN]))
         told.append(f"what lies in {named} may be a head of this network and is not used")
     return tuple(told)
+
+
+def _part_beside(name: str) -> str:
+    """What is said of a tensor beside a network: its part, or its name where the network is too."""
+    top = name.split(".")[0]
+    return name if top in ("visual", "vision_model") else top
 
 
 def listed(names: Iterable[str]) -> str:
