@@ -1,5 +1,6 @@
 """The how-to pages: their code blocks are extracted and run as a user would run them."""
 
+import importlib.util
 import json
 import re
 import shlex
@@ -15,7 +16,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from bdclean.backbones import load_model
+from bdclean.backbones import ModelInfo, build, library_state, load_model
 from bdclean.checking import MarginTest, maximum_margins
 from bdclean.cli import main
 from bdclean.errors import ConfigError
@@ -202,6 +203,26 @@ def test_a_backbone_from_elsewhere_is_cleaned_used_and_measured(workplace):
         extra = ["--model.probe.recipe.epochs", "1"] if "fit" in words else []
         main([*words[1:], *few, *extra])
         assert json.loads(Path(f"runs/{file}.json").read_text())["metrics"]["n_clean"] == 24
+
+
+def test_a_weights_file_is_inspected_and_exported(workplace, capsys):
+    """The page's lines, with a small network; ONNX only where its packages are."""
+    network = build(ModelInfo("resnet18", 3, 32, (0.5,) * 3, (0.5,) * 3, width=4, stem="cifar"))
+    state = {f"module.{name}": tensor for name, tensor in library_state(network).items()}
+    torch.save({"state_dict": state}, "suspect.pth")
+    inspected, exported, onnx = (commands(each) for each in blocks("how_to/weights.md", "bash"))
+    for words in (*inspected, *exported):
+        main(words[1:])
+    told = capsys.readouterr().out
+    (shown,) = blocks("how_to/weights.md", "text")
+    titles = re.findall(r"^  (\w[\w -]*?)  ", shown, re.MULTILINE)
+    assert len(titles) == 9
+    assert all(f"\n  {title} " in told for title in titles if title != "copies")
+    names = ("plain.safetensors", "plain.pth", "folder/config.json", "ours.safetensors")
+    assert all(Path(name).is_file() for name in names)
+    if all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "onnxscript")):
+        main(onnx[0][1:])
+        assert Path("model.onnx").is_file()
 
 
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("configs/*.md")]

@@ -365,9 +365,8 @@ WORDS = {
     "a command": (
         ["predit"],
         "predit is no command. Did you mean predict? The commands are fit, validate, test, "
-        "predict, demo, check, purify, sift, attack, figure, methods, config; `bdclean --help` "
-        "tells what each "
-        "does.",
+        "predict, demo, check, purify, sift, weights, attack, figure, methods, config; "
+        "`bdclean --help` tells what each does.",
     ),
     "a command of a command": (["attack", "preveiw"], "preveiw: it must be preview or export."),
     "a base class": (

@@ -35,7 +35,7 @@ _TRAINING_ONLY = (
     "criterion",
     "bn",
     "queues",
-    *("dino_head", "ibot_head"),
+    *("dino_head", "ibot_head", "neck"),
     *("mask_token", "decoder_embed", "decoder_pos_embed", "decoder_blocks"),  # of MAE
     *("decoder_norm", "decoder_pred"),
     "n_averaged",  # of `torch.optim.swa_utils.AveragedModel`

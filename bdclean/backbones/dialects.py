@@ -6,9 +6,9 @@ differ. So a model can go back into the very layout, see `bdclean.backbones.layo
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, pairwise
 
 import torch
 from torch import Tensor
@@ -29,41 +29,50 @@ class Dialect:
 
     Attributes:
         library: Library and network, for people.
-        root: Pattern of the part in which the network lies.
-        signs: Patterns of names under it; all must be there.
-        rules: Patterns of names under it, and what stands in their place, one after the other.
+        roots: What stands before the names of the network; "" where it may stand alone.
+        sign: A name under a root that tells of it, with that root before it.
+        more: Pattern of another one that must be there too.
+        rules: Patterns of names under a root, and what stands in their place, one after the other.
         heads: How names of the classifier begin, and what stands in their place.
         beside: Pattern of names, with the root, that belong to other parts of the library's module.
     """
 
     library: str
-    root: str
-    signs: tuple[str, ...]
+    roots: tuple[str, ...]
+    sign: str
+    more: str
     rules: _Rules
     heads: _Rules = ()
     beside: str = r"(?!)"
 
     def found_in(self, names: Mapping[str, object]) -> str | None:
         """What stands before the library's own names, None if they are not there."""
-        first, *others = self.signs
-        pattern = re.compile(rf"(?P<before>(?:.+?\.)??){self.root}{first}")
-        found = filter(None, map(pattern.fullmatch, names))
-        for match in islice(found, _PLACES):
-            before = re.escape(match["before"])
-            wanted = [re.compile(f"{before}{self.root}{sign}") for sign in others]
-            if all(any(map(each.fullmatch, names)) for each in wanted):
-                return match["before"]
+        places = ((before, root) for name in names for before, root in self._places(name))
+        for before, root in islice(places, _PLACES):
+            more = re.compile(re.escape(before + root) + self.more)
+            if any(map(more.fullmatch, names)):
+                return before
         return None
+
+    def _places(self, name: str) -> Iterator[tuple[str, str]]:
+        """What stands before the root, and the root, if a name is the sign."""
+        if name.endswith(self.sign):
+            before = name.removesuffix(self.sign)
+            for root in self.roots:
+                outer = before.removesuffix(root)
+                if before.endswith(root) and (not outer or outer.endswith(".")):
+                    yield outer, root
+                    return
 
     def said(self, name: str) -> str:
         """A name in the words of torchvision or timm."""
         for pattern, words in self.heads:
             if re.search(pattern, name):
                 return re.sub(pattern, words, name)
-        root = re.match(self.root, name)
+        root = next((root for root in self.roots if name.startswith(root)), None)
         if root is None:
             return name
-        name = name[root.end() :]
+        name = name.removeprefix(root)
         for pattern, words in self.rules:
             name = re.sub(pattern, words, name)
         return name
@@ -149,8 +158,9 @@ _MMPRETRAIN = (
 DIALECTS = (
     Dialect(
         "transformers ViT",
-        r"(?:(?:vit|deit)\.)?",
-        (r"embeddings\.patch_embeddings\.projection\.weight", r".*\.layernorm_before\.weight"),
+        ("vit.", "deit.", ""),
+        "embeddings.patch_embeddings.projection.weight",
+        r".*\.layernorm_before\.weight",
         _VIT,
         (
             (r"^(?:cls_)?classifier\.", "head."),
@@ -160,54 +170,64 @@ DIALECTS = (
     ),
     Dialect(
         "transformers ResNet",
-        r"(?:resnet\.)?",
-        (r"embedder\.embedder\.convolution\.weight",),
+        ("resnet.", ""),
+        "embedder.embedder.convolution.weight",
+        r"encoder\.stages\.3\.layers\.0\.layer\.0\.convolution\.weight",
         _RESNET,
         ((r"^classifier\.1\.", "fc."),),
     ),
     Dialect(
         "transformers CLIP",
-        r"vision_model\.",
-        (r"embeddings\.class_embedding", r"pre_layrnorm\.weight"),
+        ("vision_model.",),
+        "embeddings.class_embedding",
+        r"pre_layrnorm\.weight",
         _CLIP_OF_TRANSFORMERS,
         beside=r"text_model\..*|(?:visual|text)_projection\.weight|logit_scale"
         r"|vision_model\.embeddings\.position_ids",
     ),
     Dialect(
         "CLIP ViT",
-        r"visual\.",
-        (r"class_embedding", r"transformer\.resblocks\.0\.attn\.in_proj_weight"),
+        ("visual.",),
+        "class_embedding",
+        r"transformer\.resblocks\.0\.attn\.in_proj_weight",
         _CLIP,
         beside=_TEXT_OF_CLIP + r"|visual\.proj)",
     ),
     Dialect(
         "CLIP ResNet",
-        r"visual\.",
-        (r"attnpool\.positional_embedding", r"layer4\.0\.conv1\.weight"),
+        ("visual.",),
+        "attnpool.positional_embedding",
+        r"layer4\.0\.conv1\.weight",
         _CLIP_RESNET,
         beside=_TEXT_OF_CLIP + r"|visual\.attnpool\.c_proj\..*)",
     ),
     Dialect(
         "MMPretrain ViT",
-        r"(?:backbone\.)?",
-        (r"patch_embed\.projection\.weight", r"layers\.0\.ffn\.layers\.0\.0\.weight", "cls_token"),
+        ("backbone.", ""),
+        "patch_embed.projection.weight",
+        r"layers\.0\.ffn\.layers\.0\.0\.weight",
         _MMPRETRAIN,
         ((r"^head\.layers\.head\.", "head."),),
     ),
     Dialect(
         "DINOv2",
-        "",
-        ("mask_token", r"blocks\.0(?:\.0)?\.ls1\.gamma"),
+        ("",),
+        "mask_token",
+        r"blocks\.0(?:\.0)?\.ls1\.gamma",
         ((r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),),
         beside="mask_token",
     ),
 )
-# Networks of transformers whose names are read by no dialect.
-_UNREAD = re.compile(
-    r"(?:.+?\.)??(beit|convnext|convnextv2|data2vec_vision|dinov2|dinov3|levit|mobilevit"
-    r"|mobilenet_v1|mobilenet_v2|poolformer|regnet|segformer|siglip|swin|swinv2|van|vit_mae)"
-    r"\.(?:embeddings|embedder|encoder|stem|conv_stem)\..*"
+# Networks of transformers whose names are read by no dialect, and what follows them in names.
+_UNREAD = frozenset(
+    {
+        *("beit", "convnext", "convnextv2", "data2vec_vision", "dinov2", "dinov3_vit", "levit"),
+        *("mobilevit", "mobilenet_v1", "mobilenet_v2", "poolformer", "regnet", "segformer"),
+        *("swin", "swinv2", "van", "vit_mae", "vit_msn"),
+    }
 )
+_PARTS = frozenset({"embeddings", "embedder", "encoder", "conv_stem"})
+_DEPTH = 4  # parts of a name that are looked at
 
 
 @dataclass(frozen=True)
@@ -242,6 +262,12 @@ def translated(nest: Nest, weights: object) -> Translated:
     for dialect in DIALECTS:
         before = dialect.found_in(nest.tensors)
         if before is not None:
+            if f"{before}register_tokens" in nest.tensors:
+                raise WeightsError(
+                    f"{printable(weights)} holds a DINOv2 with registers, whose position of the "
+                    "class token timm adds to the token itself; take the file that timm publishes "
+                    "(vit_*_reg4_dinov2), or a DINOv2 without registers."
+                )
             return _said_in(dialect, before, nest)
     _refuse_unread(nest, weights)
     return Translated(nest, nest, {name: (name,) for name in nest.tensors})
@@ -293,10 +319,11 @@ def _shaped(name: str, parts: list[Tensor]) -> Tensor:
 
 
 def _refuse_unread(nest: Nest, weights: object) -> None:
-    found = next(filter(None, map(_UNREAD.fullmatch, nest.tensors)), None)
-    if found is not None:
+    pairs = (pair for name in nest.tensors for pair in pairwise(name.split(".", _DEPTH)[:_DEPTH]))
+    kind = next((kind for kind, part in pairs if kind in _UNREAD and part in _PARTS), None)
+    if kind is not None:
         raise WeightsError(
-            f"{printable(weights)} holds a network of transformers ({found[1]}) by names that are "
+            f"{printable(weights)} holds a network of transformers ({kind}) by names that are "
             "not read; those of its ResNet, ViT, DeiT and CLIP are. Load it where transformers is "
             "at hand, copy its tensors into the same network of timm, and save that state dict."
         )

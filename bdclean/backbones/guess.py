@@ -156,7 +156,7 @@ def guess_own(
     nests: Sequence[Nest], weights: str | Path, given: Mapping[str, Any] | None = None
 ) -> list[Guess]:
     """As `guess`, among our own networks alone."""
-    dicts, found = _dicts(nests), list[Guess]()
+    dicts, found = _dicts(nests, weights), list[Guess]()
     for info in _own(dicts, nests, given or {}):
         inside = _shapes_of(_parts(info, weights))
         if any(each.holds(inside) for each in dicts):

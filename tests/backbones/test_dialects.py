@@ -384,6 +384,12 @@ def test_a_network_of_transformers_that_is_not_read_is_named(tmp_path):
         load_model(tmp_path / "x.pth")
 
 
+def test_a_dinov2_with_registers_is_named():
+    state = {"mask_token": ONES, "blocks.0.ls1.gamma": ONES, "register_tokens": ONES}
+    with pytest.raises(WeightsError, match=r"x\.pth holds a DINOv2 with registers, .*timm publ"):
+        translated(Nest("", state), "x.pth")
+
+
 def test_parts_that_do_not_fit_together_stay_apart():
     state = _transformers(_network("timm:test_vit"))
     key = "vit.encoder.layer.0.attention.attention.key.weight"
