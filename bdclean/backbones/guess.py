@@ -209,7 +209,8 @@ def one_of(guesses: Sequence[Guess], weights: str | Path) -> Guess:
         listed.append(f"{info.arch} ({facts})" if facts else info.arch)
     more = ", ..." if len(infos) > _SHOWN else ""
     one_name = len({info.arch for info in infos}) == 1
-    key = next((key for key in differ if one_name), "arch")
+    decisive = [key for key in ("input_size", *differ) if key in differ]  # it decides the stem too
+    key = next((key for key in decisive if one_name), "arch")
     option = "--data.input_size" if key == "input_size" else f"--model.{key}"
     raise ConfigError(
         f"{printable(weights)} fits several architectures: {', '.join(listed)}{more}; name one "

@@ -110,6 +110,12 @@ def test_all_candidates_are_listed(capsys):
     assert "fits several architectures" in found["unusable"]
     lines = run(capsys, "inspect", "x.pth")[1].out.splitlines()
     assert sum("mobilenet_v2, width 32, stem" in line for line in lines) == 2
+    status, said = run(capsys, "export", "x.pth", "y.pth")
+    assert (status, said.err[-60:]) == (
+        2,
+        "name one with input_size, on the command line --input_size.\n",
+    )
+    assert run(capsys, "export", "x.pth", "y.pth", "--input_size", "32")[0] == 0
 
 
 def test_a_file_of_no_known_network_is_readable(capsys):
