@@ -20,7 +20,7 @@ from bdclean.commands import closing, front
 from bdclean.commands.class_folders import classes_of, count_images, image_size, training_folder
 from bdclean.data import ImageFolder
 from bdclean.errors import ConfigError, counted
-from bdclean.functional.tiers import FEWEST, Standing, compare_classes
+from bdclean.functional.tiers import FEWEST, FEWEST_CLASSES, Standing, compare_classes
 from bdclean.printable import printable
 from bdclean.runs import RunFolder
 from bdclean.shipped import find
@@ -269,6 +269,11 @@ def _verdict(standing: Standing, samples: TrainingSet) -> str:
     """Whether one class stands out, and by what."""
     shares = {k: 100 * standing.renamed[k] / size for k, size in enumerate(standing.sizes) if size}
     target = standing.attacked
+    if target is None and len(shares) < FEWEST_CLASSES:
+        return (
+            f"No class is named: of fewer than {FEWEST_CLASSES} classes, a hard one looks like an "
+            "attacked one.\n"
+        )
     if target is None:
         return (
             f"No class stands out: {_span(shares.values())} of each are flagged and named "
@@ -276,14 +281,12 @@ def _verdict(standing: Standing, samples: TrainingSet) -> str:
             "few poisoned images, an attack on every class or from one class alone, or one that "
             "leaves labels as they are may look like this too.\n"
         )
-    likely, kinds = standing.renamed[target], standing.kinds[target]
-    own = shares.pop(target)
+    likely, own = standing.renamed[target], shares.pop(target)
     return (
         f"Class {printable(samples.classes[target])} is probably attacked: {likely:,} likely. So "
         f"many of its {standing.sizes[target]:,} images ({own:.0f} %) are flagged and named "
-        f"otherwise by the clean model, as {counted(kinds, 'other class', 'other classes')}; of "
-        f"the other classes {_span(shares.values())} are. Chance of this in a clean set: about "
-        f"{standing.chance[target]:.0e}.\n"
+        f"otherwise by the clean model, spread over {standing.kinds[target]} other classes; of the "
+        f"other classes {_span(shares.values())} are, and hard images go to a few neighbours.\n"
     )
 
 

@@ -53,8 +53,8 @@ def draw_sheet(images: Tensor, captions: Sequence[str], tiers: Tensor, heading: 
         x, y = k % _PER_LINE, (k // _PER_LINE) * (1 + _TITLE) + _TITLE
         panel.imshow(pixels[k], extent=(x + 0.04, x + 0.96, y + 0.96, y + 0.04))
         color, weight = "crimson" if tier else "black", "bold" if tier > 1 else "normal"
-        place = {"x": x + 0.5, "y": y, "ha": "center", "va": "bottom", "fontsize": "small"}
-        panel.text(s=caption, color=color, fontweight=weight, **place)
+        text = panel.text(x + 0.5, y, caption, ha="center", va="bottom", fontsize="small")
+        text.set(color=color, fontweight=weight)
     panel.set_xlim(0, _PER_LINE)
     panel.set_ylim(height, 0)
     panel.set_axis_off()

@@ -1,13 +1,15 @@
 """Which flagged samples are likely to be poisoned, and which class an attack would be after.
 
-A method that looks for the most suspicious samples flags some in any training set: those of hard
-classes above all, which a clean network also names otherwise. An attack that changes labels leaves
-another trace. Samples of *one* class are flagged and named otherwise, and they come from *many*
-classes, while hard samples of a clean class go to a few neighbours. So each class is counted
-without the neighbours to which most of its samples go, and compared with all others together.
+A method that looks for the most suspicious samples flags some in any training set, often most of
+them in one class. A clean network names many of those otherwise too, since they are hard. An attack
+that changes labels leaves another trace: samples of *one* class are named otherwise, and they come
+from *all* other classes, while hard samples go to a few neighbours. So a class stands out if
 
-Classes differ in clean sets too. So the test allows each class a rate of its own: the rates are
-taken as Dirichlet distributed, and the count of one class among all is then beta-binomial.
+- far more of its samples are named otherwise than of the other classes. Each class is counted
+  without the neighbours to which most of its samples go, and against all others together. Classes
+  differ in clean sets too: their rates are taken as Dirichlet distributed, so that the count of one
+  class among all is beta-binomial; and
+- its samples are named as the other classes are large, nearly: exp(-KL) of the two distributions.
 """
 
 import math
@@ -29,8 +31,11 @@ NEIGHBOURS = 1 / 3
 SPREAD, WEIGHT = 0.5, 8.0
 """Squared variation of the rates of clean classes that is expected, and how many classes of a set
 it weighs as much as."""
-FEWEST = 1000
-"""Samples of a set below which no class is said to stand out."""
+EVEN = 0.9
+"""How evenly the names of an attacked class are spread at least; 1 is as the classes are large."""
+FEWEST, FEWEST_CLASSES = 1000, 6
+"""Samples and classes of a set below which no class is said to stand out. A hard class of five has
+four neighbours, and its samples often go to all of them."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,8 @@ class Standing:
         renamed: Of those, named otherwise by the clean network.
         kinds: To how many other classes those go.
         chance: Of so many renamed samples or more in a clean set, beyond the neighbours; corrected
-            for the number of classes. 1 where nothing is compared.
+            for the number of classes. 1 where nothing is compared. The evenness is not in it.
+        evenness: Of the names of each class; see `spread_evenly`.
         attacked: The class that stands out; None where none does.
     """
 
@@ -52,6 +58,7 @@ class Standing:
     renamed: tuple[int, ...]
     kinds: tuple[int, ...]
     chance: tuple[float, ...]
+    evenness: tuple[float, ...]
     attacked: int | None
 
 
@@ -71,15 +78,19 @@ def compare_classes(labels: Tensor, flagged: Tensor, proposed: Tensor) -> Standi
     moves = cells.bincount(minlength=num_classes**2).view(num_classes, num_classes)
     broad = moves.sort(1, descending=True).values[:, int(NEIGHBOURS * (num_classes - 1)) :].sum(1)
     chance = chances(broad, sizes)
+    evenness = [spread_evenly(row, sizes, k) for k, row in enumerate(moves)]
     least = min(range(num_classes), key=chance.__getitem__)
-    usable = len(labels) >= FEWEST and not fails(sizes, found)
+    usable = len(labels) >= FEWEST and int((sizes > 0).sum()) >= FEWEST_CLASSES
+    usable = usable and not fails(sizes, found)
+    stands_out = usable and chance[least] < LEVEL and evenness[least] >= EVEN
     return Standing(
         sizes=tuple(sizes.tolist()),
         flagged=tuple(found.tolist()),
         renamed=tuple(moves.sum(1).tolist()),
         kinds=tuple((moves > 0).sum(1).tolist()),
         chance=tuple(chance),
-        attacked=least if usable and chance[least] < LEVEL else None,
+        evenness=tuple(evenness),
+        attacked=least if stands_out else None,
     )
 
 
@@ -112,6 +123,30 @@ def fails(sizes: Tensor, found: Tensor) -> bool:
         found: Flagged ones, (K,).
     """
     return bool(2 * found.sum() > sizes.sum()) or int((2 * found > sizes).sum()) > 1
+
+
+def spread_evenly(row: Tensor, sizes: Tensor, label: int) -> float:
+    """How much the names that samples of a class got are spread as all other samples are.
+
+    exp(-KL(names || sizes)), which is the effective share of the other classes that are named. A
+    few samples are never spread quite evenly; that is allowed for (Miller and Madow).
+
+    Args:
+        row: How many got the name of each class, (K,); 0 of their own.
+        sizes: (K,).
+        label: Theirs.
+
+    Returns:
+        In [0, 1]; 0 where nothing is named.
+    """
+    others, total = sizes.double().clone(), int(row.sum())
+    others[label] = 0
+    named = row > 0
+    if not total or (others[named] == 0).any():
+        return 0.0
+    names, sizes = row[named] / total, others[named] / others.sum()
+    divergence = float((names * (names / sizes).log()).sum())
+    return min(1.0, math.exp((len(names) - 1) / (2 * total) - divergence))
 
 
 def chances(counts: Tensor, sizes: Tensor) -> list[float]:

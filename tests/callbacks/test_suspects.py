@@ -373,6 +373,7 @@ def test_pictures_captions_and_flags_are_in_the_order_of_the_table(tmp_path, mon
 def test_the_likely_come_first(tmp_path, monkeypatch):
     """As many of one class are named otherwise, as each of three others."""
     monkeypatch.setattr(tiers, "FEWEST", 12)
+    monkeypatch.setattr(tiers, "FEWEST_CLASSES", 5)
     drawn = []
     monkeypatch.setattr(suspects, "draw_sheet", lambda *given: drawn.append(given))
     monkeypatch.setattr(suspects, "save_png", lambda *given: None)

@@ -28,7 +28,8 @@ def samples(moves, size=SIZE, kept=20):
 
 def hard(kinds=10, most=30):
     """A clean set: a few samples of each go to each, and many to two neighbours."""
-    moves = [[2 + (i + j) % 3 for j in range(kinds)] for i in range(kinds)]
+    few = 2 if kinds <= 10 else 0
+    moves = [[few + (i + j) % 3 for j in range(kinds)] for i in range(kinds)]
     for i in range(0, kinds - 1, 2):
         moves[i][i + 1] = moves[i + 1][i] = most
     return moves
@@ -56,14 +57,44 @@ def test_hard_classes_do_not_stand_out():
     assert attacked(deer) is None
 
 
-@pytest.mark.parametrize("kinds", [4, 5, 10, 43])
-def test_a_class_of_which_many_go_everywhere_stands_out(kinds):
+def planted(kinds=10):
     moves = hard(kinds)
-    moves[1] = [count + 120 // (kinds - 1) + 2 for count in moves[1]]
-    standing = compare_classes(*samples(moves))
-    assert standing.attacked == 1
+    moves[1] = [4 + 180 // kinds] * kinds
+    return moves
+
+
+@pytest.mark.parametrize("kinds", [4, 5, 6, 10, 43])
+def test_a_class_of_which_many_go_everywhere_stands_out(kinds):
+    standing = compare_classes(*samples(planted(kinds)))
+    assert standing.attacked == (1 if kinds >= tiers.FEWEST_CLASSES else None)
     assert standing.chance[1] < tiers.LEVEL
     assert standing.kinds[1] == kinds - 1
+    assert standing.evenness[1] == pytest.approx(1)
+
+
+def test_a_class_that_has_most_flags_and_goes_to_neighbours_does_not():
+    """As in a clean set: nearly nothing of the other classes is flagged."""
+    moves = [[0] * 10 for _ in range(10)]
+    moves[1] = [8, 0, 1, 1, 0, 1, 1, 1, 28, 14]
+    moves[9] = [5, 0, 0, 0, 0, 0, 0, 0, 7, 0]
+    standing = compare_classes(*samples(moves))
+    assert standing.attacked is None
+    assert standing.evenness[1] < 0.6
+    moves[1] = [16, 0, 8, 8, 6, 5, 3, 2, 2, 2]  # many of some, and some of all
+    assert compare_classes(*samples(moves)).chance[1] < tiers.LEVEL
+    assert attacked(moves) is None
+
+
+def test_names_are_compared_with_the_sizes_of_the_classes():
+    sizes = torch.tensor([900, 300, 300, 600])
+    even = tiers.spread_evenly
+    assert even(torch.tensor([0, 100, 100, 200]), sizes, 0) == pytest.approx(1)
+    assert even(torch.tensor([0, 300, 0, 0]), sizes, 0) == pytest.approx(1 / 4)
+    half = even(torch.tensor([0, 1000, 1000, 0]), sizes, 0)
+    assert half == pytest.approx(0.5 * math.exp(1 / 4000))
+    assert even(torch.tensor([0, 1, 1, 1]), sizes, 0) == 1  # no more can be said of three
+    assert even(torch.zeros(4).long(), sizes, 0) == 0
+    assert even(torch.tensor([0, 3, 3, 3]), torch.tensor([9, 9, 9, 0]), 0) == 0
 
 
 def test_classes_that_are_all_attacked_do_not_stand_out():
@@ -74,10 +105,9 @@ def test_classes_that_are_all_attacked_do_not_stand_out():
 
 
 def test_what_is_flagged_beyond_measure_names_no_class():
-    moves = hard()
-    moves[1] = [count + 12 for count in moves[1]]
+    moves = planted()
     assert attacked(moves) == 1
-    assert attacked(moves, kept=210) is None  # more than half of every class
+    assert attacked(moves, kept=180) is None  # more than half of every class
     assert attacked(moves, size=1000, kept=20) == 1
     labels, flagged, named = samples(moves)
     few = (torch.arange(len(labels)) % 5 == 0).nonzero().flatten()[: tiers.FEWEST - 1]
@@ -98,9 +128,7 @@ def test_two_classes_are_judged_by_what_is_expected():
 
 
 def test_the_tiers_of_samples():
-    moves = hard()
-    moves[1] = [count + 12 for count in moves[1]]
-    labels, flagged, named = samples(moves)
+    labels, flagged, named = samples(planted())
     told = tiers_of(found(flagged, named), labels)
     likely = flagged & (labels == 1) & (named != 1)
     assert (told == LIKELY).equal(likely)

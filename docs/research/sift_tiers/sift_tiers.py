@@ -11,6 +11,7 @@ rule was chosen (`design`) or not (`check`). A line of the same set is replaced.
 
 import argparse
 import json
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ from bdclean.metrics.identification import precision, true_positive_rate
 from bdclean.runs import RunFolder
 from bdclean.tabular import read_csv
 from bdclean.types import Findings
+
+KINDS = (6, 7, 8, 9)
+DRAWS = 200
 
 
 def judge(suspects: Path, truth: Path | None) -> dict[str, Any]:
@@ -56,10 +60,47 @@ def judge(suspects: Path, truth: Path | None) -> dict[str, Any]:
         "attacked": standing.attacked,
         "first": first,
         "chance": standing.chance[first],
+        "evenness": round(standing.evenness[first], 3),
         "renamed": list(standing.renamed),
         "kinds": list(standing.kinds),
         **{name: _rates(mask, poisoned) for name, mask in groups.items()},
+        "fewer": fewer_classes(labels, flagged, proposed, target),
     }
+
+
+def fewer_classes(
+    labels: Tensor, flagged: Tensor, proposed: Tensor, target: int | None
+) -> dict[str, dict[str, int]]:
+    """What is named if only some of the classes are looked at, drawn `DRAWS` times.
+
+    Samples of the other classes, and samples that are named as one of them, are left out. The
+    target is always among the classes, where there is one.
+
+    Args:
+        labels: (N,).
+        flagged: (N,), bool.
+        proposed: (N,); -1 where nothing is proposed.
+        target: Of the attack; None where there is none.
+
+    Returns:
+        By the number of classes: in how many draws the target or another class was named.
+    """
+    present, draw = labels.unique().tolist(), random.Random(0)  # noqa: S311
+    others, told = [k for k in present if k != target], {}
+    for kinds in KINDS:
+        named = []
+        for _ in range(DRAWS if kinds < len(present) else 0):
+            more = draw.sample(others, kinds - (target is not None))
+            chosen = torch.tensor(sorted([*more, *([] if target is None else [target])]))
+            kept = torch.isin(labels, chosen) & (~flagged | torch.isin(proposed, chosen))
+            places = [torch.searchsorted(chosen, part[kept]) for part in (labels, proposed)]
+            places[1][proposed[kept] < 0] = -1
+            found = compare_classes(places[0], flagged[kept], places[1]).attacked
+            named.append(None if found is None else int(chosen[found]))
+        right = sum(name is not None and name == target for name in named)
+        wrong = sum(name is not None and name != target for name in named)
+        told[str(kinds)] = {"draws": len(named), "right": right, "wrong": wrong}
+    return told
 
 
 def _truth(
@@ -90,15 +131,31 @@ def _rates(mask: Tensor, poisoned: Tensor) -> dict[str, Any]:
 def markdown(lines: Sequence[dict[str, Any]]) -> str:
     """One line per set."""
     head = (
-        *("set", "use", "images", "poisoned", "class named", "chance"),
+        *("set", "use", "images", "poisoned", "class named", "chance, evenness"),
         *("flagged: P / R", "likely: P / R", "possible: P / R"),
     )
     text = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for line in lines:
         cells = [line["set"], line["use"], f"{line['n']:,}", str(line["n_poisoned"])]
-        cells += [_named(line), f"{line['chance']:.0e}"]
+        cells += [_named(line), f"{line['chance']:.0e}, {line['evenness']:.2f}"]
         cells += [_cell(line[name]) for name in ("flagged", "likely", "possible")]
         text.append(f"| {' | '.join(cells)} |")
+    return "\n".join(text) + "\n"
+
+
+def markdown_of_fewer(lines: Sequence[dict[str, Any]]) -> str:
+    """One line per set: of the draws of so many classes, those that named the target, or another.
+
+    Sets with no target can only name a wrong class.
+    """
+    text = [
+        f"| set | {' | '.join(f'{k} classes' for k in KINDS)} |",
+        "|---" * (1 + len(KINDS)) + "|",
+    ]
+    for line in lines:
+        counts = [line["fewer"][str(k)] for k in KINDS]
+        cells = [f"{c['right']} right, {c['wrong']} wrong of {c['draws']}" for c in counts]
+        text.append(f"| {line['set']} | {' | '.join(cells)} |")
     return "\n".join(text) + "\n"
 
 
@@ -131,7 +188,7 @@ def main(args: Sequence[str] | None = None) -> None:
     lines = json.loads(arguments.out.read_text()) if arguments.out.is_file() else []
     lines = [one for one in lines if one["set"] != line["set"]] + [line]
     write_text(arguments.out, json.dumps(lines, indent=2) + "\n")
-    print(markdown(lines), end="")
+    print(markdown_of_fewer(lines), markdown(lines), sep="\n", end="")
 
 
 if __name__ == "__main__":
