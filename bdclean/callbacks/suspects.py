@@ -11,6 +11,7 @@ from bdclean.errors import BdcleanError
 from bdclean.figures.png import save_png
 from bdclean.figures.suspects import draw_courses, draw_scores, draw_sheet
 from bdclean.files import write_text
+from bdclean.functional.tiers import LIKELY, TIERS, tiers_of
 from bdclean.metrics.identification import false_positive_rate, true_positive_rate
 from bdclean.modules import BackdoorModule
 from bdclean.modules.reading import data_of
@@ -18,7 +19,7 @@ from bdclean.runs import RunFolder
 from bdclean.tabular import Number, csv_text, read_csv
 from bdclean.types import Findings, KnowsTruth, TrainingSet
 
-COLUMNS = ("index", "file", "label", "score", "flagged", "proposed")
+COLUMNS = ("index", "file", "label", "score", "flagged", "proposed", "tier")
 NAMES = ("label_name", "proposed_name")
 NUM_PICTURES = 100
 _LAST = "scores.png"
@@ -70,14 +71,18 @@ class Suspects(Callback):
             self.on_fit_end(trainer, pl_module)
 
 
-def ranking(score: Tensor) -> Tensor:
+def ranking(score: Tensor, tiers: Tensor | None = None) -> Tensor:
     """The rows (N,), most suspicious first; ties in the order of the rows, NaN at the end.
 
     Args:
         score: (N,); higher is more suspicious.
+        tiers: (N,); the likely ones come before all others. None: by the score alone.
     """
     lowest = torch.where(score.isnan(), -torch.inf, score)
-    return lowest.argsort(descending=True, stable=True)
+    order = lowest.argsort(descending=True, stable=True)
+    if tiers is None:
+        return order
+    return order[(tiers[order] == LIKELY).int().argsort(descending=True, stable=True)]
 
 
 def table(findings: Findings, data: TrainingSet) -> str:
@@ -89,12 +94,14 @@ def table(findings: Findings, data: TrainingSet) -> str:
     lines: list[Sequence[object]] = [COLUMNS + NAMES if data.classes else COLUMNS]
     labels, proposed = data.labels.tolist(), findings.proposed.tolist()
     score, flagged = findings.score.tolist(), findings.flagged
-    for row in ranking(findings.score).tolist():
+    tiers = tiers_of(findings, data.labels)
+    for row in ranking(findings.score, tiers).tolist():
         file = data.files[row] if data.files else ""
         other = proposed[row] if proposed[row] >= 0 else ""
         # Nine digits tell any two numbers of 32 bits apart.
         judged = "" if flagged is None else int(flagged[row])
         cells = [row, file, labels[row], Number(f"{score[row]:.9g}"), judged, other]
+        cells.append(TIERS[int(tiers[row])])
         if data.classes:
             named = data.classes[proposed[row]] if proposed[row] >= 0 else ""
             cells += [data.classes[labels[row]], named]
@@ -124,12 +131,12 @@ def _write_files(run: RunFolder, findings: Findings, data: KnowsTruth) -> None:
     known = data.training_set()
     write_text(run.suspects, table(findings, known))
 
-    shown = ranking(findings.score)[:NUM_PICTURES]
+    tiers = tiers_of(findings, known.labels)
+    shown = ranking(findings.score, tiers)[:NUM_PICTURES]
     captions = [_caption(known, findings, row) for row in shown.tolist()]
     which = "with the highest scores" if findings.flagged is None else "most suspicious"
     heading = f"The {len(shown)} {which} of {len(known.labels):,} samples"
-    red = torch.zeros(len(shown)) if findings.flagged is None else findings.flagged[shown]
-    sheet = draw_sheet(data.training_images(shown), captions, red.bool(), heading)
+    sheet = draw_sheet(data.training_images(shown), captions, tiers[shown], heading)
     save_png(sheet, run.path / "suspects.png")
 
     evaluated = evaluations(run)

@@ -5,13 +5,12 @@ A thin front for `bdclean fit` with AdvrBD. The user's files are read, never mov
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 from torch import Tensor
@@ -21,6 +20,7 @@ from bdclean.commands import closing, front
 from bdclean.commands.class_folders import classes_of, count_images, image_size, training_folder
 from bdclean.data import ImageFolder
 from bdclean.errors import ConfigError, counted
+from bdclean.functional.tiers import FEWEST, FEWEST_CLASSES, Standing, compare_classes
 from bdclean.printable import printable
 from bdclean.runs import RunFolder
 from bdclean.shipped import find
@@ -33,7 +33,7 @@ _OTHER = "sift is AdvrBD; use bdclean fit for another method"
 _LENGTH = (
     "the stages of sift have lengths of their own. Stop it when you like: the same command goes on"
 )
-_FEW = 1000
+_FEW = FEWEST
 """Images below which findings mean little: a tenth of fewer is less than 100 poisoned images. 60
 planted no backdoor among 1,000 digits, and 100 with a larger patch did."""
 _SHOWN = 5  # classes
@@ -255,11 +255,43 @@ def _summary(found: Findings, samples: TrainingSet, run: Path) -> str:
         else f"The model that was trained without them: {run}/before_relabelling.safetensors; then "
         f"also with them, under the labels it gave them: {run}/model.safetensors"
     )
+    standing = compare_classes(samples.labels.long(), flagged, found.proposed)
+    told = "" if doubt not in ("", _LOOK) else _verdict(standing, samples)
+    listed = "" if told and standing.attacked is None else _by_class(standing, samples)
     return (
         f"{doubt}{count} of {total} images {_be(count)} flagged ({100 * count / total:.1f} %): "
         f"{run}/suspects.csv, {run}/suspects.png. Not all of them need be poisoned.\n"
-        f"{_by_class(found, flagged, samples, told=not doubt)}{models}"
+        f"{told}{listed}{models}"
     )
+
+
+def _verdict(standing: Standing, samples: TrainingSet) -> str:
+    """Whether one class stands out, and by what."""
+    shares = {k: 100 * standing.renamed[k] / size for k, size in enumerate(standing.sizes) if size}
+    target = standing.attacked
+    if target is None and len(shares) < FEWEST_CLASSES:
+        return (
+            f"No class is named: of fewer than {FEWEST_CLASSES} classes, a hard one looks like an "
+            "attacked one.\n"
+        )
+    if target is None:
+        return (
+            f"No class stands out: {_span(shares.values())} of each are flagged and named "
+            "otherwise by the clean model, as hard images are. That is no proof of clean images: "
+            "few poisoned images, an attack on every class or from one class alone, or one that "
+            "leaves labels as they are may look like this too.\n"
+        )
+    likely, own = standing.renamed[target], shares.pop(target)
+    return (
+        f"Class {printable(samples.classes[target])} is probably attacked: {likely:,} likely. So "
+        f"many of its {standing.sizes[target]:,} images ({own:.0f} %) are flagged and named "
+        f"otherwise by the clean model, spread over {standing.kinds[target]} other classes; of the "
+        f"other classes {_span(shares.values())} are, and hard images go to a few neighbours.\n"
+    )
+
+
+def _span(shares: Collection[float]) -> str:
+    return f"{min(shares):.0f} to {max(shares):.0f} %"
 
 
 def _doubt(flagged: Tensor | None, samples: TrainingSet) -> str:
@@ -287,27 +319,19 @@ def _doubt(flagged: Tensor | None, samples: TrainingSet) -> str:
     return _LOOK if most else ""
 
 
-def _by_class(found: Findings, flagged: Tensor, samples: TrainingSet, *, told: bool) -> str:
+def _by_class(standing: Standing, samples: TrainingSet) -> str:
     """The classes with the most flagged images, a few of them.
 
-    Args:
-        found: What sift says.
-        flagged: (N,), of `found`.
-        samples: What was judged.
-        told: Whether those come first that the clean model names otherwise, as the target of an
-            attack would; else those of which the largest share is flagged.
+    Those come first that the clean model names otherwise, where one of them stands out; else
+    those of which the largest share is flagged.
     """
-    labels = samples.labels.long()
-    kinds = len(samples.classes)
-    size, suspects, otherwise = (
-        labels[mask].bincount(minlength=kinds).tolist()
-        for mask in (torch.ones_like(flagged), flagged, flagged & (found.proposed != labels))
-    )
+    size, suspects, otherwise = standing.sizes, standing.flagged, standing.renamed
+    told = standing.attacked is not None
 
     def rank(k: int) -> tuple[float, int]:
         return (-otherwise[k] if told else -suspects[k] / max(size[k], 1), -suspects[k])
 
-    order = [k for k in sorted(range(kinds), key=rank) if suspects[k]]
+    order = [k for k in sorted(range(len(size)), key=rank) if suspects[k]]
     lines = [
         f"  {printable(samples.classes[k])}: {suspects[k]} of {size[k]}, of which the clean model "
         f"names {otherwise[k]} otherwise\n"

@@ -22,35 +22,39 @@ _COLORS = {
 }
 
 
-def draw_sheet(images: Tensor, captions: Sequence[str], flagged: Tensor, heading: str) -> "Figure":
-    """Pictures in lines of ten, each under its caption; captions of flagged ones are red.
+def draw_sheet(images: Tensor, captions: Sequence[str], tiers: Tensor, heading: str) -> "Figure":
+    """Pictures in lines of ten, each under its caption.
+
+    Captions of flagged ones are red, and bold of those that are likely to be poisoned.
 
     Args:
         images: (M, 3, H, W), uint8, square.
         captions: M, short.
-        flagged: (M,), bool.
+        tiers: (M,): 0 is not flagged, 1 flagged, 2 likely.
         heading: Above the sheet.
     """
     from matplotlib.figure import Figure
 
     lines = -(-len(images) // _PER_LINE)
     height = lines * (1 + _TITLE)
+    bold = ", bold if likely" if (tiers > 1).any() else ""
     figure = Figure(figsize=(_PER_LINE, height + 0.4))
     figure.text(
         0.5,
         1 - 0.2 / (height + 0.4),
-        f"{heading} (label → proposed label, red if flagged)",
+        f"{heading} (label → proposed label, red if flagged{bold})",
         ha="center",
         va="center",
     )
     # One panel for all: a hundred panels take seconds to lay out.
     panel = figure.add_axes((0, 0, 1, height / (height + 0.4)))
     pixels = images.permute(0, 2, 3, 1).numpy()
-    for k, (caption, red) in enumerate(zip(captions, flagged.tolist(), strict=True)):
+    for k, (caption, tier) in enumerate(zip(captions, tiers.tolist(), strict=True)):
         x, y = k % _PER_LINE, (k // _PER_LINE) * (1 + _TITLE) + _TITLE
         panel.imshow(pixels[k], extent=(x + 0.04, x + 0.96, y + 0.96, y + 0.04))
-        color = "crimson" if red else "black"
-        panel.text(x + 0.5, y, caption, ha="center", va="bottom", fontsize="small", color=color)
+        color, weight = "crimson" if tier else "black", "bold" if tier > 1 else "normal"
+        text = panel.text(x + 0.5, y, caption, ha="center", va="bottom", fontsize="small")
+        text.set(color=color, fontweight=weight)
     panel.set_xlim(0, _PER_LINE)
     panel.set_ylim(height, 0)
     panel.set_axis_off()

@@ -9,6 +9,8 @@ from bdclean.runs import RunFolder
 def test_ranking_has_ties_in_order_and_nan_at_the_end():
     score = torch.tensor([0.0, math.nan, 2.0, -math.inf, -0.0, 2.0, math.inf])
     assert suspects.ranking(score).tolist() == [6, 2, 5, 0, 4, 1, 3]
+    tiers = torch.tensor([0, 2, 1, 0, 2, 1, 1])
+    assert suspects.ranking(score, tiers).tolist() == [4, 1, 6, 2, 5, 0, 3]
 
 
 def test_validation_is_read_from_all_starts_of_the_run(tmp_path):

@@ -21,11 +21,13 @@ from bdclean.callbacks import RunRecord, Suspects, suspects
 from bdclean.cli import main
 from bdclean.data import Digits, Splits
 from bdclean.figures.suspects import draw_sheet
+from bdclean.functional import tiers
 from bdclean.metrics.identification import identification
 from bdclean.modules import BackdoorModule, Recipe, Stage
 from bdclean.printable import text_of_cell
 from bdclean.runs import RunFolder
 from bdclean.sifting import Sifter
+from bdclean.tabular import read_csv
 from bdclean.types import Findings, ImageFacts, TrainingSet
 
 FILES = {"suspects.csv", "suspects.png", "scores.png", "rounds.png"}
@@ -295,17 +297,17 @@ def test_the_table_quotes_and_leaves_empty_what_is_not_there():
     found = made([0.1, 1 / 3, -2.0], [False, True, False], [-1, 0, -1])
     text = suspects.table(found, TrainingSet(torch.tensor([4, 5, 6]), files, None, None))
     header, *lines = csv.reader(StringIO(text))
-    assert tuple(header) == ("index", "file", "label", "score", "flagged", "proposed")
+    assert tuple(header) == ("index", "file", "label", "score", "flagged", "proposed", "tier")
     assert lines == [
-        ["1", 'x, "y"\n.png', "5", "0.333333343", "1", "0"],
-        ["0", "a.png", "4", "0.100000001", "0", ""],
-        ["2", "\udce9.png", "6", "-2", "0", ""],
+        ["1", 'x, "y"\n.png', "5", "0.333333343", "1", "0", "possible"],
+        ["0", "a.png", "4", "0.100000001", "0", "", ""],
+        ["2", "\udce9.png", "6", "-2", "0", "", ""],
     ]
     text = suspects.table(found, TrainingSet(torch.tensor([4, 5, 6]), (), None, None))
-    assert text.splitlines()[2] == "0,,4,0.100000001,0,"
+    assert text.splitlines()[2] == "0,,4,0.100000001,0,,"
     scored = dataclasses.replace(found, flagged=None)
     text = suspects.table(scored, TrainingSet(torch.tensor([4, 5, 6]), (), None, None))
-    assert text.splitlines()[2] == "0,,4,0.100000001,,"
+    assert text.splitlines()[2] == "0,,4,0.100000001,,,"
 
 
 def test_the_table_holds_no_formula_and_no_control_character():
@@ -325,9 +327,9 @@ def test_the_table_names_the_classes_that_have_names():
     names = ("bird", 'a "cat", grey', "\udce9")
     data = TrainingSet(torch.tensor([1, 2, 0]), (), None, None, names)
     header, *lines = csv.reader(StringIO(suspects.table(found, data)))
-    assert header[6:] == ["label_name", "proposed_name"]
+    assert header[7:] == ["label_name", "proposed_name"]
     assert [line[2] + line[5] for line in lines] == ["12", "20", "0"]
-    assert [line[6:] for line in lines] == [
+    assert [line[7:] for line in lines] == [
         ['a "cat", grey', "\udce9"],
         ["\udce9", "bird"],
         ["bird", ""],
@@ -347,7 +349,7 @@ class Plain:
 def test_without_rounds_and_evaluations_there_is_no_picture_of_them(tmp_path):
     suspects._write_files(RunFolder(tmp_path), made([1.0, 2.0, 3.0]), Plain())
     assert {path.name for path in tmp_path.iterdir()} == FILES - {"rounds.png"}
-    assert b"\n1,\xe9,1,2,0,\n" in (tmp_path / "suspects.csv").read_bytes()
+    assert b"\n1,\xe9,1,2,0,,\n" in (tmp_path / "suspects.csv").read_bytes()
 
 
 def test_pictures_captions_and_flags_are_in_the_order_of_the_table(tmp_path, monkeypatch):
@@ -361,11 +363,37 @@ def test_pictures_captions_and_flags_are_in_the_order_of_the_table(tmp_path, mon
     monkeypatch.setattr(suspects, "NUM_PICTURES", 2)
     found = made([2.0, 1.0, 3.0], [False, True, True], [-1, 7, 0])
     suspects._write_files(RunFolder(tmp_path), found, Plain())
-    ((images, captions, flagged, heading),) = drawn
+    ((images, captions, told, heading),) = drawn
     assert images[:, 0, 0, 0].tolist() == [2, 0]
     assert captions == ["2 → 0", "0"]
-    assert flagged.tolist() == [True, False]
+    assert told.tolist() == [1, 0]
     assert heading == "The 2 most suspicious of 3 samples"
+
+
+def test_the_likely_come_first(tmp_path, monkeypatch):
+    """As many of one class are named otherwise, as each of three others."""
+    monkeypatch.setattr(tiers, "FEWEST", 12)
+    monkeypatch.setattr(tiers, "FEWEST_CLASSES", 5)
+    drawn = []
+    monkeypatch.setattr(suspects, "draw_sheet", lambda *given: drawn.append(given))
+    monkeypatch.setattr(suspects, "save_png", lambda *given: None)
+    labels = torch.arange(5).repeat_interleave(40)
+    named = torch.full((200,), -1)
+    named[:16] = torch.arange(16) % 4 + 1
+    named[40] = 1
+    found = made(torch.arange(200.0).tolist(), (named >= 0).tolist(), named.tolist())
+    data = SimpleNamespace(
+        training_set=lambda: TrainingSet(labels, (), None, None),
+        training_images=lambda rows: rows[:, None, None, None].expand(-1, 3, 8, 8).byte(),
+    )
+    suspects._write_files(RunFolder(tmp_path), found, data)
+    lines = read_csv(tmp_path / "suspects.csv")
+    assert [line["tier"] for line in lines].count("possible") == 1
+    assert [line["tier"] for line in lines[:17]] == ["likely"] * 16 + [""]
+    assert [line["index"] for line in lines[:17]] == [*map(str, range(15, -1, -1)), "199"]
+    ((images, _, told, _),) = drawn
+    assert images[:17, 0, 0, 0].tolist() == [*range(15, -1, -1), 199]
+    assert told[:17].tolist() == [2] * 16 + [0]
 
 
 @pytest.mark.filterwarnings("error")

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -14,6 +15,7 @@ from bdclean.cli import main
 from bdclean.commands import front, sift
 from bdclean.commands.class_folders import image_size
 from bdclean.errors import ConfigError, DataError
+from bdclean.functional import tiers
 from bdclean.types import Findings, TrainingSet
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -583,6 +585,62 @@ def test_where_most_is_flagged_the_order_is_that_of_the_shares(many, tmp_path, c
     sift.run_sift([str(many), "--run", str(tmp_path / "out")], finished(some))
     lines = capsys.readouterr().out.splitlines()[1:4]
     assert [line.split(":")[0] for line in lines] == ["  k0", "  k8", "  k9"]
+
+
+def judged(counts, size=120):
+    """Six classes: so many of each are flagged and get the labels of all others, evenly."""
+    labels = torch.arange(6).repeat_interleave(size)
+    named = torch.full((6 * size,), -1)
+    for label, count in enumerate(counts):
+        others = [k for k in range(6) if k != label]
+        named[label * size : label * size + count] = torch.tensor(others * count)[:count]
+    none = torch.zeros(0, 6 * size)
+    found = Findings(torch.zeros(6 * size), named >= 0, named, {}, none.bool(), none)
+    files = tuple(map(str, range(6 * size)))
+    return found, TrainingSet(labels, files, None, None, ("ape", "bee", "cat", "dog", "emu", "fox"))
+
+
+def test_the_class_that_stands_out_is_named_with_its_tier(monkeypatch):
+    monkeypatch.setattr(sift, "_FEW", 600)
+    monkeypatch.setattr(tiers, "FEWEST", 600)
+    found, samples = judged([3, 60, 6, 3, 3, 3])
+    first, second, *listed, last = sift._summary(found, samples, Path("r")).splitlines()
+    assert first.startswith("78 of 720 images are flagged")
+    assert second.startswith(
+        "Class bee is probably attacked: 60 likely. So many of its 120 images (50 %) are flagged "
+        "and named otherwise by the clean model, spread over 5 other classes; of the other classes "
+        "2 to 5 % are"
+    )
+    assert listed[0] == "  bee: 60 of 120, of which the clean model names 60 otherwise"
+    assert len(listed) == 6
+    assert "r/model.safetensors" in last
+
+
+@pytest.mark.parametrize("counts", [[4, 12, 8, 4, 4, 4], [24] * 6, [3, 0, 0, 0, 0, 0]])
+def test_where_no_class_stands_out_none_is_named(counts, monkeypatch):
+    monkeypatch.setattr(sift, "_FEW", 600)
+    monkeypatch.setattr(tiers, "FEWEST", 600)
+    found, samples = judged(counts)
+    said = sift._summary(found, samples, Path("r"))
+    share = f"{100 * min(counts) / 120:.0f} to {100 * max(counts) / 120:.0f} %"
+    assert f"No class stands out: {share} of each are flagged and named otherwise by" in said
+    assert "That is no proof of clean images" in said
+    assert not [name for name in samples.classes if f" {name}" in said]
+    assert "attacked" not in said
+    assert len(said.splitlines()) == 3
+
+
+def test_of_few_classes_none_is_named(monkeypatch):
+    monkeypatch.setattr(sift, "_FEW", 240)
+    monkeypatch.setattr(tiers, "FEWEST", 240)
+    found, samples = judged([50, 3, 0, 0, 0, 0])
+    few = samples.labels < 2
+    found = dataclasses.replace(
+        found, score=found.score[few], flagged=found.flagged[few], proposed=found.proposed[few]
+    )
+    samples = TrainingSet(samples.labels[few], samples.files, None, None, samples.classes[:2])
+    said = sift._summary(found, samples, Path("r")).splitlines()[1]
+    assert said.startswith("No class is named: of fewer than 6 classes, a hard one looks like an ")
 
 
 def test_images_that_are_held_out_are_told(small, tmp_path, capsys):

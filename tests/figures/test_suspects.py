@@ -21,8 +21,8 @@ def test_the_sheet_shows_the_pictures_in_order_with_their_captions():
     images = torch.zeros(12, 3, 8, 8, dtype=torch.uint8)
     images[1, 0], images[11, 2] = 255, 255  # the second is red, the last one blue
     images[2, 1, :3] = 255  # the upper part of the third is green
-    flagged = torch.arange(12) == 1
-    figure = draw_sheet(images, [f"{k} → {k + 1}" for k in range(12)], flagged, "Heading")
+    tiers = torch.tensor([0, 1, 2] + [0] * 9)
+    figure = draw_sheet(images, [f"{k} → {k + 1}" for k in range(12)], tiers, "Heading")
     shown = pixels(figure)
     top = shown.shape[0] - 244 + 22 + 48  # middle of the pictures of the first line
     centers = [shown[top, 100 * k + 50].tolist() for k in range(10)]
@@ -34,7 +34,12 @@ def test_the_sheet_shows_the_pictures_in_order_with_their_captions():
     (panel,) = figure.axes
     texts = [(text.get_text(), text.get_color()) for text in panel.texts]
     assert texts[:2] == [("0 → 1", "black"), ("1 → 2", "crimson")]
-    assert "Heading" in figure.texts[0].get_text()
+    weights = [(text.get_color(), text.get_fontweight()) for text in panel.texts[:3]]
+    assert weights == [("black", "normal"), ("crimson", "normal"), ("crimson", "bold")]
+    heading = figure.texts[0].get_text()
+    assert heading == "Heading (label → proposed label, red if flagged, bold if likely)"
+    none = draw_sheet(images[:1], ["0"], torch.ones(1), "Heading").texts[0].get_text()
+    assert none == "Heading (label → proposed label, red if flagged)"
 
 
 def test_histograms_count_every_group_of_every_score():

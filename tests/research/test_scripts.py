@@ -9,6 +9,7 @@ import bdclean
 
 RESEARCH = Path(__file__).parents[2] / "docs" / "research"
 SCRIPTS = sorted(RESEARCH.glob("*/*.py"))
+SIFT = ("sift_check", "sift_tiers")
 
 
 def imported(path):
@@ -23,7 +24,15 @@ def imported(path):
 
 def test_the_package_imports_none_of_them():
     names = {script.stem for script in SCRIPTS}
-    assert {"advrbd_score", "batch_norm", "bcu_causes", "check", "missed", "sift_check"} <= names
+    assert {
+        "advrbd_score",
+        "batch_norm",
+        "bcu_causes",
+        "check",
+        "missed",
+        "sift_check",
+        "sift_tiers",
+    } <= names
     for path in Path(bdclean.__file__).parent.rglob("*.py"):
         assert not imported(path) & names, path
 
@@ -42,7 +51,9 @@ def test_page_and_script_lie_together(folder):
     assert f"({folder.name}/README.md)" in (RESEARCH / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["batch_norm", "bcu_causes", "check", "missed", "sift_check"])
+@pytest.mark.parametrize(
+    "name", ["batch_norm", "bcu_causes", "check", "missed", "sift_check", "sift_tiers"]
+)
 def test_a_script_runs_as_its_page_says(name, begin):
     process = begin(RESEARCH / name / f"{name}.py", "--help")
     said, told = process.communicate()
