@@ -1,6 +1,7 @@
 """`bdclean purify`: what it writes and prints, and what it refuses."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,9 +14,9 @@ import torchvision
 from PIL import Image
 
 from bdclean.backbones import ModelInfo, build, load_model, save_model
-from bdclean.checking import MarginTest, TriggerSearch, maximum_margins, smallest_trigger
+from bdclean.checking import PROBES, MarginTest, TriggerSearch, maximum_margins, smallest_trigger
 from bdclean.cli import main
-from bdclean.commands import purify
+from bdclean.commands import purify, purifying
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SHORT = ["--model.recipe.epochs", "1", "--trainer.precision", "32-true"]
@@ -37,6 +38,8 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setattr("bdclean.checking.every.maximum_margins", quick)
     short = partial(smallest_trigger, settings=TriggerSearch(epochs=1))
     monkeypatch.setattr("bdclean.checking.every.smallest_trigger", short)
+    for name, family in PROBES.items():
+        monkeypatch.setitem(PROBES, name, replace(family, steps=1))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -90,8 +93,12 @@ def test_a_foreign_file_comes_back_as_it_was(place, capsys):
     words = ["theirs.pth", "photos", "--arch", "torchvision:resnet18", "--input_size", "32"]
     main(["purify", *words, *SHORT, *FAMILIES])
     said = capsys.readouterr().out
-    lines = [line.strip() for line in said.split("Load it:\n")[1].splitlines()[:2]]
-    exec("\n".join(lines), {"network": network})  # noqa: S102  (what was printed)
+    lines = [line.strip() for line in said.split("Load it:\n")[1].splitlines()]
+    assert len(lines) == 4
+    names: dict = {}
+    exec("\n".join(lines), names)  # noqa: S102  (what was printed)
+    network = names["network"]
+    assert isinstance(network, torchvision.models.ResNet)
     ours = load_model("runs/purified/model.safetensors").eval()
     x = torch.rand(4, 3, 32, 32)
     normalised = (x - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor(
@@ -143,7 +150,7 @@ def test_a_foreign_file_is_normalised_as_it_was_published(place, monkeypatch):
 
     state = timm.create_model("vit_tiny_patch16_224", num_classes=6, img_size=32).state_dict()
     torch.save(state, "suspect.pth")
-    monkeypatch.setattr(purify, "_check", lambda *_: [])
+    monkeypatch.setattr(purifying, "_check", lambda *_: ())
     words = ["suspect.pth", "photos", "--arch", "vit_tiny_patch16_224", "--input_size", "32"]
     purify.run_purify(words, fit)
     assert {"--data.mean=[0.5, 0.5, 0.5]", "--data.std=[0.5, 0.5, 0.5]"} <= set(asked)
