@@ -38,6 +38,9 @@ def purify(
     method: str = "shortcut",
     run: str | Path | None = None,
     out: str | Path | None = None,
+    labels: str | Path | None = None,
+    trigger: str | Path | None = None,
+    target: int | None = None,
     arch: str | None = None,
     width: int | None = None,
     num_classes: int | None = None,
@@ -57,6 +60,9 @@ def purify(
         run: The run folder; None leaves no file. One that exists is gone on with, if it is of the
             same purification of a file.
         out: Cleaned weights by the names of the file or network; None puts them into the run.
+        labels: A folder of labelled images, one folder a class, that only measure.
+        trigger: A `trigger.safetensors` that only measures; it needs `labels`.
+        target: Its class; None takes that of the `plan.json` beside it.
         arch: Of a foreign file; None guesses it.
         width: Channels of its first layer.
         num_classes: Of a network; checked.
@@ -75,33 +81,14 @@ def purify(
         WeightsError: If the file cannot be read safely, or does not fit the architecture.
         DataError: If there are no images.
     """
-    network = model if isinstance(model, nn.Module) else None
-    facts: dict[str, Any] = {
-        "num_classes": num_classes,
-        "input_size": input_size,
-        "mean": mean,
-        "std": std,
-    }
-    if network is None and any(each is not None for each in (mean, std, num_classes)):
-        raise ConfigError("num_classes, mean and std are for networks in memory; leave them out.")
-    if network is not None and method == "cbd":
-        raise ConfigError("method='cbd' leaves a backbone without a head; save the network first.")
-    words = {"trainer.devices": "1", **{key: str(each) for key, each in (settings or {}).items()}}
-    job = Job(
-        model=str(model) if network is None else type(network).__qualname__,
-        folder=IN_MEMORY if isinstance(images, Tensor) else str(images),
-        method=method,
-        out=None if out is None else str(out),
-        arch=arch,
-        width=width,
-        input_size=input_size if network is None else None,
-        words=tuple(as_words(words)),
-        again=_AGAIN,
-        network=network,
-        suspect=None if network is None else split_live(network, **facts),
-        pixels=_pixels(images) if isinstance(images, Tensor) else None,
-    )
-    in_memory = network is not None or job.pixels is not None
+    facts: dict[str, Any] = {"num_classes": num_classes, "input_size": input_size}
+    facts |= {"mean": mean, "std": std}
+    known: dict[str, Any] = {"method": method, "arch": arch, "width": width}
+    known |= {"out": None if out is None else str(out), "target": target}
+    known |= {"labels": None if labels is None else str(labels)}
+    known |= {"trigger": None if trigger is None else str(trigger)}
+    job = _job(model, images, facts, settings or {}, **known)
+    in_memory = job.network is not None or job.pixels is not None
     if run is not None and Path(run).exists() and in_memory:
         raise ConfigError(
             f"run={str(run)!r}: it exists already, and a run of what is in memory does not go on; "
@@ -113,6 +100,33 @@ def purify(
         raise ConfigError("The fit was stopped before its end; leave out what limits it.")
     kept = result.out if run is not None or out is not None else None
     return result if run is not None else replace(result, run=None, weights=None, out=kept)
+
+
+def _job(
+    model: Model,
+    images: Images,
+    facts: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    **known: Any,
+) -> Job:
+    network = model if isinstance(model, nn.Module) else None
+    given = [key for key in ("num_classes", "mean", "std") if facts[key] is not None]
+    if network is None and given:
+        raise ConfigError(f"{given[0]}={facts[given[0]]}: it is for networks; leave it out.")
+    if network is not None and known["method"] == "cbd":
+        raise ConfigError("method='cbd' leaves a backbone without a head; save the network first.")
+    words = {"trainer.devices": "1", **{key: str(each) for key, each in settings.items()}}
+    return Job(
+        model=str(model) if network is None else type(network).__qualname__,
+        folder=IN_MEMORY if isinstance(images, Tensor) else str(images),
+        input_size=facts["input_size"] if network is None else None,
+        words=tuple(as_words(words)),
+        again=_AGAIN,
+        network=network,
+        suspect=None if network is None else split_live(network, **facts),
+        pixels=_pixels(images) if isinstance(images, Tensor) else None,
+        **known,
+    )
 
 
 def check(
