@@ -41,6 +41,7 @@ def purify(
     labels: str | Path | None = None,
     trigger: str | Path | None = None,
     target: int | None = None,
+    canary: bool = False,
     arch: str | None = None,
     width: int | None = None,
     num_classes: int | None = None,
@@ -63,6 +64,7 @@ def purify(
         labels: A folder of labelled images, one folder a class, that only measure.
         trigger: A `trigger.safetensors` that only measures; it needs `labels`.
         target: Its class; None takes that of the `plan.json` beside it.
+        canary: Also purify a copy with triggers of ours, whose success is measured; as long again.
         arch: Of a foreign file; None guesses it.
         width: Channels of its first layer.
         num_classes: Of a network; checked.
@@ -85,6 +87,7 @@ def purify(
     facts |= {"mean": mean, "std": std}
     known: dict[str, Any] = {"method": method, "arch": arch, "width": width}
     known |= {"out": None if out is None else str(out), "target": target}
+    known |= {"canary": canary}
     known |= {"labels": None if labels is None else str(labels)}
     known |= {"trigger": None if trigger is None else str(trigger)}
     job = _job(model, images, facts, settings or {}, **known)

@@ -4,6 +4,8 @@ import json
 import re
 import shlex
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ import torch
 import torchvision
 from PIL import Image
 
-from bdclean.backbones import load_model
+from bdclean.backbones import ModelInfo, build, load_model, save_model
+from bdclean.checking import PROBES, MarginTest, maximum_margins
 from bdclean.cli import main
 from bdclean.shipped import names
 
@@ -91,7 +94,7 @@ def test_a_new_method_in_thirty_lines(workplace):
 
 def test_the_use_from_python(workplace, capsys):
     """The whole page, with short trainings; what Lightning says is silenced."""
-    (code,) = blocks("how_to/python.md", "python")
+    code, _ = blocks("how_to/python.md", "python")
     lines = [line for line in code.splitlines() if line.strip() and "import" not in line]
     assert len(lines) <= 40
     for long, short in (("max_epochs=40", "max_epochs=1"), ("epochs=20", "epochs=1")):
@@ -108,6 +111,26 @@ def test_the_use_from_python(workplace, capsys):
     for key, value in names["cbd"].product().state_dict().items():
         assert torch.equal(names["model"].state_dict()[key], value)
         assert torch.equal(names["again"].product().state_dict()[key], value)
+
+
+def test_checking_and_cleaning_from_python(workplace, monkeypatch, capsys):
+    """The page's lines, with short tests and a short training."""
+    quick = partial(maximum_margins, settings=MarginTest(starts=2, steps=2))
+    monkeypatch.setattr("bdclean.checking.every.maximum_margins", quick)
+    for name, family in PROBES.items():
+        monkeypatch.setitem(PROBES, name, replace(family, steps=1))
+    save_model(build(ModelInfo("resnet18", 6, 32, (0.5,) * 3, (0.2,) * 3, 4)), "victim.safetensors")
+    Path("photos").mkdir()
+    for number in range(110):
+        pixels = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(f"photos/{number}.png")
+    _, code = blocks("how_to/python.md", "python")
+    assert '"model.recipe.epochs": 8' in code
+    exec(code.replace('epochs": 8', 'epochs": 1'), {})  # noqa: S102  (the page's own lines)
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in said[:5]] == ["ball", "patch", *["universal"] * 2, "MM-BD"]
+    assert said[-1] == "torch.Size([8, 6])"
+    assert Path("runs/cleaned/report.html").is_file()
 
 
 def test_looking_at_attacks_and_exporting_them(workplace):

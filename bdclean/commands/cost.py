@@ -11,15 +11,24 @@ from torch import Tensor
 from bdclean.backbones import SplitModel
 from bdclean.checking import PROBES, MarginTest
 from bdclean.checking.verdicts import refuses_flips, refuses_margins
-from bdclean.progress import duration
+from bdclean.commands.canary import EPOCHS
+from bdclean.functional.precision import fast_format
 
+_TRIALS = 3
 _FORWARD = 1 / 3  # of a pass forward and back through all weights
 _TO_INPUTS = 2 / 3  # forward, and back to the images
 _FAMILIES = ("ball", "patch", "universal")
 _FEW, _FEWER, _SMALL = 32, 8, 64  # images of a trial, of large images, and what is not large
 
 
-def cost_line(settings: Mapping[str, Any], count: int, suspect: SplitModel, images: Tensor) -> str:
+def cost_line(
+    settings: Mapping[str, Any],
+    count: int,
+    suspect: SplitModel,
+    images: Tensor,
+    *,
+    canary: bool = False,
+) -> str:
     """A sentence: images, steps, and about how long.
 
     Args:
@@ -27,17 +36,27 @@ def cost_line(settings: Mapping[str, Any], count: int, suspect: SplitModel, imag
         count: How many images there are.
         suspect: As the fit starts from it.
         images: Some of them, (N, 3, S, S), float32 in [0, 1].
+        canary: Whether a canary is planted and purified too.
     """
     recipe = settings["recipe"]
     trained = count - round(count * settings.get("held_out", 0))
     steps = recipe["epochs"] * math.ceil(trained / recipe["batch_size"])
     each = seconds_of_a_pass(suspect, images)
     fit = recipe["epochs"] * trained * _passes(settings)
-    told = duration(each * (fit + 2 * _passes_of_tests(suspect, len(images))))
+    told = 2 * _passes_of_tests(suspect, len(images)) + fit
+    told += fit + EPOCHS * count if canary else 0
+    more = "; all steps once more for the canary" if canary else ""
     return (
         f"{trained:,} images, {recipe['epochs']} epochs, {steps:,} steps, and the tests before and "
-        f"after: about {told} on this machine."
+        f"after{more}: {_roughly(each * told)} on this machine."
     )
+
+
+def _roughly(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return "a minute or two"
+    return f"about {minutes} minutes" if minutes < 100 else f"about {minutes / 60:.0f} hours"
 
 
 def _passes(settings: Mapping[str, Any]) -> float:
@@ -68,12 +87,12 @@ def seconds_of_a_pass(model: SplitModel, images: Tensor) -> float:
     x = x.contiguous(memory_format=torch.channels_last)
     if len(x) == 1:
         x = x.repeat(2, 1, 1, 1)
-    seconds = 0.0
-    for _ in range(2):  # the first pass is slow
+    taken = []
+    for _ in range(_TRIALS):  # the first pass is slow, and others have the machine at times
         begun = time.perf_counter()
-        with torch.enable_grad():
+        with torch.enable_grad(), fast_format(x.device.type):
             torch.autograd.backward(copy.features(x).float().square().mean())
         if x.is_cuda:
             torch.cuda.synchronize()
-        seconds = time.perf_counter() - begun
-    return seconds / len(x)
+        taken.append(time.perf_counter() - begun)
+    return min(taken) / len(x)

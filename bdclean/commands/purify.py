@@ -12,7 +12,14 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from bdclean.commands import front
 from bdclean.commands.closing import load, written
 from bdclean.commands.help_page import WIDTH
-from bdclean.commands.purify_report import CARD, PAGE, UNKNOWN, evidence, scores_lines
+from bdclean.commands.purify_report import (
+    CARD,
+    PAGE,
+    UNKNOWN,
+    canary_lines,
+    evidence,
+    scores_lines,
+)
 from bdclean.commands.purifying import CONFIGS, Job, PurifyResult, command, purify_model
 
 _DATA = "purify reads a folder of images; give it as FOLDER alone"
@@ -61,6 +68,7 @@ def make_parser() -> front.FrontParser:
     add("--labels", type=str | None, metavar="DIR", help="One folder a class; measures alone.")
     add("--trigger", type=str | None, metavar="FILE", help="trigger.safetensors; measures alone.")
     add("--target", type=NonNegativeInt | None, metavar="N", help="Class of the trigger.")
+    add("--canary", action="store_true", help="Also purify a copy with triggers of ours; minutes.")
     add("--arch", type=str | None, metavar="NAME", help="Architecture of a foreign file.")
     add("--width", type=PositiveInt | None, metavar="N", help="Channels of its first layer.")
     add("--input_size", type=PositiveInt | None, metavar="N", help="Side of its images.")
@@ -96,7 +104,7 @@ def _closing(job: Job, result: PurifyResult) -> str:
             "That is little: the model has lost more than a backdoor. Give more images, such as "
             "the model was made for, or more epochs (--model.recipe.epochs)."
         )
-    lines += scores_lines(result.measured)
+    lines += [*scores_lines(result.measured), *canary_lines(result.canaries)]
     lines.append(UNKNOWN)
     lines = [fill(line, WIDTH) for line in lines]
     lines += [f"As a model of bdclean: {load(result.run / 'model.safetensors')}"]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bdclean.checking import Verdict
+from bdclean.commands.canary import Canary
 from bdclean.commands.examples import Answer, Example
 from bdclean.commands.scoring import Measured, Scores
 from bdclean.errors import ConfigError
@@ -52,6 +53,7 @@ class Facts:
         examples: Images whose answers change.
         held: Whether these were held out.
         measured: With labels; None without.
+        canaries: Triggers of ours in a copy; empty without.
         names: Of classes, by their numbers, as far as they are known.
     """
 
@@ -70,6 +72,7 @@ class Facts:
     examples: Sequence[Example]
     held: bool
     measured: Measured | None
+    canaries: Sequence[Canary]
     names: Mapping[int, str]
 
     def called(self, number: int) -> str:
@@ -106,7 +109,7 @@ def write_report(run: Path, facts: Facts) -> None:
 def make_document(facts: Facts) -> Document:
     """The report."""
     sections = [_load(facts), _tests(facts), _spread(facts), _pictures(facts), _labels(facts)]
-    sections += [_done(facts), _limits(facts)]
+    sections += [_canaries(facts), _done(facts), _limits(facts)]
     return Document(
         f"{Path(facts.model).name}, purified",
         (
@@ -273,6 +276,33 @@ def _labels(facts: Facts) -> Section | None:
         )
     head = ("", "suspect", "cleaned model")
     return Section("Measured with labels", tuple(text), Table(head, tuple(rows)))
+
+
+def _canaries(facts: Facts) -> Section | None:
+    if not facts.canaries:
+        return None
+    text = (
+        "Two triggers of ours were planted in a copy of the suspect, which was then purified with "
+        "the same images and settings. Their success rate (ASR) is that on images that were not "
+        "used to plant them. A trigger of another kind may be harder to remove.",
+    )
+    rows = tuple(
+        (
+            Cell(each.trigger, f"{each.images:,} images"),
+            *(Cell(f"{rate:.1f} %") for rate in (each.before, each.after)),
+        )
+        for each in facts.canaries
+    )
+    return Section("A canary", text, Table(("", "ASR before", "ASR after"), rows))
+
+
+def canary_lines(canaries: Sequence[Canary]) -> list[str]:
+    """What became of triggers of ours, in sentences."""
+    return [
+        f"Canary, {each.trigger}: ASR {each.before:.1f} % before, {each.after:.1f} % after "
+        "(planted by us in a copy)."
+        for each in canaries
+    ]
 
 
 def _rates(key: str, means: str, before: Scores, after: Scores) -> tuple[Cell, ...]:

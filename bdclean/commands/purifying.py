@@ -7,9 +7,10 @@ are read, never moved or changed.
 import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from bdclean.backbones import ModelInfo, SplitModel, save_like, written_back
 from bdclean.backbones.live import LiveSource, joined
 from bdclean.checking import Verdict, run_tests
 from bdclean.commands import front
+from bdclean.commands.canary import Canary, check_canary, run_canary
 from bdclean.commands.check import images_of, read_model, shown, some_of, usual_count
 from bdclean.commands.cost import cost_line
 from bdclean.commands.examples import most_flipped
@@ -60,6 +62,7 @@ class Job:
         labels: A folder of labelled images, which only measure.
         trigger: A trigger file, which only measures.
         target: Its class.
+        canary: Whether to plant triggers of ours in a copy and to purify that too.
         words: Further words of `bdclean fit`.
         again: The command that goes on with a fit that was stopped.
         network: A network in memory that takes the place of the file.
@@ -78,6 +81,7 @@ class Job:
     labels: str | None = None
     trigger: str | None = None
     target: int | None = None
+    canary: bool = False
     words: tuple[str, ...] = ()
     again: str = ""
     network: nn.Module | None = None
@@ -104,6 +108,7 @@ class PurifyResult:
         notes: What of that file is not as it was.
         code: Lines that load the file.
         measured: What labelled images tell of both models; None without any.
+        canaries: What became of triggers of ours in a copy of the suspect.
     """
 
     model: nn.Module
@@ -117,6 +122,7 @@ class PurifyResult:
     notes: tuple[str, ...] = ()
     code: str = ""
     measured: Measured | None = None
+    canaries: tuple[Canary, ...] = ()
 
 
 def purify_model(job: Job, fit: front.Fit | None = None, say: Say = print) -> PurifyResult | None:
@@ -142,13 +148,15 @@ def purify_model(job: Job, fit: front.Fit | None = None, say: Say = print) -> Pu
     check_place(run.path)
     out, info = _check_out(job, run), suspect.info
     truth = find_truth(job.labels, job.trigger, job.target, info)
+    if job.canary:
+        check_canary(suspect, _count(job), job.method)
     words = _words(job, info, job.words)
     settings = front.check_words(words)
     images = _images(job, info.input_size)
     first = front.is_first_process()
     if first:
         method = settings.model.init_args.as_dict()
-        say(cost_line(method, _count(job), suspect, images))
+        say(cost_line(method, _count(job), suspect, images, canary=job.canary))
     before = _check("Before", suspect, images, say) if first else ()
     fit = fit or partial(front.fit, again=job.again, prepare=_prepare(job))
     module, data = fit(words)
@@ -161,7 +169,8 @@ def purify_model(job: Job, fit: front.Fit | None = None, say: Say = print) -> Pu
     if truth is not None and product.head is not None:
         seen = data.defense_set.images
         measured = measure(truth, suspect, product, info.input_size, images.device, seen)
-    result = _result(job, run, product, (before, after), out, measured)
+    canaries = _canaries(job, suspect, module, data, say) if job.canary else ()
+    result = _result(job, run, product, (before, after), out, measured, canaries)
     shown = _held_out(module, data)
     write_report(run.path, _facts(job, result, suspect, product, images, shown, truth))
     return result
@@ -174,6 +183,7 @@ def _result(
     checks: tuple[tuple[Verdict, ...], tuple[Verdict, ...]],
     out: Path | None,
     measured: Measured | None,
+    canaries: tuple[Canary, ...],
 ) -> PurifyResult:
     record = run.read_record()
     notes, code = ((), loading_ours(run.weights)) if out is None else _write(job, product, out)
@@ -188,7 +198,29 @@ def _result(
         notes,
         code,
         measured,
+        canaries,
     )
+
+
+def _canaries(
+    job: Job, suspect: SplitModel, module: Any, data: Any, say: Say
+) -> tuple[Canary, ...]:
+    """Plants triggers of ours in a copy of the suspect, and purifies that as the suspect was."""
+    if module.trainer.world_size > 1:
+        say("The canary is left out: it takes a single device.")
+        return ()
+    say("The canary: plants two triggers in a copy of the model, and purifies the copy.")
+    pixels: Tensor = torch.as_tensor(data.defense_set.images)
+
+    def purify(copy: SplitModel) -> SplitModel:
+        with TemporaryDirectory(prefix="bdclean-") as place:
+            run = str(Path(place) / "run")
+            theirs = replace(job, run=run, network=None, suspect=copy, pixels=pixels)
+            words = _words(theirs, copy.info, job.words)
+            product: SplitModel = front.fit(words, job.again, _prepare(theirs))[0].product()
+        return product.copy()
+
+    return tuple(run_canary(suspect, pixels, purify))
 
 
 def _facts(
@@ -218,6 +250,7 @@ def _facts(
         most_flipped(suspect, product, shown) if heads else (),
         held is not None,
         result.measured,
+        result.canaries,
         {} if truth is None else truth.names,
     )
 

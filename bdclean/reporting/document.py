@@ -177,4 +177,5 @@ def _plain(text: str) -> str:
     """Text of which Markdown makes nothing."""
     one_line = " ".join(printable(text).split())
     escaped = re.sub(r"([\\`*_\[\]<>|~#])", r"\\\1", one_line).replace("&", "&amp;")
+    escaped = re.sub(r":(?=//)", "&#58;", re.sub(r"(?i)\b(www)\.", r"\1&#46;", escaped))
     return re.sub(r"^(\d+)([.)])", r"\1\\\2", re.sub(r"^([-+=])", r"\\\1", escaped))

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.table import Table
 
 from bdclean.files import write_text
+from bdclean.printable import printable
 
 COLUMNS = ("method", "labels used", "ACC", "ASR", "PA", "seconds")
 NOTE = (
@@ -193,7 +194,7 @@ def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], text: int = 1
         rows: HTML, a cell each.
         text: How many columns are no numbers; all others are set to the right.
     """
-    top = "".join(f"<th>{escape(name)}</th>" for name in head)
+    top = "".join(f"<th>{escape(printable(name))}</th>" for name in head)
     lines = [
         "".join(
             f"<td>{cell}</td>" if column < text else f'<td class="number">{cell}</td>'

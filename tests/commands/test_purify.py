@@ -13,6 +13,7 @@ import torch
 import torchvision
 from PIL import Image
 
+from bdclean.attacks import BadNets
 from bdclean.backbones import ModelInfo, build, load_model, save_model
 from bdclean.checking import PROBES, MarginTest, TriggerSearch, maximum_margins, smallest_trigger
 from bdclean.cli import main
@@ -54,7 +55,8 @@ def test_a_model_is_cleaned_and_tested_before_and_after(place, capsys, method):
     more = {"shortcut": FAMILIES, "cbd": ["--model.pgd.steps", "1"]}.get(method, [])
     main(["purify", "suspect.safetensors", "photos", "--method", method, *SHORT, *more])
     said = capsys.readouterr().out
-    order = [said.index(text) for text in ("Before, without", "After, without", "Written to")]
+    told = ("a minute or two on this machine", "Before, without", "After, without", "Written to")
+    order = [said.index(text) for text in told]
     assert order == sorted(order)
     run = place / "runs/purified"
     assert {path: text for path, text in files(place).items() if run not in path.parents} == before
@@ -112,6 +114,65 @@ def test_a_foreign_file_comes_back_as_it_was(place, capsys):
     assert cleaned["state_dict"].keys() == network.state_dict().keys()
 
 
+def test_a_vision_transformer_of_timm_comes_back(place, capsys):
+    torch.manual_seed(0)
+    theirs = timm.create_model("vit_tiny_patch16_224", num_classes=6, img_size=32)
+    torch.save(theirs.state_dict(), "vit.pth")
+    words = ["vit.pth", "photos", "--arch", "vit_tiny_patch16_224", "--input_size", "32"]
+    main(["purify", *words, *SHORT, *FAMILIES])
+    said = capsys.readouterr().out
+    lines = said.split("Load it:\n")[1].splitlines()
+    names: dict = {}
+    exec("\n".join(line.strip() for line in lines), names)  # noqa: S102  (what was printed)
+    ours = load_model("runs/purified/model.safetensors").eval()
+    x = torch.rand(4, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(names["network"].eval()((x - 0.5) / 0.5), ours(x))
+        assert not torch.equal(names["network"].head.weight, theirs.head.weight)
+    card = Path("runs/purified/README.md").read_text()
+    assert "\n".join(line.strip() for line in lines) in card
+
+
+def test_labels_and_a_trigger_measure_and_nothing_else(place, capsys):
+    (place / "labelled").mkdir()
+    for number in range(6):
+        (place / "labelled" / f"animal <{number}>").mkdir()
+        for copy in range(2):
+            photo = (place / "photos" / f"{2 * number + copy}.png").read_bytes()
+            (place / "labelled" / f"animal <{number}>" / f"{copy}.png").write_bytes(photo)
+    BadNets(rate=0.1, pattern="white", patch_size=3, target=3).make_trigger((8, 8)).save(
+        "trigger.safetensors"
+    )
+    words = ["purify", "suspect.safetensors", "photos", *SHORT, *FAMILIES]
+    main([*words, "--run", "runs/plain"])
+    plain = load_model("runs/plain/model.safetensors").state_dict()
+    truth = ["--labels", "labelled", "--trigger", "trigger.safetensors", "--target", "3"]
+    main([*words, "--run", "runs/measured", *truth])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "On 12 labelled images: ACC" in said
+    assert "; ASR" in said
+    assert "; PA" in said
+    measured = load_model("runs/measured/model.safetensors").state_dict()
+    assert all(torch.equal(value, plain[key]) for key, value in measured.items())
+    page, card = (Path("runs/measured", name).read_text() for name in ("report.html", "README.md"))
+    for text in page, card:
+        assert "12 of these images were trained on" in text
+        assert "10 of them with the trigger" in text
+    assert "(animal &lt;" in page
+    assert "animal <" not in page
+    assert len(page) < 2_000_000
+    assert "Accuracy was not measured" in Path("runs/plain/README.md").read_text()
+
+
+def test_files_of_others_are_not_written_over(place, capsys):
+    (place / "runs").mkdir()
+    (place / "runs/README.md").write_text("mine")
+    with pytest.raises(SystemExit):
+        main(["purify", "suspect.safetensors", "photos", "--run", "runs"])
+    assert "its README.md was not written by bdclean purify" in capsys.readouterr().err
+    assert (place / "runs/README.md").read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -127,6 +188,7 @@ def test_a_foreign_file_comes_back_as_it_was(place, capsys):
         (["suspect.safetensors", "photos", "--out", "suspect.safetensors"], "it exists already"),
         (["suspect.safetensors", "photos", "--model", "CBD"], "give --method, or use bdclean fit"),
         (["suspect.safetensors", "photos", "--model.arch", "resnet18"], "it is called --arch"),
+        (["suspect.safetensors", "photos", "--trigger", "x"], "--trigger needs --labels"),
         (["suspect.safetensors", "photos", "--model.beta", "-1"], "--model.beta=-1"),
     ],
 )
@@ -154,3 +216,17 @@ def test_a_foreign_file_is_normalised_as_it_was_published(place, monkeypatch):
     words = ["suspect.pth", "photos", "--arch", "vit_tiny_patch16_224", "--input_size", "32"]
     purify.run_purify(words, fit)
     assert {"--data.mean=[0.5, 0.5, 0.5]", "--data.std=[0.5, 0.5, 0.5]"} <= set(asked)
+
+
+def test_a_canary_is_planted_and_measured(place, capsys):
+    main(["purify", "suspect.safetensors", "photos", *SHORT, *FAMILIES, "--canary"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "once more for the canary: a minute or two" in said
+    assert said.count("(planted by us in a copy)") == 2
+    card = Path("runs/purified/README.md").read_text()
+    assert "white patch of 3 pixels<br>" in card
+    assert not list(place.glob("runs/*/run"))
+    plain = load_model("runs/purified/model.safetensors").state_dict()
+    main(["purify", "suspect.safetensors", "photos", *SHORT, *FAMILIES, "--run", "runs/without"])
+    for key, value in load_model("runs/without/model.safetensors").state_dict().items():
+        assert torch.equal(value, plain[key])
