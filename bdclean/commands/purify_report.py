@@ -30,6 +30,7 @@ UNKNOWN = (
     "Whether a backdoor is gone cannot be known without its trigger. Fewer suspicious tests and "
     "high agreement are evidence, no proof."
 )
+_LEAST_P = 0.0001
 _START = 8000  # characters of a file in which its mark stands
 
 
@@ -196,7 +197,9 @@ def _statistic(verdict: Verdict) -> str:
     if {"piled", "bound"} <= found.keys():
         piled, bound = (f"{100 * found[key]:.0f} %" for key in ("piled", "bound"))
         return f"{piled} of images to one class; bound {bound}"
-    return f"p = {found['p']:.2g}" if "p" in found else verdict.why
+    if "p" in found:
+        return f"p = {found['p']:.2g}" if found["p"] >= _LEAST_P else f"p < {_LEAST_P}"
+    return verdict.why
 
 
 def _spread(facts: Facts) -> Section | None:
@@ -327,8 +330,7 @@ def _done(facts: Facts) -> Section:
         "software": f"bdclean {version('bdclean')}, torch {facts.record['versions']['torch']}",
         "all settings": "config.yaml, beside this file",
     }
-    lines = tuple((Cell(name), Cell(value)) for name, value in rows.items() if value)
-    return Section("What was done", table=Table(("", ""), lines, text=2))
+    return Section("What was done", facts=tuple((k, v) for k, v in rows.items() if v))
 
 
 def _limits(facts: Facts) -> Section:

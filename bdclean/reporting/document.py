@@ -67,6 +67,7 @@ class Section:
         strips: Pictures; a section of pictures alone is left out of Markdown.
         code: Lines of code.
         points: A list.
+        facts: Pairs of a word and what it is.
     """
 
     heading: str
@@ -75,6 +76,7 @@ class Section:
     strips: tuple[Strip, ...] = ()
     code: str | None = None
     points: tuple[str, ...] = ()
+    facts: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,9 @@ def _html_section(section: Section) -> Iterator[str]:
         yield f"<pre>{escape(section.code)}</pre>"
     if section.points:
         yield "<ul>" + "\n".join(f"<li>{_html(point)}</li>" for point in section.points) + "</ul>"
+    if section.facts:
+        pairs = (f"<dt>{_html(word)}</dt><dd>{_html(fact)}</dd>" for word, fact in section.facts)
+        yield "<dl>\n" + "\n".join(pairs) + "\n</dl>"
 
 
 def _html_cell(cell: Cell) -> str:
@@ -137,7 +142,7 @@ def _html_strip(strip: Strip) -> str:
 
 
 def _html(text: str) -> str:
-    return escape(printable(text))
+    return escape(printable(text)).replace(" %", "\u00a0%")  # no line begins with it
 
 
 # ---------------------------------------------------------------------- Markdown
@@ -166,6 +171,8 @@ def _markdown_section(section: Section) -> Iterator[str]:
         yield f"{fence}python\n{section.code}\n{fence}"
     if section.points:
         yield "\n".join(f"- {_plain(point)}" for point in section.points)
+    if section.facts:
+        yield "\n".join(f"- {_plain(word)}: {_plain(fact)}" for word, fact in section.facts)
 
 
 def _cell(cell: Cell) -> str:
@@ -178,4 +185,4 @@ def _plain(text: str) -> str:
     one_line = " ".join(printable(text).split())
     escaped = re.sub(r"([\\`*_\[\]<>|~#])", r"\\\1", one_line).replace("&", "&amp;")
     escaped = re.sub(r":(?=//)", "&#58;", re.sub(r"(?i)\b(www)\.", r"\1&#46;", escaped))
-    return re.sub(r"^(\d+)([.)])", r"\1\\\2", re.sub(r"^([-+=])", r"\\\1", escaped))
+    return re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", re.sub(r"^([-+=])", r"\\\1", escaped))

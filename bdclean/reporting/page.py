@@ -63,6 +63,7 @@ th, td {
   vertical-align: top;
 }
 th { font-weight: 600; }
+th.number { text-align: right; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 td small { display: block; }
 pre {
@@ -72,10 +73,18 @@ pre {
 img { max-width: 100%; }
 .alarm { color: var(--alarm); font-weight: 600; }
 .answer { border-left: 4px solid var(--line); padding: .1rem 0 .1rem 1rem; }
-.strip { display: flex; flex-wrap: wrap; gap: 1rem 2rem; }
-.strip figure { margin: 0; max-width: 24rem; }
-.strip .three { display: flex; gap: .4rem; }
-.strip img { width: 7.25rem; max-width: 31%; image-rendering: pixelated; border-radius: 3px; }
+.strip { display: flex; flex-wrap: wrap; gap: 1.4rem 2rem; margin-top: 1rem; }
+.strip figure { margin: 0; flex: 0 1 24rem; }
+.strip .three { display: grid; grid-template-columns: repeat(3, 1fr); gap: .4rem; }
+.strip img { width: 100%; image-rendering: pixelated; border-radius: 3px; }
+dl { margin: 0; max-width: 52rem; }
+dt { color: var(--soft); font-size: .875rem; margin-top: .5rem; }
+dd { margin: 0; }
+@media (min-width: 40rem) {
+  dl { display: grid; grid-template-columns: 14rem 1fr; gap: .4rem 1rem; }
+  dt { margin: 0; line-height: 1.7; }
+}
+figcaption { margin-top: .4rem; }
 """
 
 
@@ -194,7 +203,12 @@ def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], text: int = 1
         rows: HTML, a cell each.
         text: How many columns are no numbers; all others are set to the right.
     """
-    top = "".join(f"<th>{escape(printable(name))}</th>" for name in head)
+    top = "".join(
+        f"<th>{escape(printable(name))}</th>"
+        if column < text
+        else f'<th class="number">{escape(printable(name))}</th>'
+        for column, name in enumerate(head)
+    )
     lines = [
         "".join(
             f"<td>{cell}</td>" if column < text else f'<td class="number">{cell}</td>'

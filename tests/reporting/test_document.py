@@ -27,6 +27,7 @@ def document():
         (
             Section(EVIL, (EVIL,), Table(("", EVIL), (row,)), points=(EVIL,)),
             Section("pictures", strips=(Strip((EVIL,), ((EVIL, b"png"),)),)),
+            Section("facts", facts=((EVIL, EVIL),)),
             Section("code", code="load('```<b>')"),
         ),
         "a mark",
@@ -50,7 +51,7 @@ def test_the_page_holds_no_foreign_markup_and_asks_for_nothing(document):
     allowed = "html head meta title style body h1 h2 div p table thead tbody tr th td small span"
     assert set(tags.names) <= {
         *allowed.split(),
-        *["ul", "li", "pre", "figure", "figcaption", "img", "br"],
+        *["ul", "li", "pre", "figure", "figcaption", "img", "br", "dl", "dt", "dd"],
     }
     assert "\x1b" not in page
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -60,7 +61,7 @@ def test_the_page_holds_no_foreign_markup_and_asks_for_nothing(document):
     assert places == ["data:image/png;base64,cG5n"]
     assert "://" not in page.replace("http://evil", "")
     assert "<!-- a mark -->" in page
-    assert page.count("alert(1)") == 13  # shown as text, everywhere
+    assert page.count("alert(1)") == 15  # shown as text, everywhere
 
 
 def test_markdown_makes_nothing_of_names(document):
@@ -69,10 +70,19 @@ def test_markdown_makes_nothing_of_names(document):
     assert "\x1b" not in text
     lines = text.splitlines()
     assert next(line for line in lines if line.startswith("# ")).startswith("# title")
-    assert len([line for line in lines if line.startswith("#")]) == 3  # no `# d` of its own
+    assert len([line for line in lines if line.startswith("#")]) == 4  # no `# d` of its own
     assert "http://" not in text
     assert not re.search(r"(?<!\\)\[a", text)
     assert "png" not in text
     table = [line for line in lines if line.startswith("| ")]
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {3}
     assert "````python\nload('```<b>')\n````" in text
+    assert "\n- \\<script\\>" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [("82.7 %", "82.7 %"), ("3. x", "3\\. x"), ("- x", "\\- x"), ("www.x.org", "www&#46;x.org")],
+)
+def test_starts_of_lists_are_text(text, wanted):
+    assert wanted in to_markdown(Document("t", (text,), (), "m")).splitlines()
