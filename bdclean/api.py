@@ -67,11 +67,10 @@ def purify(
         canary: Also purify a copy with triggers of ours, whose success is measured; as long again.
         arch: Of a foreign file; None guesses it.
         width: Channels of its first layer.
-        num_classes: Of a network; checked.
+        num_classes: Checked.
         input_size: Side of the images; None takes that of the file, or of the network's
             `pretrained_cfg` (timm), or 224 for networks of torchvision.
-        mean: What a network's images are normalised with; None as for `input_size`. Of a file that
-            does not say it, that of its architecture counts.
+        mean: What images are normalised with; None as for `input_size`.
         std: As `mean`.
         settings: Options of `bdclean fit`, such as `{"model.recipe.epochs": 20}`.
 
@@ -113,9 +112,6 @@ def _job(
     **known: Any,
 ) -> Job:
     network = model if isinstance(model, nn.Module) else None
-    given = [key for key in ("num_classes", "mean", "std") if facts[key] is not None]
-    if network is None and given:
-        raise ConfigError(f"{given[0]}={facts[given[0]]}: it is for networks; leave it out.")
     if network is not None and known["method"] == "cbd":
         raise ConfigError("method='cbd' leaves a backbone without a head; save the network first.")
     words = {"trainer.devices": "1", **{key: str(each) for key, each in settings.items()}}
@@ -125,6 +121,7 @@ def _job(
         input_size=facts["input_size"] if network is None else None,
         words=tuple(as_words(words)),
         again=_AGAIN,
+        known={key: facts[key] for key in ("num_classes", "mean", "std")},
         network=network,
         suspect=None if network is None else split_live(network, **facts),
         pixels=_pixels(images) if isinstance(images, Tensor) else None,

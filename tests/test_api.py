@@ -3,8 +3,6 @@
 import random
 import subprocess
 import sys
-from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -14,7 +12,6 @@ from torch import nn
 
 import bdclean
 from bdclean.backbones import ModelInfo, build, load_model, save_model
-from bdclean.checking import PROBES, MarginTest, maximum_margins
 from bdclean.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -38,16 +35,12 @@ class Own(nn.Module):
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def place(tmp_path, monkeypatch, quick_tests):
     """130 photos of 8 pixels in a folder, and the same in memory."""
     (tmp_path / "photos").mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (130, 8, 8, 3), dtype=np.uint8)
     for number, each in enumerate(pixels):
         Image.fromarray(each).save(tmp_path / "photos" / f"{number:03}.png")
-    quick = partial(maximum_margins, settings=MarginTest(starts=3, steps=3))
-    monkeypatch.setattr("bdclean.checking.every.maximum_margins", quick)
-    for name, family in PROBES.items():
-        monkeypatch.setitem(PROBES, name, replace(family, steps=1))
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
@@ -97,10 +90,10 @@ def test_a_network_in_memory_is_cleaned_and_stays_as_it_was(place, tmp_path):
 def test_check_gives_the_verdicts_of_the_command(place):
     by_tensor = bdclean.check(Own(), place, **FACTS)
     assert [each.test for each in by_tensor] == [
-        *("ball", "patch", "universal 4", "universal 8", "MM-BD"),
+        *("ball", "patch", "universal 4", "universal 8", "DECREE", "MM-BD"),
     ]
     without = bdclean.check(Own(), **FACTS)
-    assert [each.state == "not applicable" for each in without] == [True] * 4 + [False]
+    assert [each.state == "not applicable" for each in without] == [True] * 5 + [False]
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,6 @@ import json
 import re
 import shlex
 import sys
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,8 +11,8 @@ import torch
 import torchvision
 from PIL import Image
 
+from bdclean.attacks import BadNets
 from bdclean.backbones import ModelInfo, build, load_model, save_model
-from bdclean.checking import PROBES, MarginTest, maximum_margins
 from bdclean.cli import main
 from bdclean.shipped import names
 
@@ -113,12 +111,28 @@ def test_the_use_from_python(workplace, capsys):
         assert torch.equal(names["again"].product().state_dict()[key], value)
 
 
-def test_checking_and_cleaning_from_python(workplace, monkeypatch, capsys):
+def test_cleaning_a_model(workplace, quick_tests, capsys):
+    """The page's commands, with short tests and a short training."""
+    save_model(build(ModelInfo("resnet18", 6, 8, (0.5,) * 3, (0.2,) * 3, 4)), "model.safetensors")
+    Path("labelled/3").mkdir(parents=True)
+    Path("photos").mkdir()
+    for number in range(110):
+        pixels = torch.randint(0, 256, (8, 8, 3), dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(f"photos/{number}.png")
+    Image.fromarray(pixels.numpy()).save("labelled/3/one.png")
+    BadNets(rate=0.1, target=1).make_trigger((8, 8)).save("trigger.safetensors")
+    Path("plan.json").write_text('{"target": 1}')
+    plain, measured = (commands(block)[0] for block in blocks("how_to/purify.md", "bash"))
+    short = ["--model.recipe.epochs", "1", "--trainer.precision", "32-true"]
+    main([*plain[1:], *short])
+    assert "Attack success was not measured" in Path("runs/purified/README.md").read_text()
+    main([*measured[1:], *short, "--run", "runs/measured"])
+    page = Path("runs/measured/report.html").read_text()
+    assert "1 of these images was trained on" in page
+
+
+def test_checking_and_cleaning_from_python(workplace, quick_tests, capsys):
     """The page's lines, with short tests and a short training."""
-    quick = partial(maximum_margins, settings=MarginTest(starts=2, steps=2))
-    monkeypatch.setattr("bdclean.checking.every.maximum_margins", quick)
-    for name, family in PROBES.items():
-        monkeypatch.setitem(PROBES, name, replace(family, steps=1))
     save_model(build(ModelInfo("resnet18", 6, 32, (0.5,) * 3, (0.2,) * 3, 4)), "victim.safetensors")
     Path("photos").mkdir()
     for number in range(110):
@@ -128,7 +142,8 @@ def test_checking_and_cleaning_from_python(workplace, monkeypatch, capsys):
     assert '"model.recipe.epochs": 8' in code
     exec(code.replace('epochs": 8', 'epochs": 1'), {})  # noqa: S102  (the page's own lines)
     said = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in said[:5]] == ["ball", "patch", *["universal"] * 2, "MM-BD"]
+    told = ["ball", "patch", "universal", "universal", "DECREE", "MM-BD"]
+    assert [line.split()[0] for line in said[:6]] == told
     assert said[-1] == "torch.Size([8, 6])"
     assert Path("runs/cleaned/report.html").is_file()
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from bdclean.backbones import SplitModel
-from bdclean.checking import PROBES, MarginTest
-from bdclean.checking.verdicts import refuses_flips, refuses_margins
+from bdclean.checking import PROBES, MarginTest, TriggerSearch
+from bdclean.checking.verdicts import refuses_flips, refuses_images, refuses_margins
 from bdclean.commands.canary import EPOCHS
+from bdclean.errors import counted
 from bdclean.functional.precision import fast_format
 
 _TRIALS = 3
@@ -47,8 +48,9 @@ def cost_line(
     told += fit + EPOCHS * count if canary else 0
     more = "; all steps once more for the canary" if canary else ""
     return (
-        f"{trained:,} images, {recipe['epochs']} epochs, {steps:,} steps, and the tests before and "
-        f"after{more}: {_roughly(each * told)} on this machine."
+        f"{counted(trained, 'image')}, {counted(recipe['epochs'], 'epoch')}, "
+        f"{counted(steps, 'step')}, and the tests before and after{more}: {_roughly(each * told)} "
+        "on this machine."
     )
 
 
@@ -74,6 +76,8 @@ def _passes_of_tests(model: SplitModel, count: int) -> float:
     passes = 0.0
     if refuses_flips(classes, count) is None:
         passes += count * sum(getattr(family, "steps", 0) for family in PROBES.values())
+    if refuses_images(count) is None:
+        passes += count * TriggerSearch().epochs
     if refuses_margins(classes, model.info.input_size) is None:
         margins = MarginTest()
         passes += (classes or 0) * margins.starts * margins.steps

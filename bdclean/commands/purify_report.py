@@ -10,7 +10,7 @@ from bdclean.checking import Verdict
 from bdclean.commands.canary import Canary
 from bdclean.commands.examples import Answer, Example
 from bdclean.commands.scoring import Measured, Scores
-from bdclean.errors import ConfigError
+from bdclean.errors import ConfigError, counted
 from bdclean.figures.png import pixels_to_png
 from bdclean.files import write_text
 from bdclean.progress import duration
@@ -155,7 +155,7 @@ def scores_lines(measured: Measured | None) -> list[str]:
     if before.asr is not None:
         parts.append(f"ASR {before.asr:.1f} % before, {after.asr:.1f} % after")
         parts.append(f"PA {before.pa:.1f} % before, {after.pa:.1f} % after")
-    return [f"On {before.n_clean:,} labelled images: {'; '.join(parts)}."]
+    return [f"On {counted(before.n_clean, 'labelled image')}: {'; '.join(parts)}."]
 
 
 def _load(facts: Facts) -> Section:
@@ -197,6 +197,9 @@ def _statistic(verdict: Verdict) -> str:
     if {"piled", "bound"} <= found.keys():
         piled, bound = (f"{100 * found[key]:.0f} %" for key in ("piled", "bound"))
         return f"{piled} of images to one class; bound {bound}"
+    if {"share", "bound"} <= found.keys():
+        share, bound = (f"{100 * found[key]:.1f} %" for key in ("share", "bound"))
+        return f"trigger of {share} of the image; bound {bound}" if found["share"] < 1 else ""
     if "p" in found:
         return f"p = {found['p']:.2g}" if found["p"] >= _LEAST_P else f"p < {_LEAST_P}"
     return verdict.why
@@ -268,14 +271,14 @@ def _labels(facts: Facts) -> Section | None:
         rows.append(_rates("ASR", "triggered images that get the target", before, after))
         rows.append(_rates("PA", "the same that get their true class", before, after))
     text = [
-        f"{before.n_clean:,} labelled images of {facts.measured.folder}"
+        f"{counted(before.n_clean, 'labelled image')} of {facts.measured.folder}"
         + (f", {before.n_triggered:,} of them with the trigger." if before.n_triggered else ".")
         + " The method has seen no label and no trigger."
     ]
     if facts.measured.shared:
         text.append(
-            f"{facts.measured.shared:,} of these images were trained on, without their labels, so "
-            "that ACC may be higher than on new ones."
+            f"{counted(facts.measured.shared, 'of these images was', 'of these images were')} "
+            "trained on, without their labels, so that ACC may be higher than on new ones."
         )
     head = ("", "suspect", "cleaned model")
     return Section("Measured with labels", tuple(text), Table(head, tuple(rows)))
@@ -291,7 +294,7 @@ def _canaries(facts: Facts) -> Section | None:
     )
     rows = tuple(
         (
-            Cell(each.trigger, f"{each.images:,} images"),
+            Cell(each.trigger, counted(each.images, "image")),
             *(Cell(f"{rate:.1f} %") for rate in (each.before, each.after)),
         )
         for each in facts.canaries
@@ -323,7 +326,7 @@ def _done(facts: Facts) -> Section:
         "method": f"{facts.method}; labels used: {protocol['labels']}",
         "model": f"{facts.model}: {facts.arch}, images of {facts.size} pixels",
         "images": f"{images:,} of {facts.folder}, without labels",
-        "training": f"{cost['epochs']} epochs, {cost['steps']:,} steps, "
+        "training": f"{counted(cost['epochs'], 'epoch')}, {counted(cost['steps'], 'step')}, "
         f"{duration(cost['train_seconds'])} on {cost['device']}, {cost['precision']}",
         "seed": str(facts.record["seed"]),
         "SHA-256 of model.safetensors": facts.record["hashes"].get("weights", ""),

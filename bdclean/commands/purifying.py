@@ -7,7 +7,7 @@ are read, never moved or changed.
 import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -65,6 +65,7 @@ class Job:
         canary: Whether to plant triggers of ours in a copy and to purify that too.
         words: Further words of `bdclean fit`.
         again: The command that goes on with a fit that was stopped.
+        known: More that a foreign file may not say of itself; see `load_model`.
         network: A network in memory that takes the place of the file.
         suspect: Its parts.
         pixels: Images in memory that take the place of the folder's, (N, 3, S, S), uint8.
@@ -84,6 +85,7 @@ class Job:
     canary: bool = False
     words: tuple[str, ...] = ()
     again: str = ""
+    known: Mapping[str, Any] = field(default_factory=dict)
     network: nn.Module | None = None
     suspect: SplitModel | None = None
     pixels: Tensor | None = None
@@ -272,7 +274,8 @@ def _count(job: Job) -> int:
 def _suspect(job: Job) -> SplitModel:
     """The model under suspicion, on the GPU if there is one."""
     if job.suspect is None:
-        return read_model(job.model, arch=job.arch, width=job.width, input_size=job.input_size)
+        named = {"arch": job.arch, "width": job.width, "input_size": job.input_size}
+        return read_model(job.model, **named, **job.known)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return job.suspect.copy().to(device).eval()
 

@@ -1,8 +1,6 @@
 """`bdclean purify`: what it writes and prints, and what it refuses."""
 
 import json
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +13,6 @@ from PIL import Image
 
 from bdclean.attacks import BadNets
 from bdclean.backbones import ModelInfo, build, load_model, save_model
-from bdclean.checking import PROBES, MarginTest, TriggerSearch, maximum_margins, smallest_trigger
 from bdclean.cli import main
 from bdclean.commands import purify, purifying
 
@@ -25,7 +22,7 @@ FAMILIES = ["--model.patch.steps", "1", "--model.universal.steps", "1"]
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def place(tmp_path, monkeypatch, quick_tests):
     """A folder with a small classifier and 130 photos, in which the command runs."""
     draw = np.random.default_rng(0)
     (tmp_path / "photos").mkdir()
@@ -35,12 +32,6 @@ def place(tmp_path, monkeypatch):
     torch.manual_seed(0)
     model = build(ModelInfo("resnet18", 6, 8, (0.5,) * 3, (0.25,) * 3, width=4))
     save_model(model, tmp_path / "suspect.safetensors")
-    quick = partial(maximum_margins, settings=MarginTest(starts=3, steps=3))
-    monkeypatch.setattr("bdclean.checking.every.maximum_margins", quick)
-    short = partial(smallest_trigger, settings=TriggerSearch(epochs=1))
-    monkeypatch.setattr("bdclean.checking.every.smallest_trigger", short)
-    for name, family in PROBES.items():
-        monkeypatch.setitem(PROBES, name, replace(family, steps=1))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -116,16 +107,16 @@ def test_a_foreign_file_comes_back_as_it_was(place, capsys):
 
 def test_a_vision_transformer_of_timm_comes_back(place, capsys):
     torch.manual_seed(0)
-    theirs = timm.create_model("vit_tiny_patch16_224", num_classes=6, img_size=32)
+    theirs = timm.create_model("vit_tiny_patch16_224", num_classes=6, img_size=16)
     torch.save(theirs.state_dict(), "vit.pth")
-    words = ["vit.pth", "photos", "--arch", "vit_tiny_patch16_224", "--input_size", "32"]
+    words = ["vit.pth", "photos", "--arch", "vit_tiny_patch16_224", "--input_size", "16"]
     main(["purify", *words, *SHORT, *FAMILIES])
     said = capsys.readouterr().out
     lines = said.split("Load it:\n")[1].splitlines()
     names: dict = {}
     exec("\n".join(line.strip() for line in lines), names)  # noqa: S102  (what was printed)
     ours = load_model("runs/purified/model.safetensors").eval()
-    x = torch.rand(4, 3, 32, 32)
+    x = torch.rand(4, 3, 16, 16)
     with torch.no_grad():
         torch.testing.assert_close(names["network"].eval()((x - 0.5) / 0.5), ours(x))
         assert not torch.equal(names["network"].head.weight, theirs.head.weight)
