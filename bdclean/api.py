@@ -21,7 +21,8 @@ from bdclean.backbones.live import split_live
 from bdclean.checking import Verdict, run_tests
 from bdclean.commands.check import images_of, read_model, some_of, usual_count
 from bdclean.commands.front import as_words
-from bdclean.commands.purifying import IN_MEMORY, Job, PurifyResult, purify_model
+from bdclean.commands.purify_job import Job, PurifyResult
+from bdclean.commands.purifying import IN_MEMORY, purify_model
 from bdclean.errors import ConfigError, DataError
 
 __all__ = ["PurifyResult", "Verdict", "check", "purify"]

@@ -12,6 +12,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from bdclean.commands import front
 from bdclean.commands.closing import load, written
 from bdclean.commands.help_page import WIDTH
+from bdclean.commands.purify_job import Job, PurifyResult
 from bdclean.commands.purify_report import (
     CARD,
     PAGE,
@@ -20,7 +21,7 @@ from bdclean.commands.purify_report import (
     evidence,
     scores_lines,
 )
-from bdclean.commands.purifying import CONFIGS, Job, PurifyResult, command, purify_model
+from bdclean.commands.purifying import CONFIGS, command, purify_model
 
 _DATA = "purify reads a folder of images; give it as FOLDER alone"
 _FILE = "give the weights file as MODEL alone"
@@ -98,7 +99,7 @@ def _closing(job: Job, result: PurifyResult) -> str:
     """What is said at the end."""
     assert result.run is not None  # noqa: S101  (the command keeps it)
     lines = [written(result.run, ("model.safetensors", "result.json", PAGE, CARD))]
-    lines += evidence(result.before, result.after, result.record)
+    lines += evidence(result.before, result.after, result.record, result.agreement)
     if result.agreement is not None and result.agreement < _LITTLE:
         lines.append(
             "That is little: the model has lost more than a backdoor. Give more images, such as "

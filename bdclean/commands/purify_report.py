@@ -44,6 +44,7 @@ class Facts:
         method: By its name.
         before: Verdicts on the suspect.
         after: Verdicts on the cleaned model.
+        agreement: Share of images that both models name alike; None without a head.
         tested: How many images the tests looked at.
         record: Of the run.
         arch: Of the model.
@@ -63,6 +64,7 @@ class Facts:
     method: str
     before: Sequence[Verdict]
     after: Sequence[Verdict]
+    agreement: float | None
     tested: int
     record: Mapping[str, Any]
     arch: str
@@ -114,7 +116,7 @@ def make_document(facts: Facts) -> Document:
     return Document(
         f"{Path(facts.model).name}, purified",
         (
-            *evidence(facts.before, facts.after, facts.record),
+            *evidence(facts.before, facts.after, facts.record, facts.agreement),
             *scores_lines(facts.measured),
             UNKNOWN,
         ),
@@ -127,11 +129,21 @@ def make_document(facts: Facts) -> Document:
 
 
 def evidence(
-    before: Sequence[Verdict], after: Sequence[Verdict], record: Mapping[str, Any]
+    before: Sequence[Verdict],
+    after: Sequence[Verdict],
+    record: Mapping[str, Any],
+    agreement: float | None,
 ) -> list[str]:
-    """What was measured without labels, in sentences."""
+    """What was measured without labels, in sentences.
+
+    Args:
+        before: Verdicts on the suspect.
+        after: Verdicts on the cleaned model.
+        record: Of the run.
+        agreement: Share of images that both models name alike; held-out ones if the record has it.
+    """
     ran = [sum(v.state != "not applicable" for v in each) for each in (before, after)]
-    if not any(ran) and record["protocol"].get("agreement") is None:
+    if not any(ran) and agreement is None:
         return ["Nothing was measured: no test applies to this model."]
     lines = []
     if any(ran):
@@ -139,10 +151,12 @@ def evidence(
         lines.append(
             f"Suspicious tests: {counts[0]} before, {counts[1]} after (of {max(ran)} that apply)."
         )
-    agreement = record["protocol"].get("agreement")
     if agreement is not None:
         same = f"{100 * agreement:.1f} %"
-        lines.append(f"On images held out, {same} of the answers are those of the suspect.")
+        if "agreement" in record["protocol"]:
+            lines.append(f"On images held out, {same} of the answers are those of the suspect.")
+        else:
+            lines.append(f"On images that were trained on, {same} of the answers did not change.")
     return lines
 
 

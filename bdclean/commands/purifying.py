@@ -7,14 +7,14 @@ are read, never moved or changed.
 import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bdclean.backbones import ModelInfo, SplitModel, save_like, written_back
 from bdclean.backbones.live import LiveSource, joined
@@ -25,6 +25,7 @@ from bdclean.commands.check import images_of, read_model, shown, some_of, usual_
 from bdclean.commands.cost import cost_line
 from bdclean.commands.examples import most_flipped
 from bdclean.commands.loading import loading_lines, loading_ours
+from bdclean.commands.purify_job import Job, PurifyResult
 from bdclean.commands.purify_report import Facts, check_place, write_report
 from bdclean.commands.scoring import Measured, Truth, find_truth, measure
 from bdclean.data.images import ImageSet
@@ -43,88 +44,8 @@ CONFIGS: Mapping[str, str] = {
 """The config of each method, by its name."""
 IN_MEMORY = "images in memory"
 """What configs call images that no folder holds."""
+_AT_ONCE = 256  # images
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is to be purified, and how; most fields are options of the command.
-
-    Attributes:
-        model: The weights file; of a network in memory, what it is called.
-        folder: The images; of images in memory, what they are called.
-        method: One of `CONFIGS`.
-        run: The run folder.
-        out: Where the weights go in the layout of the file; None decides by itself.
-        arch: Architecture of a foreign file.
-        width: Channels of its first layer.
-        input_size: Side of its images.
-        labels: A folder of labelled images, which only measure.
-        trigger: A trigger file, which only measures.
-        target: Its class.
-        canary: Whether to plant triggers of ours in a copy and to purify that too.
-        words: Further words of `bdclean fit`.
-        again: The command that goes on with a fit that was stopped.
-        known: More that a foreign file may not say of itself; see `load_model`.
-        network: A network in memory that takes the place of the file.
-        suspect: Its parts.
-        pixels: Images in memory that take the place of the folder's, (N, 3, S, S), uint8.
-    """
-
-    model: str
-    folder: str
-    method: str = "shortcut"
-    run: str = "runs/purified"
-    out: str | None = None
-    arch: str | None = None
-    width: int | None = None
-    input_size: int | None = None
-    labels: str | None = None
-    trigger: str | None = None
-    target: int | None = None
-    canary: bool = False
-    words: tuple[str, ...] = ()
-    again: str = ""
-    known: Mapping[str, Any] = field(default_factory=dict)
-    network: nn.Module | None = None
-    suspect: SplitModel | None = None
-    pixels: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class PurifyResult:
-    """What a purification gave.
-
-    Attributes:
-        model: The cleaned model, in evaluation mode. Of a file it maps images (B, 3, H, W) in
-            [0, 1] to logits (B, K), and to nothing without a head (`model.features` remain); of a
-            network in memory it is a network of the same class.
-        before: What each test of `bdclean check` said of the suspect.
-        after: The same of the cleaned model.
-        agreement: Share of held-out images that both name alike; None where the method measures
-            none.
-        record: Of the run, as in its `result.json`.
-        run: The run folder; None where it is gone.
-        weights: The file of bdclean; None where it is gone.
-        out: The file in the layout of the one that came in; None without one.
-        notes: What of that file is not as it was.
-        code: Lines that load the file.
-        measured: What labelled images tell of both models; None without any.
-        canaries: What became of triggers of ours in a copy of the suspect.
-    """
-
-    model: nn.Module
-    before: tuple[Verdict, ...]
-    after: tuple[Verdict, ...]
-    agreement: float | None
-    record: Mapping[str, Any]
-    run: Path | None
-    weights: Path | None
-    out: Path | None
-    notes: tuple[str, ...] = ()
-    code: str = ""
-    measured: Measured | None = None
-    canaries: tuple[Canary, ...] = ()
 
 
 def purify_model(job: Job, fit: front.Fit | None = None, say: Say = print) -> PurifyResult | None:
@@ -172,7 +93,8 @@ def purify_model(job: Job, fit: front.Fit | None = None, say: Say = print) -> Pu
         seen = data.defense_set.images
         measured = measure(truth, suspect, product, info.input_size, images.device, seen)
     canaries = _canaries(job, suspect, module, data, say) if job.canary else ()
-    result = _result(job, run, product, (before, after), out, measured, canaries)
+    same = _agreement(suspect, product, images)
+    result = _result(job, run, product, (before, after), same, out, measured, canaries)
     shown = _held_out(module, data)
     write_report(run.path, _facts(job, result, suspect, product, images, shown, truth))
     return result
@@ -183,6 +105,7 @@ def _result(
     run: RunFolder,
     product: SplitModel,
     checks: tuple[tuple[Verdict, ...], tuple[Verdict, ...]],
+    same: float | None,
     out: Path | None,
     measured: Measured | None,
     canaries: tuple[Canary, ...],
@@ -192,7 +115,7 @@ def _result(
     return PurifyResult(
         product if job.network is None else joined(job.network, product),
         *checks,
-        record["protocol"].get("agreement"),
+        record["protocol"].get("agreement", same),
         record,
         run.path,
         run.weights,
@@ -202,6 +125,16 @@ def _result(
         measured,
         canaries,
     )
+
+
+@torch.no_grad()
+def _agreement(suspect: SplitModel, product: SplitModel, images: Tensor) -> float | None:
+    """Share of images that both name alike; None without a head."""
+    if suspect.head is None or product.head is None:
+        return None
+    parts = torch.split(images, _AT_ONCE)
+    same = torch.cat([suspect(x).argmax(1) == product(x).argmax(1) for x in parts])
+    return float(same.float().mean())
 
 
 def _canaries(
@@ -217,7 +150,7 @@ def _canaries(
     def purify(copy: SplitModel) -> SplitModel:
         with TemporaryDirectory(prefix="bdclean-") as place:
             run = str(Path(place) / "run")
-            theirs = replace(job, run=run, network=None, suspect=copy, pixels=pixels)
+            theirs = replace(job, run=run, arch=None, width=None, suspect=copy, pixels=pixels)
             words = _words(theirs, copy.info, job.words)
             product: SplitModel = front.fit(words, job.again, _prepare(theirs))[0].product()
         return product.copy()
@@ -242,6 +175,7 @@ def _facts(
         job.method,
         result.before,
         result.after,
+        result.agreement,
         len(images),
         result.record,
         suspect.info.arch,

@@ -63,6 +63,7 @@ def test_a_model_is_cleaned_and_tested_before_and_after(place, capsys, method):
     assert record["metrics"] == {}
     assert "Whether a backdoor is gone cannot be known without its trigger." in said
     assert ("of the answers are those of the suspect." in said) == (method == "shortcut")
+    assert ("of the answers did not change." in said) == (method == "bcu")
     (line,) = (
         line for line in said.splitlines() if line.startswith("As a model of bdclean: python -c")
     )
