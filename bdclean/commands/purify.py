@@ -66,10 +66,30 @@ def make_parser() -> front.FrontParser:
         help="Cleaned weights as in MODEL, .safetensors or .pth; RUN/purified.safetensors if left "
         "out.",
     )
-    add("--labels", type=str | None, metavar="DIR", help="One folder a class; measures alone.")
-    add("--trigger", type=str | None, metavar="FILE", help="trigger.safetensors; measures alone.")
-    add("--target", type=NonNegativeInt | None, metavar="N", help="Class of the trigger.")
-    add("--canary", action="store_true", help="Also purify a copy with triggers of ours; minutes.")
+    add(
+        "--labels",
+        type=str | None,
+        metavar="DIR",
+        help="Labelled images, one folder a class: measures ACC before and after. The method does "
+        "not see them.",
+    )
+    add(
+        "--trigger",
+        type=str | None,
+        metavar="FILE",
+        help="A trigger.safetensors: measures ASR and PA on the images of --labels.",
+    )
+    add(
+        "--target",
+        type=NonNegativeInt | None,
+        metavar="N",
+        help="Class of the trigger; that of the plan.json beside it if left out.",
+    )
+    add(
+        "--canary",
+        action="store_true",
+        help="Also plant triggers of ours in a copy, purify that, and measure them; as long again.",
+    )
     add("--arch", type=str | None, metavar="NAME", help="Architecture of a foreign file.")
     add("--width", type=PositiveInt | None, metavar="N", help="Channels of its first layer.")
     add("--input_size", type=PositiveInt | None, metavar="N", help="Side of its images.")
