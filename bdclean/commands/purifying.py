@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdclean.backbones import ModelInfo, SplitModel, save_like, written_back
+from bdclean.backbones import ModelInfo, SplitModel, save_like
 from bdclean.backbones.live import LiveSource, joined
 from bdclean.checking import Verdict, run_tests
 from bdclean.commands import front
@@ -34,7 +34,7 @@ from bdclean.errors import ConfigError
 from bdclean.files import FORMAT_KEY, SAFETENSORS, safetensors_metadata, write_text
 from bdclean.runs import RunFolder
 from bdclean.shipped import find
-from bdclean.weights import TORCH_SUFFIXES, write, write_torch
+from bdclean.weights import TORCH_SUFFIXES, read_nests, write, write_torch
 
 CONFIGS: Mapping[str, str] = {
     "shortcut": "purify/shortcut",
@@ -291,10 +291,8 @@ def _write(job: Job, product: SplitModel, out: Path) -> tuple[tuple[str, ...], s
     """
     if job.network is None:
         notes = save_like(job.model, product, out)[1]
-        layout = written_back(job.model, product)
-        keys = () if out.suffix == SAFETENSORS else layout.keys
-        state = layout.tensors[layout.keys] if keys else layout.flat()
-        return notes, loading_lines(out, product.info, state, keys)
+        nest = max(read_nests(out)[0], key=lambda each: len(each.tensors))
+        return notes, loading_lines(out, product.info, nest.tensors, nest.keys)
     state = joined(job.network, product).state_dict()
     if out.suffix == SAFETENSORS:
         write(state, out, {"format": "pt"})

@@ -101,6 +101,9 @@ def test_a_foreign_file_comes_back_as_it_was(place, capsys):
     with torch.no_grad():
         torch.testing.assert_close(network.eval()(normalised), ours(x), atol=1e-4, rtol=1e-4)
     main(["purify", *words, *SHORT, *FAMILIES, "--run", "again", "--out", "clean.pth"])
+    lines = capsys.readouterr().out.split("Load it:\n")[1].splitlines()
+    exec("\n".join(line.strip() for line in lines), names)  # noqa: S102  (what was printed)
+    assert torch.equal(names["network"].fc.weight, network.fc.weight)
     cleaned = torch.load("clean.pth", weights_only=True)
     assert list(cleaned) == ["state_dict"]
     assert cleaned["state_dict"].keys() == network.state_dict().keys()
