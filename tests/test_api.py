@@ -17,6 +17,7 @@ from bdclean.errors import ConfigError, DataError
 pytestmark = pytest.mark.filterwarnings("ignore")
 SETTINGS = {
     "model.recipe.epochs": 1,
+    "model.ball.steps": 1,
     "model.patch.steps": 1,
     "model.universal.steps": 1,
     "trainer.precision": "32-true",

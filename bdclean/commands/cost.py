@@ -14,6 +14,7 @@ from bdclean.checking.verdicts import refuses_flips, refuses_images, refuses_mar
 from bdclean.commands.canary import EPOCHS
 from bdclean.errors import counted
 from bdclean.functional.precision import fast_format
+from bdclean.purification.shortcut import PROBED
 
 _TRIALS = 3
 _FORWARD = 1 / 3  # of a pass forward and back through all weights
@@ -44,6 +45,7 @@ def cost_line(
     steps = recipe["epochs"] * math.ceil(trained / recipe["batch_size"])
     each = seconds_of_a_pass(suspect, images)
     fit = recipe["epochs"] * trained * _passes(settings)
+    fit += _passes_of_flips(min(count, PROBED)) if settings.get("choose") else 0
     told = 2 * _passes_of_tests(suspect, len(images)) + fit
     told += fit + EPOCHS * count if canary else 0
     more = "; all steps once more for the canary" if canary else ""
@@ -75,13 +77,17 @@ def _passes_of_tests(model: SplitModel, count: int) -> float:
     classes = None if model.head is None else model.info.num_classes
     passes = 0.0
     if refuses_flips(classes, count) is None:
-        passes += count * sum(getattr(family, "steps", 0) for family in PROBES.values())
+        passes += _passes_of_flips(count) / _TO_INPUTS
     if refuses_images(count) is None:
         passes += count * TriggerSearch().epochs
     if refuses_margins(classes, model.info.input_size) is None:
         margins = MarginTest()
         passes += (classes or 0) * margins.starts * margins.steps
     return _TO_INPUTS * passes
+
+
+def _passes_of_flips(count: int) -> float:
+    return _TO_INPUTS * count * sum(getattr(family, "steps", 0) for family in PROBES.values())
 
 
 def seconds_of_a_pass(model: SplitModel, images: Tensor) -> float:

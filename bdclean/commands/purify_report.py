@@ -342,6 +342,8 @@ def _done(facts: Facts) -> Section:
         "images": f"{images:,} of {facts.folder}, without labels",
         "training": f"{counted(cost['epochs'], 'epoch')}, {counted(cost['steps'], 'step')}, "
         f"{duration(cost['train_seconds'])} on {cost['device']}, {cost['precision']}",
+        "families": ", ".join(protocol.get("families", ())),
+        "weight of perturbed images": ", ".join(f"{x:.3g}" for x in protocol.get("beta", ())),
         "seed": str(facts.record["seed"]),
         "SHA-256 of model.safetensors": facts.record["hashes"].get("weights", ""),
         "software": f"bdclean {version('bdclean')}, torch {facts.record['versions']['torch']}",

@@ -18,7 +18,7 @@ from bdclean.commands import purify, purifying
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SHORT = ["--model.recipe.epochs", "1", "--trainer.precision", "32-true"]
-FAMILIES = ["--model.patch.steps", "1", "--model.universal.steps", "1"]
+FAMILIES = [f"--model.{family}.steps=1" for family in ("ball", "patch", "universal")]
 
 
 @pytest.fixture
