@@ -16,7 +16,8 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from bdclean.backbones import ModelInfo, build, library_state, load_model
+from bdclean.attacks import BadNets
+from bdclean.backbones import ModelInfo, build, library_state, load_model, save_model
 from bdclean.checking import MarginTest, maximum_margins
 from bdclean.cli import main
 from bdclean.errors import ConfigError
@@ -130,7 +131,7 @@ def test_a_new_method_in_thirty_lines(workplace):
 
 def test_the_use_from_python(workplace, capsys):
     """The whole page, with short trainings; what Lightning says is silenced."""
-    (code,) = blocks("how_to/python.md", "python")
+    code, _ = blocks("how_to/python.md", "python")
     lines = [line for line in code.splitlines() if line.strip() and "import" not in line]
     assert len(lines) <= 40
     for long, short in (("max_epochs=40", "max_epochs=1"), ("epochs=20", "epochs=1")):
@@ -147,6 +148,43 @@ def test_the_use_from_python(workplace, capsys):
     for key, value in names["cbd"].product().state_dict().items():
         assert torch.equal(names["model"].state_dict()[key], value)
         assert torch.equal(names["again"].product().state_dict()[key], value)
+
+
+def test_cleaning_a_model(workplace, quick_tests, capsys):
+    """The page's commands, with short tests and a short training."""
+    save_model(build(ModelInfo("resnet18", 6, 8, (0.5,) * 3, (0.2,) * 3, 4)), "model.safetensors")
+    Path("labelled/3").mkdir(parents=True)
+    Path("photos").mkdir()
+    for number in range(110):
+        pixels = torch.randint(0, 256, (8, 8, 3), dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(f"photos/{number}.png")
+    Image.fromarray(pixels.numpy()).save("labelled/3/one.png")
+    BadNets(rate=0.1, target=1).make_trigger((8, 8)).save("trigger.safetensors")
+    Path("plan.json").write_text('{"target": 1}')
+    plain, measured = (commands(block)[0] for block in blocks("how_to/purify.md", "bash"))
+    short = ["--model.recipe.epochs", "1", "--trainer.precision", "32-true"]
+    main([*plain[1:], *short])
+    assert "Attack success was not measured" in Path("runs/purified/README.md").read_text()
+    main([*measured[1:], *short, "--run", "runs/measured"])
+    page = Path("runs/measured/report.html").read_text()
+    assert "1 of these images was trained on" in page
+
+
+def test_checking_and_cleaning_from_python(workplace, quick_tests, capsys):
+    """The page's lines, with short tests and a short training."""
+    save_model(build(ModelInfo("resnet18", 6, 32, (0.5,) * 3, (0.2,) * 3, 4)), "victim.safetensors")
+    Path("photos").mkdir()
+    for number in range(110):
+        pixels = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(f"photos/{number}.png")
+    _, code = blocks("how_to/python.md", "python")
+    assert '"model.recipe.epochs": 8' in code
+    exec(code.replace('epochs": 8', 'epochs": 1'), {})  # noqa: S102  (the page's own lines)
+    said = capsys.readouterr().out.splitlines()
+    told = ["ball", "patch", "universal", "universal", "DECREE", "MM-BD"]
+    assert [line.split()[0] for line in said[:6]] == told
+    assert said[-1] == "torch.Size([8, 6])"
+    assert Path("runs/cleaned/report.html").is_file()
 
 
 def test_looking_at_attacks_and_exporting_them(workplace):

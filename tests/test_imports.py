@@ -48,6 +48,7 @@ ALLOWED = {
     "callbacks": METHODS | {"figures", "locks", "runs"},
     "reporting": GROUND | {"figures", "metrics", "runs"},
     "commands": RUNS | OUTSIDE,
+    "api": RUNS | {"commands"},
     "cli": {"errors", "printable", "commands", "stopping"},
     "__main__": {"cli", "stopping"},
 }

@@ -1,5 +1,8 @@
 """A tiny data set, a tiny suspect and a quiet Trainer: a plugin of `conftest.py`."""
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 from lightning import Trainer
@@ -8,6 +11,13 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from bdclean.attacks import BadNets
 from bdclean.backbones import ModelInfo, build, save_model
 from bdclean.callbacks.resume import ExactResume
+from bdclean.checking import (
+    PROBES,
+    MarginTest,
+    TriggerSearch,
+    maximum_margins,
+    smallest_trigger,
+)
 from bdclean.data.datamodule import ImageDataModule
 from bdclean.data.images import ImageSet
 from bdclean.data.poisoned_set import PoisonedSet
@@ -170,3 +180,14 @@ def pytest_collection_modifyitems(items):
         if "make_trainer" in getattr(item, "fixturenames", ()):
             for line in QUIET:
                 item.add_marker(pytest.mark.filterwarnings(line))
+
+
+@pytest.fixture
+def quick_tests(monkeypatch):
+    """The tests of check with too few steps to be of use, in no time."""
+    margins = partial(maximum_margins, settings=MarginTest(starts=3, steps=3))
+    trigger = partial(smallest_trigger, settings=TriggerSearch(epochs=1))
+    monkeypatch.setattr("bdclean.checking.every.maximum_margins", margins)
+    monkeypatch.setattr("bdclean.checking.every.smallest_trigger", trigger)
+    for name, family in PROBES.items():
+        monkeypatch.setitem(PROBES, name, replace(family, steps=1))

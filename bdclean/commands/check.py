@@ -49,7 +49,8 @@ def run_check(args: Sequence[str]) -> None:
         SystemExit: With status 1 if a test finds the model suspicious.
     """
     chosen = make_parser().parse_args(list(args))
-    model = read_model(chosen).eval()
+    known = {"arch": chosen.arch, "width": chosen.width, "input_size": chosen.input_size}
+    model = read_model(chosen.model, **known).eval()
     size = model.info.input_size
     images = None
     if chosen.folder is not None:
@@ -105,16 +106,18 @@ def make_parser() -> Parser:
     return parser
 
 
-def read_model(chosen: Namespace) -> SplitModel:
+def read_model(weights: str, **known: Any) -> SplitModel:
     """The model, on the GPU if there is one.
+
+    Args:
+        weights: The file.
+        known: What it may not say of itself; see `load_model`.
 
     Raises:
         WeightsError: If the file cannot be read safely or does not fit the architecture.
         ConfigError: If an option is missing or contradicts the file.
     """
-    model = load_model(
-        chosen.model, arch=chosen.arch, width=chosen.width, input_size=chosen.input_size
-    )
+    model = load_model(weights, **known)
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -139,11 +142,38 @@ def images_of(folder: str, size: int, count: int, seed: int = 0) -> Tensor:
     if not root.is_dir():
         raise DataError(f"FOLDER {root} is no folder; give one that holds images.")
     files = image_files(root)
+    rows = _chosen(len(files), count, seed).tolist()
+    return _ready(read_files(root, [files[row] for row in rows], None, size).images)
+
+
+def some_of(pixels: Tensor, size: int, count: int, seed: int = 0) -> Tensor:
+    """The same of images in memory.
+
+    Args:
+        pixels: (N, 3, size, size), uint8.
+        size: Side of the images in pixels.
+        count: How many, at most.
+        seed: Of the choice.
+
+    Raises:
+        DataError: If they are of another size.
+    """
+    if pixels.shape[2:] != (size, size):
+        raise DataError(
+            f"images have shape {tuple(pixels.shape)}, and the model takes (N, 3, {size}, {size})."
+        )
+    return _ready(pixels[_chosen(len(pixels), count, seed)])
+
+
+def _chosen(number: int, count: int, seed: int) -> Tensor:
+    """Rows of some of `number` images, sorted."""
     draw = torch.Generator().manual_seed(derive_seed("check", seed))
-    rows = torch.randperm(len(files), generator=draw)[:count].sort().values.tolist()
-    read = read_files(root, [files[row] for row in rows], None, size).images
+    return torch.randperm(number, generator=draw)[:count].sort().values
+
+
+def _ready(pixels: Tensor) -> Tensor:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.as_tensor(read).to(device).float() / 255
+    return torch.as_tensor(pixels).to(device).float() / 255
 
 
 def shown(verdict: Verdict) -> str:

@@ -10,6 +10,7 @@ from argparse import Action
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,6 +31,9 @@ from bdclean.runs import RunFolder
 
 Fit = Callable[[list[str]], tuple[Any, Any]]
 """Runs `bdclean fit` with these words and returns model and data."""
+
+Prepare = Callable[[Any, Any], None]
+"""Changes model and data of a fit, such as what no word can name."""
 
 CONTINUE = "--ckpt_path=last"
 
@@ -119,6 +123,16 @@ class _FrontCLI(lightning.BdcleanCLI):
 
     save = _FrontConfig
 
+    def __init__(self, *args: Any, prepare: Prepare | None = None) -> None:
+        self._prepare = prepare
+        super().__init__(*args)
+
+    def instantiate_classes(self) -> None:
+        """Lets the front change model and data before they are used."""
+        super().instantiate_classes()
+        if self._prepare is not None:
+            self._prepare(self.model, self.datamodule)
+
     def after_fit(self) -> None:
         """Nothing."""
 
@@ -136,26 +150,31 @@ class _FrontWords(_FrontCLI):
         """Runs nothing."""
 
 
-def check_words(words: list[str]) -> None:
+def check_words(words: list[str]) -> Namespace:
     """Refuses words that `bdclean fit` does not know, before seconds of looking at images.
 
     Args:
         words: Those after `fit`.
 
+    Returns:
+        The settings.
+
     Raises:
         ConfigError: If an option or a value is wrong.
     """
-    lightning.run("fit", words, _FrontWords, "")
+    settings: Namespace = lightning.run("fit", words, _FrontWords, "").config["fit"]
+    return settings
 
 
-def fit(words: list[str], again: str) -> tuple[Any, Any]:
+def fit(words: list[str], again: str, prepare: Prepare | None = None) -> tuple[Any, Any]:
     """Runs `bdclean fit` and returns model and data.
 
     Args:
         words: Those after `fit`.
         again: The command of the user, which goes on with a fit that was stopped.
+        prepare: Gets model and data before they are used.
     """
-    done = lightning.run("fit", words, _FrontCLI, again)
+    done = lightning.run("fit", words, partial(_FrontCLI, prepare=prepare), again)
     return done.model, done.datamodule
 
 

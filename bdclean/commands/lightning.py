@@ -82,7 +82,7 @@ predict = partial(_command, "predict")
 def run(
     name: str,
     words: Sequence[str],
-    cli: "type[BdcleanCLI] | None" = None,
+    cli: "Callable[[str, Sequence[str], str], BdcleanCLI] | None" = None,
     again: str | None = None,
 ) -> "BdcleanCLI":
     """Runs a command of Lightning and returns it with its data, model and trainer.

@@ -1,41 +1,28 @@
 """`bdclean purify MODEL FOLDER`: cleans a model with unlabelled images.
 
-A thin front for `bdclean fit` with a purifier; the tests of `bdclean check` run before and after.
-The user's files are read, never moved or changed.
+A thin front for `bdclean fit` with a purifier: the options, and what is said at the end. The work
+is in `bdclean.commands.purifying`.
 """
 
-import json
-import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from functools import partial
-from pathlib import Path
-from textwrap import fill
-from typing import Any
+from collections.abc import Sequence
+from textwrap import fill, indent
 
-import torch
-from jsonargparse import Namespace
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from bdclean.backbones import ModelInfo, load_model, save_like
-from bdclean.checking import Verdict, run_tests
 from bdclean.commands import front
-from bdclean.commands.check import images_of, read_model, shown, usual_count
 from bdclean.commands.closing import load, written
 from bdclean.commands.help_page import WIDTH
+from bdclean.commands.purify_job import Job, PurifyResult
+from bdclean.commands.purify_report import (
+    CARD,
+    PAGE,
+    UNKNOWN,
+    canary_lines,
+    evidence,
+    scores_lines,
+)
+from bdclean.commands.purifying import CONFIGS, command, purify_model
 from bdclean.commands.short_options import short_options
-from bdclean.errors import ConfigError
-from bdclean.files import FORMAT_KEY, SAFETENSORS, safetensors_metadata, write_text
-from bdclean.runs import RunFolder
-from bdclean.shipped import find
-from bdclean.weights import TORCH_SUFFIXES
-
-CONFIGS: Mapping[str, str] = {
-    "shortcut": "purify/shortcut",
-    "bcu": "purify/bcu",
-    "cbd": "purify/cbd/fast",
-}
-"""The config of each method, by its name."""
 
 _DATA = "purify reads a folder of images; give it as FOLDER alone"
 _FILE = "give the weights file as MODEL alone"
@@ -50,10 +37,6 @@ _TAKEN = {
 """Options of `bdclean fit` that purify sets itself, and what to do instead."""
 
 _LITTLE = 0.8  # agreement with the suspect
-_UNKNOWN = (
-    "Whether a backdoor is gone cannot be known without its trigger. Fewer suspicious tests and "
-    "high agreement are evidence, no proof."
-)
 
 
 def make_parser() -> front.FrontParser:
@@ -84,6 +67,30 @@ def make_parser() -> front.FrontParser:
         help="Cleaned weights as in MODEL, .safetensors or .pth; RUN/purified.safetensors if left "
         "out.",
     )
+    add(
+        "--labels",
+        type=str | None,
+        metavar="DIR",
+        help="Labelled images, one folder a class: measures ACC before and after. The method does "
+        "not see them.",
+    )
+    add(
+        "--trigger",
+        type=str | None,
+        metavar="FILE",
+        help="A trigger.safetensors: measures ASR and PA on the images of --labels.",
+    )
+    add(
+        "--target",
+        type=NonNegativeInt | None,
+        metavar="N",
+        help="Class of the trigger; that of the plan.json beside it if left out.",
+    )
+    add(
+        "--canary",
+        action="store_true",
+        help="Also plant triggers of ours in a copy, purify that, and measure them; as long again.",
+    )
     add("--arch", type=str | None, metavar="NAME", help="Architecture of a foreign file.")
     add("--width", type=PositiveInt | None, metavar="N", help="Channels of its first layer.")
     add("--input_size", type=PositiveInt | None, metavar="N", help="Side of its images.")
@@ -104,113 +111,27 @@ def run_purify(args: Sequence[str], fit: front.Fit | None = None) -> None:
         DataError: If FOLDER holds no images.
     """
     options, others = make_parser().divide(args)
-    if options.method not in CONFIGS:
-        raise ConfigError(f"--method {options.method}: it must be {', '.join(CONFIGS)}.")
-    run, suspect = RunFolder(Path(options.run)), read_model(options)
-    front.check_run(run.path, [Path(options.folder)])
-    out = _check_out(options, run)
-    words = _words(options, suspect.info, others)
-    if others:
-        front.check_words(words)
-    size = suspect.info.input_size
-    images = images_of(options.folder, size, usual_count(size))
-    first = front.is_first_process()
-    before = _check("Before", suspect, images) if first else []
-    fit = fit or partial(front.fit, again=shlex.join(["bdclean", "purify", *args]))
-    model, _ = fit(words)
-    if first and model.finished:
-        product = load_model(run.weights, arch=suspect.info.arch).to(images.device)
-        after = _check("After", product, images)
-        _save(run, before, after)
-        print(_summary(run, before, after))
-        if out is not None:
-            _, notes = save_like(options.model, product, out)
-            print("\n".join([f"Written as {options.model} was: {out}", *notes, _load_it(out)]))
+    job = Job(**vars(options), words=tuple(others), again=command(args))
+    result = purify_model(job, fit)
+    if result is not None:
+        print(_closing(job, result))
 
 
-def _check(when: str, model: Any, images: torch.Tensor) -> list[Verdict]:
-    print(f"{when}, without labels:", flush=True)
-    verdicts = []
-    for verdict in run_tests(model.eval(), images):
-        verdicts.append(verdict)
-        print(shown(verdict), flush=True)
-    return verdicts
-
-
-def _check_out(options: Namespace, run: RunFolder) -> Path | None:
-    """Where the weights go in the layout of MODEL; None for a file of ours without --out.
-
-    Raises:
-        ConfigError: If that file is MODEL, or lies in FOLDER, or is another one that exists.
-    """
-    if options.out is None:
-        ours = FORMAT_KEY in safetensors_metadata(options.model)
-        return None if ours else run.path / "purified.safetensors"
-    out = Path(options.out)
-    if out.suffix not in (SAFETENSORS, *TORCH_SUFFIXES):
-        raise ConfigError(f"--out {out}: it must end in .safetensors or .pth.")
-    if front.lies_in(out, Path(options.folder)):
-        raise ConfigError(f"--out {out}: it lies in {options.folder}, which stays as it is.")
-    if out.exists() and not run.is_finished:
-        raise ConfigError(f"--out {out}: it exists already; give a new name.")
-    return out
-
-
-def _load_it(out: Path) -> str:
-    """How a state dict is read in plain PyTorch."""
-    if out.suffix == SAFETENSORS:
-        return (
-            "Load it:\n"
-            "  from safetensors.torch import load_file\n"
-            f"  network.load_state_dict(load_file({str(out)!r}))"
-        )
-    return (
-        "Load it as the file that it stands for: torch.load("
-        f"{str(out)!r}, weights_only=True) has its keys."
-    )
-
-
-def _words(options: Namespace, info: ModelInfo, others: Sequence[str]) -> list[str]:
-    settings = {
-        "trainer.precision": front.fast_precision(),
-        "trainer.num_sanity_val_steps": "0",
-        "test_after_fit": "false",
-        "data": "bdclean.data.ImageFolder",
-        **{f"data.{key}": str(list(getattr(info, key))) for key in ("mean", "std")},
-    }
-    named = {"arch": options.arch, "width": options.width}
-    last = {
-        "run": options.run,
-        "data.input_size": str(info.input_size),
-        "data.num_classes": str(info.num_classes or 1),
-        "data.defense_root": options.folder,
-        "model.weights": options.model,
-        **{f"model.{key}": str(value) for key, value in named.items() if value is not None},
-    }
-    if options.method == "cbd":
-        last["model.probe"] = "null"  # it would need labels
-    config = ["-c", str(find(CONFIGS[options.method], "--method"))]
-    begun = front.going_on(Path(options.run), others)
-    return [*front.defaults(settings, others), *config, *others, *front.as_words(last), *begun]
-
-
-def _save(run: RunFolder, before: Sequence[Verdict], after: Sequence[Verdict]) -> None:
-    checks = {"before": [asdict(v) for v in before], "after": [asdict(v) for v in after]}
-    write_text(run.path / "checks.json", json.dumps(checks, indent=2) + "\n")
-
-
-def _summary(run: RunFolder, before: Sequence[Verdict], after: Sequence[Verdict]) -> str:
-    lines = [written(run.path)]
-    agreement = run.read_record()["protocol"].get("agreement")
-    if agreement is not None:
+def _closing(job: Job, result: PurifyResult) -> str:
+    """What is said at the end."""
+    assert result.run is not None  # noqa: S101  (the command keeps it)
+    lines = [written(result.run, ("model.safetensors", "result.json", PAGE, CARD))]
+    lines += evidence(result.before, result.after, result.record, result.agreement)
+    if result.agreement is not None and result.agreement < _LITTLE:
         lines.append(
-            f"On images held out, {100 * agreement:.1f} % of the answers are those of the suspect."
+            "That is little: the model has lost more than a backdoor. Give more images, such as "
+            "the model was made for, or more epochs (--model.recipe.epochs)."
         )
-        if agreement < _LITTLE:
-            lines.append(
-                "That is little: the model has lost more than a backdoor. Give more images, such "
-                "as the model was made for, or more epochs (--model.recipe.epochs)."
-            )
-    counts = [sum(v.state == "suspicious" for v in verdicts) for verdicts in (before, after)]
-    lines.append(f"Suspicious tests: {counts[0]} before, {counts[1]} after.")
-    return "\n".join([*lines, fill(_UNKNOWN, WIDTH), f"As a model of bdclean: {load(run.weights)}"])
+    lines += [*scores_lines(result.measured), *canary_lines(result.canaries)]
+    lines.append(UNKNOWN)
+    lines = [fill(line, WIDTH) for line in lines]
+    lines += [f"As a model of bdclean: {load(result.run / 'model.safetensors')}"]
+    if result.out is not None:
+        lines += [f"Written as {job.model} was: {result.out}", *result.notes]
+        lines += ["Load it:", indent(result.code, "  ")]
+    return "\n".join(lines)

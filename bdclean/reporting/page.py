@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.table import Table
 
 from bdclean.files import write_text
+from bdclean.printable import printable
 
 COLUMNS = ("method", "labels used", "ACC", "ASR", "PA", "seconds")
 NOTE = (
@@ -23,30 +24,67 @@ _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
-body {{ font-family: sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }}
-table {{ border-collapse: collapse; }}
-th, td {{ border: 1px solid #bbb; padding: .3rem .8rem; text-align: right; }}
-th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) {{ text-align: left; }}
-img {{ max-width: 100%; }}
-</style>
+{style}</style>
 </head>
 <body>
 <h1>{title}</h1>
-<p>{introduction}</p>
-<table>
-<thead><tr>{head}</tr></thead>
-<tbody>
 {body}
-</tbody>
-</table>
-<p>{note}</p>
-{figures}
-<h2>Settings</h2>
-<pre>{settings}</pre>
 </body>
 </html>
+"""
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_STYLE = """:root {
+  color-scheme: light dark;
+  --ink: #1d2127; --soft: #59616e; --line: #d5d9df; --ground: #fff; --panel: #f4f5f7;
+  --alarm: #b3261e;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --ink: #e4e7ec; --soft: #a0a8b5; --line: #3b424d; --ground: #15181c; --panel: #1f242b;
+    --alarm: #ff8f85;
+  }
+}
+body {
+  font: 1rem/1.55 system-ui, sans-serif; color: var(--ink); background: var(--ground);
+  max-width: 60rem; margin: 0 auto; padding: 1.5rem 1rem 3rem; overflow-wrap: anywhere;
+}
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 1rem; }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
+p, li { max-width: 46rem; }
+small, .soft, figcaption { color: var(--soft); font-size: .875rem; line-height: 1.4; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; overflow-wrap: normal; }
+th, td {
+  border-bottom: 1px solid var(--line); padding: .45rem 1rem .45rem 0; text-align: left;
+  vertical-align: top;
+}
+th { font-weight: 600; }
+th.number { text-align: right; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td small { display: block; }
+pre {
+  background: var(--panel); border-radius: 6px; padding: .7rem .9rem; overflow-x: auto;
+  font-size: .875rem; overflow-wrap: normal;
+}
+img { max-width: 100%; }
+.alarm { color: var(--alarm); font-weight: 600; }
+.answer { border-left: 4px solid var(--line); padding: .1rem 0 .1rem 1rem; }
+.strip { display: flex; flex-wrap: wrap; gap: 1.4rem 2rem; margin-top: 1rem; }
+.strip figure { margin: 0; flex: 0 1 24rem; }
+.strip .three { display: grid; grid-template-columns: repeat(3, 1fr); gap: .4rem; }
+.strip img { width: 100%; image-rendering: pixelated; border-radius: 3px; }
+dl { margin: 0; max-width: 52rem; }
+dt { color: var(--soft); font-size: .875rem; margin-top: .5rem; }
+dd { margin: 0; }
+@media (min-width: 40rem) {
+  dl { display: grid; grid-template-columns: 14rem 1fr; gap: .4rem 1rem; }
+  dt { margin: 0; line-height: 1.7; }
+}
+figcaption { margin-top: .4rem; }
 """
 
 
@@ -129,24 +167,57 @@ def write_html(
     settings: str,
 ) -> None:
     """Writes a page that needs no other file."""
-    head = "".join(f"<th>{escape(name)}</th>" for name in COLUMNS)
-    body = "\n".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row.cells()) + "</tr>"
-        for row in rows
-    )
     figures = "\n".join(
         f"<h2>{escape(p.heading)}</h2>\n"
         f'<img alt="{escape(p.heading)}" src="{p.address}">\n'
         f"<p>{escape(p.caption)}</p>"
         for p in pictures
     )
-    page = _PAGE.format(
-        title=escape(title),
-        introduction=escape(introduction),
-        head=head,
-        body=body,
-        note=escape(note(rows)),
-        figures=figures,
-        settings=escape(settings),
+    body = "\n".join(
+        [
+            f"<p>{escape(introduction)}</p>",
+            html_table(COLUMNS, [[escape(cell) for cell in row.cells()] for row in rows], text=2),
+            f"<p>{escape(note(rows))}</p>",
+            figures,
+            f"<h2>Settings</h2>\n<pre>{escape(settings)}</pre>",
+        ]
     )
-    write_text(path, page)
+    write_text(path, shell(title, body))
+
+
+def shell(title: str, body: str) -> str:
+    """A page that asks for nothing beside itself: no script, no network.
+
+    Args:
+        title: Plain text.
+        body: HTML, below the title.
+    """
+    return _PAGE.format(title=escape(title), policy=_POLICY, style=_STYLE, body=body)
+
+
+def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], text: int = 1) -> str:
+    """A table, which scrolls by itself where the page is narrow.
+
+    Args:
+        head: Plain text.
+        rows: HTML, a cell each.
+        text: How many columns are no numbers; all others are set to the right.
+    """
+    top = "".join(
+        f"<th>{escape(printable(name))}</th>"
+        if column < text
+        else f'<th class="number">{escape(printable(name))}</th>'
+        for column, name in enumerate(head)
+    )
+    lines = [
+        "".join(
+            f"<td>{cell}</td>" if column < text else f'<td class="number">{cell}</td>'
+            for column, cell in enumerate(row)
+        )
+        for row in rows
+    ]
+    body = "\n".join(f"<tr>{line}</tr>" for line in lines)
+    return (
+        f'<div class="scroll"><table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody>\n'
+        "</table></div>"
+    )

@@ -1,7 +1,6 @@
 """`bdclean purify`: what it writes and prints, and what it refuses."""
 
 import json
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,18 +11,18 @@ import torch
 import torchvision
 from PIL import Image
 
+from bdclean.attacks import BadNets
 from bdclean.backbones import ModelInfo, build, load_model, save_model
-from bdclean.checking import MarginTest, TriggerSearch, maximum_margins, smallest_trigger
 from bdclean.cli import main
-from bdclean.commands import purify
+from bdclean.commands import purify, purifying
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SHORT = ["--model.recipe.epochs", "1", "--trainer.precision", "32-true"]
-FAMILIES = ["--model.patch.steps", "1", "--model.universal.steps", "1"]
+FAMILIES = [f"--model.{family}.steps=1" for family in ("ball", "patch", "universal")]
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def place(tmp_path, monkeypatch, quick_tests):
     """A folder with a small classifier and 130 photos, in which the command runs."""
     draw = np.random.default_rng(0)
     (tmp_path / "photos").mkdir()
@@ -33,10 +32,6 @@ def place(tmp_path, monkeypatch):
     torch.manual_seed(0)
     model = build(ModelInfo("resnet18", 6, 8, (0.5,) * 3, (0.25,) * 3, width=4))
     save_model(model, tmp_path / "suspect.safetensors")
-    quick = partial(maximum_margins, settings=MarginTest(starts=3, steps=3))
-    monkeypatch.setattr("bdclean.checking.every.maximum_margins", quick)
-    short = partial(smallest_trigger, settings=TriggerSearch(epochs=1))
-    monkeypatch.setattr("bdclean.checking.every.smallest_trigger", short)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -51,7 +46,8 @@ def test_a_model_is_cleaned_and_tested_before_and_after(place, capsys, method):
     more = {"shortcut": FAMILIES, "cbd": ["--model.pgd.steps", "1"]}.get(method, [])
     main(["purify", "suspect.safetensors", "photos", "--method", method, *SHORT, *more])
     said = capsys.readouterr().out
-    order = [said.index(text) for text in ("Before, without", "After, without", "Written to")]
+    told = ("on this machine.", "Before, without", "After, without", "Written to")
+    order = [said.index(text) for text in told]
     assert order == sorted(order)
     run = place / "runs/purified"
     assert {path: text for path, text in files(place).items() if run not in path.parents} == before
@@ -67,6 +63,7 @@ def test_a_model_is_cleaned_and_tested_before_and_after(place, capsys, method):
     assert record["metrics"] == {}
     assert "Whether a backdoor is gone cannot be known without its trigger." in said
     assert ("of the answers are those of the suspect." in said) == (method == "shortcut")
+    assert ("of the answers did not change." in said) == (method == "bcu")
     (line,) = (
         line for line in said.splitlines() if line.startswith("As a model of bdclean: python -c")
     )
@@ -87,22 +84,88 @@ def test_a_foreign_file_comes_back_as_it_was(place, capsys):
     torch.manual_seed(0)
     network = torchvision.models.resnet18(num_classes=6)
     torch.save({"epoch": 3, "state_dict": network.state_dict()}, "theirs.pth")
-    words = ["theirs.pth", "photos", "--arch", "torchvision:resnet18", "--input_size", "32"]
+    words = ["theirs.pth", "photos", "--arch", "torchvision:resnet18", "--input_size", "16"]
     main(["purify", *words, *SHORT, *FAMILIES])
     said = capsys.readouterr().out
-    lines = [line.strip() for line in said.split("Load it:\n")[1].splitlines()[:2]]
-    exec("\n".join(lines), {"network": network})  # noqa: S102  (what was printed)
+    lines = [line.strip() for line in said.split("Load it:\n")[1].splitlines()]
+    assert len(lines) == 4
+    names: dict = {}
+    exec("\n".join(lines), names)  # noqa: S102  (what was printed)
+    network = names["network"]
+    assert isinstance(network, torchvision.models.ResNet)
     ours = load_model("runs/purified/model.safetensors").eval()
-    x = torch.rand(4, 3, 32, 32)
+    x = torch.rand(4, 3, 16, 16)
     normalised = (x - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor(
         [0.229, 0.224, 0.225]
     )[:, None, None]
     with torch.no_grad():
         torch.testing.assert_close(network.eval()(normalised), ours(x), atol=1e-4, rtol=1e-4)
     main(["purify", *words, *SHORT, *FAMILIES, "--run", "again", "--out", "clean.pth"])
+    lines = capsys.readouterr().out.split("Load it:\n")[1].splitlines()
+    exec("\n".join(line.strip() for line in lines), names)  # noqa: S102  (what was printed)
+    assert torch.equal(names["network"].fc.weight, network.fc.weight)
     cleaned = torch.load("clean.pth", weights_only=True)
     assert list(cleaned) == ["state_dict"]
     assert cleaned["state_dict"].keys() == network.state_dict().keys()
+
+
+def test_a_vision_transformer_of_timm_comes_back(place, capsys):
+    torch.manual_seed(0)
+    theirs = timm.create_model("vit_tiny_patch16_224", num_classes=6, img_size=16)
+    torch.save(theirs.state_dict(), "vit.pth")
+    words = ["vit.pth", "photos", "--arch", "vit_tiny_patch16_224", "--input_size", "16"]
+    main(["purify", *words, *SHORT, *FAMILIES])
+    said = capsys.readouterr().out
+    lines = said.split("Load it:\n")[1].splitlines()
+    names: dict = {}
+    exec("\n".join(line.strip() for line in lines), names)  # noqa: S102  (what was printed)
+    ours = load_model("runs/purified/model.safetensors").eval()
+    x = torch.rand(4, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(names["network"].eval()((x - 0.5) / 0.5), ours(x))
+        assert not torch.equal(names["network"].head.weight, theirs.head.weight)
+    card = Path("runs/purified/README.md").read_text()
+    assert "\n".join(line.strip() for line in lines) in card
+
+
+def test_labels_and_a_trigger_measure_and_nothing_else(place, capsys):
+    (place / "labelled").mkdir()
+    for number in range(6):
+        (place / "labelled" / f"animal <{number}>").mkdir()
+        for copy in range(2):
+            photo = (place / "photos" / f"{2 * number + copy}.png").read_bytes()
+            (place / "labelled" / f"animal <{number}>" / f"{copy}.png").write_bytes(photo)
+    BadNets(rate=0.1, pattern="white", patch_size=3, target=3).make_trigger((8, 8)).save(
+        "trigger.safetensors"
+    )
+    words = ["purify", "suspect.safetensors", "photos", *SHORT, *FAMILIES]
+    main([*words, "--run", "runs/plain"])
+    plain = load_model("runs/plain/model.safetensors").state_dict()
+    truth = ["--labels", "labelled", "--trigger", "trigger.safetensors", "--target", "3"]
+    main([*words, "--run", "runs/measured", *truth])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "On 12 labelled images: ACC" in said
+    assert "; ASR" in said
+    assert "; PA" in said
+    measured = load_model("runs/measured/model.safetensors").state_dict()
+    assert all(torch.equal(value, plain[key]) for key, value in measured.items())
+    page, card = (Path("runs/measured", name).read_text() for name in ("report.html", "README.md"))
+    for text in page, card:
+        assert "12 of these images were trained on" in text
+        assert "10 of them with the trigger" in text
+    assert "(animal &lt;" in page
+    assert "animal <" not in page
+    assert len(page) < 2_000_000
+    assert "Accuracy was not measured" in Path("runs/plain/README.md").read_text()
+
+
+def test_files_of_others_are_not_written_over(place, capsys):
+    (place / "runs").mkdir()
+    (place / "runs/README.md").write_text("mine")
+    with pytest.raises(SystemExit):
+        main(["purify", "suspect.safetensors", "photos", "--run", "runs"])
+    assert "its README.md was not written by bdclean purify" in capsys.readouterr().err
+    assert (place / "runs/README.md").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
@@ -120,6 +183,7 @@ def test_a_foreign_file_comes_back_as_it_was(place, capsys):
         (["suspect.safetensors", "photos", "--out", "suspect.safetensors"], "it exists already"),
         (["suspect.safetensors", "photos", "--model", "CBD"], "give --method, or use bdclean fit"),
         (["suspect.safetensors", "photos", "--model.arch", "resnet18"], "it is called --arch"),
+        (["suspect.safetensors", "photos", "--trigger", "x"], "--trigger needs --labels"),
         (["suspect.safetensors", "photos", "--model.beta", "-1"], "--model.beta=-1"),
     ],
 )
@@ -143,7 +207,21 @@ def test_a_foreign_file_is_normalised_as_it_was_published(place, monkeypatch):
 
     state = timm.create_model("vit_tiny_patch16_224", num_classes=6, img_size=32).state_dict()
     torch.save(state, "suspect.pth")
-    monkeypatch.setattr(purify, "_check", lambda *_: [])
+    monkeypatch.setattr(purifying, "_check", lambda *_: ())
     words = ["suspect.pth", "photos", "--arch", "vit_tiny_patch16_224", "--input_size", "32"]
     purify.run_purify(words, fit)
     assert {"--data.mean=[0.5, 0.5, 0.5]", "--data.std=[0.5, 0.5, 0.5]"} <= set(asked)
+
+
+def test_a_canary_is_planted_and_measured(place, capsys):
+    main(["purify", "suspect.safetensors", "photos", *SHORT, *FAMILIES, "--canary"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "all steps once more for the canary: " in said
+    assert said.count("(planted by us in a copy)") == 2
+    card = Path("runs/purified/README.md").read_text()
+    assert "white patch of 3 pixels<br>" in card
+    assert not list(place.glob("runs/*/run"))
+    plain = load_model("runs/purified/model.safetensors").state_dict()
+    main(["purify", "suspect.safetensors", "photos", *SHORT, *FAMILIES, "--run", "runs/without"])
+    for key, value in load_model("runs/without/model.safetensors").state_dict().items():
+        assert torch.equal(value, plain[key])

@@ -1,0 +1,86 @@
+"""Networks in memory: taken apart and put together."""
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from bdclean.backbones.live import LiveSource, joined, split_live
+from bdclean.errors import ConfigError
+
+
+class Own(nn.Module):
+    """A linear layer before the last one, and names of its own."""
+
+    def __init__(self, classes=6, bias=True, tail=None):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        self.answer = nn.Linear(5, classes, bias=bias)  # before the other one in the state dict
+        self.hidden = nn.Linear(4, 5)
+        self.tail = tail or nn.Identity()
+
+    def forward(self, x):
+        return self.tail(self.answer(self.hidden(self.stem(x).mean((2, 3))).relu()))
+
+
+FACTS = {"input_size": 8, "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.25)}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_network_of_ones_own_comes_apart_and_together(bias):
+    network = Own(bias=bias).train()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    model = split_live(network, num_classes=6, **FACTS)
+    assert model.info.num_classes == 6
+    assert model.head.in_features == 5
+    pixels = torch.rand(4, 3, 8, 8)
+    normalised = (pixels - torch.tensor(FACTS["mean"])[:, None, None]) / torch.tensor(FACTS["std"])[
+        :, None, None
+    ]
+    with torch.no_grad():
+        torch.testing.assert_close(model(pixels), network.eval()(normalised))
+        network.train()
+        for parameter in model.parameters():
+            parameter.add_(0.1)
+    whole = joined(network, model)
+    assert isinstance(whole, Own)
+    assert whole.training
+    assert whole.state_dict().keys() == before.keys()
+    with torch.no_grad():
+        torch.testing.assert_close(model(pixels), whole.eval()(normalised))
+    assert all(torch.equal(network.state_dict()[key], value) for key, value in before.items())
+    assert network.training
+
+
+def test_a_source_hands_out_copies():
+    source = LiveSource(split_live(Own(), **FACTS))
+    first, second = source.load(), source.load()
+    with torch.no_grad():
+        first.head.weight.zero_()
+    assert second.head.weight.abs().sum() > 0
+    assert first.training
+
+
+def test_facts_of_libraries_are_known():
+    vit = split_live(
+        timm.create_model("vit_tiny_patch16_224", num_classes=6, img_size=32), input_size=32
+    )
+    assert vit.info.mean == (0.5, 0.5, 0.5)
+    theirs = split_live(torchvision.models.shufflenet_v2_x0_5(num_classes=6), input_size=32)
+    assert theirs.info.mean == (0.485, 0.456, 0.406)
+
+
+@pytest.mark.parametrize(
+    ("network", "facts", "message"),
+    [
+        (Own(), {}, "input_size, mean, std: give what Own takes"),
+        (Own(), {**FACTS, "num_classes": 7}, "num_classes=7: Own has 6 outputs"),
+        (Own(tail=nn.Softmax(1)), FACTS, "does not end in a linear layer"),
+        (Own(), {**FACTS, "input_size": 2}, "does not take images of input_size=2"),
+        (nn.Conv2d(3, 6, 8), FACTS, "one row of logits"),
+    ],
+)
+def test_what_does_not_fit_is_told(network, facts, message):
+    with pytest.raises(ConfigError, match=message):
+        split_live(network, **facts)
