@@ -36,7 +36,7 @@ def purify(
     model: Model,
     images: Images,
     *,
-    method: str = "shortcut",
+    method: str = "auto",
     run: str | Path | None = None,
     out: str | Path | None = None,
     labels: str | Path | None = None,
@@ -57,8 +57,8 @@ def purify(
         model: A weights file, or a network; either stays as it is. A network maps normalised
             images (B, 3, H, W) to logits (B, K), and its head is its last linear layer.
         images: A folder, or (N, 3, H, W), uint8 or float in [0, 1], not normalised.
-        method: `shortcut`, `bcu` or `cbd`. `cbd` gives a backbone without a head, so it takes no
-            network in memory.
+        method: `auto` (`shortcut` today), `shortcut`, `bcu` or `cbd`. `cbd` gives a backbone
+            without a head, so it takes no network in memory.
         run: The run folder; None leaves no file. One that exists is gone on with, if it is of the
             same purification of a file.
         out: Cleaned weights by the names of the file or network; None puts them into the run.

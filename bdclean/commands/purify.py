@@ -58,7 +58,7 @@ def make_parser() -> front.FrontParser:
     add = parser.add_argument
     add("model", type=str, metavar="MODEL", help="Weights file.")
     add("folder", type=str, metavar="FOLDER", help="Images, at any depth and without labels.")
-    add("--method", type=str, default="shortcut", metavar="NAME", help=f"{', '.join(CONFIGS)}.")
+    add("--method", type=str, default="auto", metavar="NAME", help=f"{', '.join(CONFIGS)}.")
     add("--run", type=str, default="runs/purified", metavar="RUN", help="Run folder.")
     add(
         "--out",

@@ -40,7 +40,7 @@ class Job:
 
     model: str
     folder: str
-    method: str = "shortcut"
+    method: str = "auto"
     run: str = "runs/purified"
     out: str | None = None
     arch: str | None = None
