@@ -104,7 +104,7 @@ def test_check_gives_the_verdicts_of_the_command(place):
         (torch.full((4, 3, 8, 8), 2.0), {}, DataError, "floats in"),
         (torch.zeros(4, 3, 9, 9), {}, DataError, "the model takes"),
         (torch.zeros(4, 3, 8, 8), {"method": "cbd"}, ConfigError, "backbone without a head"),
-        (torch.zeros(4, 3, 8, 8), {"method": "none"}, ConfigError, "it must be shortcut"),
+        (torch.zeros(4, 3, 8, 8), {"method": "none"}, ConfigError, "it must be auto, shortcut"),
         ("nowhere", {}, DataError, "is no folder"),
         ("photos", {"out": "x.txt"}, ConfigError, "it must end in"),
     ],
