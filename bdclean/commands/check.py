@@ -19,6 +19,7 @@ from torch import Tensor
 from bdclean.backbones import SplitModel, load_model
 from bdclean.backbones.architectures import has_width
 from bdclean.checking import Verdict, run_tests
+from bdclean.commands.cost import tests_line
 from bdclean.commands.help_page import WIDTH
 from bdclean.commands.parsing import Parser
 from bdclean.commands.short_options import short_options
@@ -56,7 +57,7 @@ def run_check(args: Sequence[str]) -> None:
     if chosen.folder is not None:
         images = images_of(chosen.folder, size, chosen.images or usual_count(size), chosen.seed)
     if not chosen.json:
-        print(_about(chosen, model, images), flush=True)
+        print(f"{_about(chosen, model, images)} {tests_line(model, images)}", flush=True)
     verdicts = []
     for verdict in run_tests(model, images, chosen.seed):
         verdicts.append(verdict)

@@ -1,4 +1,4 @@
-"""What a purification will take, from a step of its own work on this machine."""
+"""What tests and purification will take, from a step of its own work on this machine."""
 
 import math
 import time
@@ -54,6 +54,20 @@ def cost_line(
         f"{counted(steps, 'step')}, and the tests before and after{more}: {_roughly(each * told)} "
         "on this machine."
     )
+
+
+def tests_line(suspect: SplitModel, images: Tensor | None) -> str:
+    """A sentence: how long the tests of `bdclean check` take.
+
+    Args:
+        suspect: The model that they look at.
+        images: As of `cost_line`; None without any.
+    """
+    size = suspect.info.input_size
+    device = next(suspect.parameters()).device
+    some = torch.rand(_FEW, 3, size, size, device=device) if images is None else images
+    passes = _passes_of_tests(suspect, 0 if images is None else len(images))
+    return f"This takes {_roughly(seconds_of_a_pass(suspect, some) * passes)} on this machine."
 
 
 def _roughly(seconds: float) -> str:

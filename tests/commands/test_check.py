@@ -85,6 +85,7 @@ def test_nothing_found_is_not_called_clean(save, photos, capsys, monkeypatch):
     status, said = run(capsys, save(), photos, "--images", "110")
     assert status == 0
     assert "Tested with 110 images of" in said.out
+    assert "This takes a minute or two on this machine.\n" in said.out
     for name in "ball", "patch", "universal 4", "universal 8", "MM-BD":
         assert f"\n{name}: nothing found\n" in said.out
     assert "\nDECREE: nothing found\n  no trigger was found" in said.out
@@ -96,6 +97,7 @@ def test_nothing_found_is_not_called_clean(save, photos, capsys, monkeypatch):
 def test_a_class_out_of_line_is_named_and_the_status_is_1(save, capsys):
     status, said = run(capsys, save(scale=60))
     assert status == 1
+    assert "This takes a minute or two on this machine.\n" in said.out
     assert "MM-BD: suspicious, class 5\n" in said.out
     assert said.out.count("not applicable\n  it needs images: give a FOLDER") == 5
     assert "1 of 1 tests find the model suspicious; answers seem to be led to class 5." in said.out

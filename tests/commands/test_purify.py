@@ -174,7 +174,7 @@ def test_files_of_others_are_not_written_over(place, capsys):
         (["photos"], "FOLDER is missing."),
         (["--method", "cbd"], "--method stands where MODEL FOLDER is expected"),
         (["suspect.safetensors", "photos", "more"], "'more' is one word too many"),
-        (["suspect.safetensors", "photos", "--method", "cdb"], "--method cdb: it must be auto, shortcut"),
+        (["suspect.safetensors", "photos", "--method", "cdb"], "--method cdb: it must be auto"),
         (["suspect.safetensors", "photos", "--metod", "cbd"], "Did you mean --method?"),
         (["suspect.safetensors", "none"], "FOLDER none is no folder"),
         (["suspect.safetensors", "photos", "--run", "photos/x"], "it lies in photos, which stays"),
