@@ -49,7 +49,7 @@ def measure(folder: Path) -> dict[str, Any]:
     margins = asdict(maximum_margins(model))
     return {
         "run": folder.name,
-        "data": data.name,
+        "data": Path(data.root).name if data.name == "folder" else data.name,
         "arch": model.info.arch,
         "width": model.info.width,
         "seed": record["seed"],
