@@ -55,7 +55,7 @@ def purify(
 
     Args:
         model: A weights file, or a network; either stays as it is. A network maps normalised
-            images (B, 3, H, W) to logits (B, K), and its head is its last linear layer.
+            images (B, 3, H, W) to logits (B, K), which a linear layer gives: its head.
         images: A folder, or (N, 3, H, W), uint8 or float in [0, 1], not normalised.
         method: `auto` (`shortcut` today), `shortcut`, `bcu` or `cbd`. `cbd` gives a backbone
             without a head, so it takes no network in memory.

@@ -23,6 +23,7 @@ OWN = ("resnet18", "resnet34", "mobilenet_v2")
 IMAGENET_MEAN: RGB = (0.485, 0.456, 0.406)
 IMAGENET_STD: RGB = (0.229, 0.224, 0.225)
 DEFAULT_INPUT_SIZE = 32
+TORCHVISION_SIZE = 224  # pixels
 SMALL_IMAGE = 64  # pixels; up to here "auto" is the stem for small images
 _RELATIVES = 8  # that are compared with a file
 # torchvision's table (expansion, channels, blocks, stride), with stride 1 in the second row.
@@ -95,7 +96,8 @@ def make_parts(info: ModelInfo, num_features: int | None = None) -> Parts:
     """
     if is_own_network(info.arch):
         own = make_own_network(info.arch, info.input_size)
-        return Parts(own.backbone, own.num_features, (own.head,), own.bias)
+        has_bias = own.head.bias is not None
+        return Parts(own.backbone, own.head.in_features, (own.name,), has_bias)
     library, _, name = info.arch.rpartition(":")
     if library == "torchvision":
         return _torchvision(name, info, num_features)
@@ -206,7 +208,7 @@ def usual_size(arch: str) -> int | None:
     """Side of the images that a canonical architecture is published for, if it is known."""
     library, _, name = arch.rpartition(":")
     if library != "timm":
-        return 224 if library == "torchvision" else None
+        return TORCHVISION_SIZE if library == "torchvision" else None
     import timm
 
     settings = timm.get_pretrained_cfg(name)

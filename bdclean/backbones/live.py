@@ -1,25 +1,19 @@
-"""Networks that the user holds as objects: taken apart into backbone and head, and put together.
+"""Networks that the user holds as objects, where methods expect a weights file."""
 
-The head is the last linear layer, whose output has to be that of the network.
-"""
-
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from bdclean.backbones.apart import copied, take_apart
+from bdclean.backbones.architectures import IMAGENET_MEAN, IMAGENET_STD, TORCHVISION_SIZE
 from bdclean.backbones.split import ModelInfo, SplitModel
-from bdclean.errors import ConfigError, in_words
+from bdclean.errors import ConfigError
 from bdclean.functional.finite import odd_tensor
 
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_USUAL_SIZE = 224
-_PREFIX = "live"
-
-Network = TypeVar("Network", bound=nn.Module)
+LIVE = "live"
+"""What stands before the colon in the names of such networks, which nobody can make."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +47,7 @@ def split_live(
 
     Args:
         network: Maps normalised images (B, 3, H, W) to logits (B, K).
-        num_classes: K; None takes that of its last linear layer.
+        num_classes: K; None takes that of its head.
         input_size: Side of its images. None takes it from timm's `pretrained_cfg`, or 224 for
             networks of torchvision.
         mean: Of the normalisation of its images, in units of [0, 1] pixels; zeros if the network
@@ -67,85 +61,29 @@ def split_live(
         ConfigError: If an argument is missing or contradicts the network, or the network does not
             end in a linear layer.
     """
-    facts = _facts(network, input_size, mean, std)
-    net = copy.deepcopy(network).cpu().float().eval()
+    called = type(network).__qualname__
+    facts = _facts(network, called, input_size, mean, std)
+    net = copied(network, called).cpu().float()
     if (name := odd_tensor(net.state_dict())) is not None:
-        raise ConfigError(f"{_called(network)}: {name} holds numbers that are not finite.")
-    head_name, logits, probe = _find_head(net, facts[0])
-    head = net.get_submodule(head_name)
-    assert isinstance(head, nn.Linear)  # noqa: S101
+        raise ConfigError(f"{called}: {name} holds numbers that are not finite.")
+    parts = take_apart(net, called, facts[0])
+    head = parts.head
+    if head.state_dict().keys() - {"weight", "bias"}:
+        raise ConfigError(
+            f"{called}: the weights of its head {parts.name} are computed from others; remove the "
+            "parametrisation first."
+        )
     if num_classes not in (None, head.out_features):
-        raise ConfigError(
-            f"num_classes={num_classes}: {_called(network)} has {head.out_features} outputs."
-        )
-    net.set_submodule(head_name, nn.Identity())
-    info = ModelInfo(f"{_PREFIX}:{_called(network)}", head.out_features, *facts)
-    model = SplitModel(net, head.in_features, None, info.mean, info.std, info)
+        raise ConfigError(f"num_classes={num_classes}: {called} has {head.out_features} outputs.")
+    info = ModelInfo(f"{LIVE}:{called}", head.out_features, *facts)
+    model = SplitModel(parts.backbone, head.in_features, None, info.mean, info.std, info)
     model.info, model.head = info, head  # none is drawn
-    model.eval().requires_grad_(True)
-    pixels = probe * model.normalize.std.view(-1, 1, 1) + model.normalize.mean.view(-1, 1, 1)
-    with torch.no_grad():
-        same = torch.allclose(model(pixels), logits, atol=1e-3, rtol=1e-3)
-    if not same:
-        raise ConfigError(
-            f"{_called(network)}: what its last linear layer ({head_name}) takes in is not what "
-            "the rest of the network gives, so that it cannot be taken apart."
-        )
-    return model
-
-
-def joined(network: Network, model: SplitModel) -> Network:
-    """A copy of a network with the weights of its parts.
-
-    Args:
-        network: That was taken apart by `split_live`; left as it is.
-        model: Its parts, changed since; on any device.
-
-    Returns:
-        On the device of `network`, and in its mode.
-    """
-    whole, state = copy.deepcopy(network), model.backbone.state_dict()
-    (name,) = {name.rpartition(".")[0] for name in network.state_dict().keys() - state.keys()}
-    head = model.require_head().state_dict()
-    whole.load_state_dict({**state, **{f"{name}.{part}": head[part] for part in head}})
-    return whole
-
-
-def _find_head(net: nn.Module, size: int) -> tuple[str, Tensor, Tensor]:
-    """The name of the layer whose output is the network's; that output, and what led to it."""
-    outputs: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Any:
-        return lambda _, __, output: outputs.update({name: output})
-
-    linear = {name: m for name, m in net.named_modules() if isinstance(m, nn.Linear)}
-    hooks = [module.register_forward_hook(keep(name)) for name, module in linear.items()]
-    probe = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    try:
-        with torch.no_grad():
-            logits = net(probe)
-    except Exception as error:  # the network's own code
-        raise ConfigError(
-            f"{_called(net)} does not take images of input_size={size}: {in_words(error)}."
-        ) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        raise ConfigError(
-            f"{_called(net)} does not give one row of logits an image; give a network that does."
-        )
-    for name, output in reversed(outputs.items()):
-        if output.shape == logits.shape and torch.equal(output, logits):
-            return name, logits, probe
-    raise ConfigError(
-        f"{_called(net)} does not end in a linear layer, so that it has no classifier head; give "
-        "the network without what follows (softmax, for example)."
-    )
+    return model.eval().requires_grad_(True)
 
 
 def _facts(
     network: nn.Module,
+    called: str,
     size: int | None,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
@@ -154,7 +92,7 @@ def _facts(
     if isinstance(settings, dict) and {"input_size", "mean", "std"} <= settings.keys():
         known = (settings["input_size"][-1], settings["mean"], settings["std"])
     elif type(network).__module__.startswith("torchvision.models"):
-        known = (_USUAL_SIZE, *_IMAGENET)
+        known = (TORCHVISION_SIZE, IMAGENET_MEAN, IMAGENET_STD)
     else:
         known = (None, None, None)
     found: dict[str, Any] = {"input_size": size, "mean": mean, "std": std}
@@ -163,11 +101,7 @@ def _facts(
     missing = [key for key, value in found.items() if value is None]
     if missing:
         raise ConfigError(
-            f"{', '.join(missing)}: give what {_called(network)} takes; mean (0, 0, 0) and std "
+            f"{', '.join(missing)}: give what {called} takes; mean (0, 0, 0) and std "
             "(1, 1, 1) if it normalises images by itself."
         )
     return int(found["input_size"]), tuple(found["mean"]), tuple(found["std"])
-
-
-def _called(network: nn.Module) -> str:
-    return type(network).__qualname__

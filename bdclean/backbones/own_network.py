@@ -6,7 +6,6 @@ the networks that were named so, and never imported.
 """
 
 import ast
-import copy
 import importlib
 import inspect
 import re
@@ -14,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from bdclean.backbones.apart import Apart, take_apart
 from bdclean.errors import ConfigError, in_a_sentence, in_words
 
 LIBRARIES = ("torchvision", "timm", "solo")
@@ -37,7 +36,7 @@ class _Named:
 
     Attributes:
         create: Makes it.
-        head: Name of its classifier; None is its last linear layer.
+        head: Name of its classifier; None finds it.
     """
 
     create: Callable[[], Any]
@@ -144,24 +143,7 @@ def _arguments(arch: str, text: str) -> tuple[Sequence[Any], Mapping[str, Any]]:
     return args, kwargs
 
 
-@dataclass(frozen=True)
-class OwnParts:
-    """A network of the user's own without its classifier.
-
-    Attributes:
-        backbone: From normalised images (B, 3, H, W) to features that flatten to (B, D).
-        num_features: D.
-        head: Name of the classifier in the state dict of the whole network.
-        bias: Whether it has a bias.
-    """
-
-    backbone: nn.Module
-    num_features: int
-    head: str
-    bias: bool
-
-
-def make_own_network(arch: str, input_size: int) -> OwnParts:
+def make_own_network(arch: str, input_size: int) -> Apart:
     """Makes a network that the user has named, and takes its classifier out.
 
     Args:
@@ -178,28 +160,19 @@ def make_own_network(arch: str, input_size: int) -> OwnParts:
             f"{place_of(arch)} is code of somebody's own, and no file makes bdclean import code; "
             "name your module with arch"
         )
-    network = _made(arch, named)
-    draw = torch.Generator().manual_seed(0)
-    images = torch.rand(2, 3, input_size, input_size, generator=draw)
-    _passed(arch, network, images)  # lazy layers get their sizes
-    name, head = _find_head(arch, network, named.head, images)
-    network.set_submodule(name, nn.Identity())
-    features = _passed(arch, network, images)
-    if not isinstance(features, Tensor) or features.flatten(1).shape != (2, head.in_features):
-        raise _unclear(arch, name, {name: head})
-    try:
-        copy.deepcopy(network)
-    except Exception as error:  # whatever it holds
-        raise ConfigError(
-            f"arch={arch!r}: the network cannot be copied by copy.deepcopy ({in_words(error)}), "
-            "and methods need a copy of it."
-        ) from error
-    return OwnParts(network.train(), head.in_features, name, head.bias is not None)
+    parts = take_apart(make_whole(arch), f"arch={arch!r}", input_size, named.head)
+    parts.backbone.train()
+    return parts
 
 
-def _made(arch: str, named: _Named) -> nn.Module:
+def make_whole(arch: str) -> nn.Module:
+    """Makes a network that the user has named.
+
+    Raises:
+        ConfigError: If that is no network.
+    """
     try:
-        made = named.create()
+        made = _NETWORKS[arch].create()
     except Exception as error:  # whatever the user's code does
         raise ConfigError(
             f"arch={arch!r}: making it raised {type(error).__name__}: {in_words(error)}."
@@ -211,74 +184,11 @@ def _made(arch: str, named: _Named) -> nn.Module:
     return made.cpu()
 
 
-@torch.no_grad()
-def _passed(arch: str, network: nn.Module, images: Tensor) -> Any:
-    network.eval()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            return network(images)
-    except Exception as error:  # whatever the user's code does
-        raise ConfigError(
-            f"arch={arch!r} does not take images of shape {tuple(images.shape)}: "
-            f"{in_words(error)}; is the input_size right, on the command line --data.input_size?"
-        ) from error
-
-
-def _find_head(
-    arch: str, network: nn.Module, given: str | None, images: Tensor
-) -> tuple[str, nn.Linear]:
-    """The linear layer that gives what the network gives."""
-    linear = {name: m for name, m in network.named_modules() if isinstance(m, nn.Linear) and name}
-    if not linear:
-        raise ConfigError(
-            f"arch={arch!r}: the network has no linear layer within, so it has no head."
-        )
-    if given is not None and given not in linear:
-        raise ConfigError(
-            f"arch={arch!r}: there is no linear layer {given}; there are {_listed(linear)}."
-        )
-    gave: dict[nn.Module, tuple[Tensor, Tensor]] = {}
-
-    def note(module: nn.Module, _: object, output: Tensor) -> None:
-        gave[module] = (output, output.clone())
-
-    hooks = [layer.register_forward_hook(note) for layer in linear.values()]
-    try:
-        output = _passed(arch, network, images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    _check_logits(arch, output, len(images))
-    for name, layer in linear.items():
-        if given not in (None, name) or layer not in gave:
-            continue
-        theirs, as_given = gave[layer]
-        same = theirs.data_ptr() == output.data_ptr() and output.shape == as_given.shape
-        if same and torch.equal(output, as_given):
-            return name, layer
-    raise _unclear(arch, given, linear)
-
-
-def _check_logits(arch: str, output: object, images: int) -> None:
-    kind = f"is a {type(output).__name__}"
-    if isinstance(output, Tensor):
-        if output.ndim == 2 and len(output) == images:
-            return
-        kind = f"has the shape {tuple(output.shape)}"
-    raise ConfigError(
-        f"arch={arch!r}: its output for two images {kind}; it must be one tensor of logits, of "
-        "one head and of the shape (2, classes)."
-    )
-
-
-def _unclear(arch: str, given: str | None, linear: Mapping[str, nn.Linear]) -> ConfigError:
-    layer = f"its linear layer {given}" if given else "one of its linear layers"
-    return ConfigError(
-        f"arch={arch!r}: its output is not what {layer} gives (there are {_listed(linear)}); it "
-        "must return the logits of one head as they are, without softmax or an average."
-    )
-
-
-def _listed(names: Mapping[str, Any]) -> str:
-    shown = list(names)[-5:]
-    return ", ".join([*(["..."] if len(names) > len(shown) else []), *shown])
+def lines_of(arch: str) -> list[str]:
+    """Lines of Python that make such a network, whoever named it, as `network`."""
+    found = _FORM.fullmatch(arch)
+    assert found is not None  # noqa: S101
+    return [
+        f"from {found['module']} import {found['name']}",
+        f"network = {found['name']}{found['arguments'] or '()'}",
+    ]

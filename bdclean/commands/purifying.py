@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from bdclean.backbones import ModelInfo, SplitModel, save_like
-from bdclean.backbones.live import LiveSource, joined
+from bdclean.backbones.apart import joined
+from bdclean.backbones.live import LiveSource
 from bdclean.checking import Verdict, run_tests
 from bdclean.commands import front
 from bdclean.commands.canary import Canary, check_canary, run_canary

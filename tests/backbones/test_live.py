@@ -6,7 +6,8 @@ import torch
 import torchvision
 from torch import nn
 
-from bdclean.backbones.live import LiveSource, joined, split_live
+from bdclean.backbones.apart import joined
+from bdclean.backbones.live import LiveSource, split_live
 from bdclean.errors import ConfigError
 
 
@@ -22,6 +23,29 @@ class Own(nn.Module):
 
     def forward(self, x):
         return self.tail(self.answer(self.hidden(self.stem(x).mean((2, 3))).relu()))
+
+
+class Maps(Own):
+    def forward(self, x):
+        return self.stem(x)
+
+
+class Scaled(Own):
+    """Its logits are changed in place."""
+
+    def forward(self, x):
+        return super().forward(x).mul_(2)
+
+
+class Uncopied(Own):
+    def __deepcopy__(self, memo):
+        raise TypeError("not me")
+
+
+class Normed(Own):
+    def __init__(self):
+        super().__init__()
+        nn.utils.parametrizations.weight_norm(self.answer)
 
 
 FACTS = {"input_size": 8, "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.25)}
@@ -76,9 +100,21 @@ def test_facts_of_libraries_are_known():
     [
         (Own(), {}, "input_size, mean, std: give what Own takes"),
         (Own(), {**FACTS, "num_classes": 7}, "num_classes=7: Own has 6 outputs"),
-        (Own(tail=nn.Softmax(1)), FACTS, "does not end in a linear layer"),
-        (Own(), {**FACTS, "input_size": 2}, "does not take images of input_size=2"),
-        (nn.Conv2d(3, 6, 8), FACTS, "one row of logits"),
+        (
+            Own(tail=nn.Softmax(1)),
+            FACTS,
+            "Own: its output is not what one of its linear",
+        ),
+        (
+            Own(),
+            {**FACTS, "input_size": 2},
+            r"Own does not take images of shape \(2, 3, 2",
+        ),
+        (nn.Conv2d(3, 6, 8), FACTS, "Conv2d: the network has no linear layer within"),
+        (Maps(), FACTS, r"Maps: its output for two images has the shape \(2, 4, 6, 6\)"),
+        (Scaled(), FACTS, "Scaled: its output is not what one of its linear layers gives"),
+        (Uncopied(), FACTS, "Uncopied: the network cannot be copied by copy.deepcopy .not me."),
+        (Normed(), FACTS, "Normed: the weights of its head answer are computed from others"),
     ],
 )
 def test_what_does_not_fit_is_told(network, facts, message):
