@@ -37,7 +37,7 @@ _SMALL_MOBILENET = [
     [6, 320, 1, 1],
 ]
 # Classifiers in the middle of a network that only its training from scratch uses.
-_AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
+AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
 
 
 @dataclass(frozen=True)
@@ -115,11 +115,12 @@ def make_parts(info: ModelInfo, num_features: int | None = None) -> Parts:
     return Parts(network, network.num_features, ("fc",))
 
 
-def whole_network(info: ModelInfo) -> nn.Module | None:
+def whole_network(info: ModelInfo, *, auxiliary: bool = False) -> nn.Module | None:
     """The library's own network with its classifier, of shapes alone; None for networks of ours.
 
     Args:
         info: What to build, canonical. Without classes torchvision's has its usual classifier.
+        auxiliary: Whether with the classifiers in its middle, where it can have them.
     """
     library, _, name = info.arch.rpartition(":")
     classes = info.num_classes
@@ -128,6 +129,7 @@ def whole_network(info: ModelInfo) -> nn.Module | None:
             return _create_timm(name, info, classes or 0)
         if library == "torchvision":
             given = {} if classes is None else {"num_classes": classes}
+            given |= {"aux_logits": True} if auxiliary else {}
             return _create_torchvision(name, info, **given)
     return None
 
@@ -265,14 +267,14 @@ def _torchvision(name: str, info: ModelInfo, num_features: int | None) -> Parts:
     bias = network.get_submodule(head).bias is not None
     network.set_submodule(head, nn.Identity())
     features = num_features or _measure(network, info)
-    return Parts(network, features, (head,), bias, _AUXILIARY.get(name, ()))
+    return Parts(network, features, (head,), bias, AUXILIARY.get(name, ()))
 
 
 def _create_torchvision(name: str, info: ModelInfo, **arguments: int | bool) -> nn.Module:
     if is_made_for_a_size(info.arch):
         arguments["image_size"] = info.input_size
     if name in ("googlenet", "inception_v3"):
-        arguments.update(aux_logits=False, init_weights=True)
+        arguments = {"aux_logits": False, "init_weights": True, **arguments}
     try:
         made: nn.Module = torchvision.models.get_model(name, weights=None, **arguments)
     except (ValueError, RuntimeError, AssertionError) as error:

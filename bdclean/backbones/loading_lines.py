@@ -1,57 +1,113 @@
-"""Python that loads a model from an exported file, for people to copy."""
+"""Lines of Python that load a weights file, for people to copy."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from bdclean.backbones.architectures import is_made_for_a_size
-from bdclean.backbones.split import ModelInfo, SplitModel
-from bdclean.files import SAFETENSORS
+import torch
+from torch import Tensor, nn
+
+from bdclean.backbones.architectures import AUXILIARY, is_made_for_a_size, whole_network
+from bdclean.backbones.own_network import is_named, is_own_network, lines_of, make_whole
+from bdclean.backbones.split import ModelInfo
+from bdclean.files import FORMAT_KEY, SAFETENSORS, safetensors_metadata
+from bdclean.weights import match, read_nests
+
+_ANY = "# network: an object of the class that the file was made for"
+_OURS = "from bdclean.backbones import load_model"
+_IMAGES = "  # images in [0, 1], not normalised"
 
 
-def load_lines(model: SplitModel, path: str | Path, kind: str) -> Iterator[str]:
-    """The lines.
+def loading_lines(path: str | Path, info: ModelInfo) -> str:
+    """Lines that end with a `network` of the library or the user, or with a `model` of ours.
+
+    A constructor is named where it makes a network of the names and shapes in the file.
 
     Args:
-        model: The model that was exported.
-        path: The file or folder.
-        kind: "safetensors", "state_dict", "hf" or "bdclean".
+        path: The file, or a folder for the Hub.
+        info: Of the model in it.
     """
-    path, info = Path(path), model.info
-    library = info.arch.rpartition(":")[0]
-    if kind == "hf" and library == "timm":
-        yield "import timm"
-        yield f"network = timm.create_model({f'local-dir:{path}'!r}, pretrained=True)"
-    elif kind in ("hf", "bdclean") or library not in ("timm", "torchvision"):
-        weights = path / f"model{SAFETENSORS}" if kind == "hf" else path
-        known = "" if kind in ("hf", "bdclean") else _known(info)
-        yield "from bdclean.backbones import load_model"
-        yield f"model = load_model({str(weights)!r}{known})"
+    path = Path(path)
+    library, _, _ = info.arch.partition(":")
+    if path.is_dir() and library == "timm":
+        made = f"timm.create_model({f'local-dir:{path}'!r}, pretrained=True)"
+        return f"import timm\nnetwork = {made}"
+    file = path / f"model{SAFETENSORS}" if path.is_dir() else path
+    is_safetensors = file.suffix == SAFETENSORS
+    if is_safetensors and FORMAT_KEY in safetensors_metadata(file):
+        return f"{_OURS}\nmodel = {load_call(file, info.arch)}.eval(){_IMAGES}"
+    nest = max(read_nests(file)[0], key=lambda each: len(each.tensors))
+    construction = _construction(info, nest.tensors)
+    if construction is None and (library in ("timm", "torchvision") or _can_be_built(info)):
+        return f"{_OURS}\nmodel = load_model({str(file)!r}{_known(info)}).eval(){_IMAGES}"
+    lines, strict = construction or ([_ANY], True)
+    if is_safetensors:
+        lines, content = ["from safetensors.torch import load_file", *lines], "load_file({})"
     else:
-        yield from _network(info)
-        strict = ", strict=False" if library == "torchvision" and info.num_classes is None else ""
-        if kind == "safetensors":
-            yield "from safetensors.torch import load_file"
-            yield f"network.load_state_dict(load_file({str(path)!r}){strict})"
+        way = "".join(f"[{key!r}]" for key in nest.keys)
+        lines, content = ["import torch", *lines], f"torch.load({{}}, weights_only=True){way}"
+    given = content.replace("{}", repr(str(file))) + ("" if strict else ", strict=False")
+    return "\n".join([*lines, f"network.load_state_dict({given})"])
+
+
+def load_call(path: str | Path, arch: str, quoted: Callable[[str], str] = repr) -> str:
+    """The call of `load_model` for a file of ours.
+
+    Args:
+        path: The file.
+        arch: Its architecture. One of the user's own has to be named, as no file makes code run.
+        quoted: Writes a text of Python.
+    """
+    named = f", arch={quoted(arch)}" if is_own_network(arch) else ""
+    return f"load_model({quoted(str(path))}{named})"
+
+
+def _can_be_built(info: ModelInfo) -> bool:
+    """Whether `load_model` knows the architecture; not that of a network in memory."""
+    return is_named(info.arch) or not is_own_network(info.arch)
+
+
+def _construction(info: ModelInfo, state: Mapping[str, Tensor]) -> tuple[list[str], bool] | None:
+    """Lines that make a network which these weights fit; None where nobody knows them.
+
+    Returns:
+        The lines, and whether all of the network's weights are there; its head may be missing.
+    """
+    library, _, name = info.arch.partition(":")
+    auxiliary = any(key.startswith(AUXILIARY.get(name, ())) for key in state)
+    try:
+        if is_named(info.arch):
+            with torch.device("meta"):
+                lines, network = lines_of(info.arch), make_whole(info.arch)
+        elif library in ("timm", "torchvision"):
+            lines = _lines(library, name, info, auxiliary=auxiliary)
+            made = whole_network(info, auxiliary=auxiliary)
+            assert made is not None  # noqa: S101
+            network = made
         else:
-            yield "import torch"
-            read = f"torch.load({str(path)!r}, weights_only=True)"
-            yield f"network.load_state_dict({read}{strict})"
+            return None
+        report = match(network.state_dict(), state)
+    except Exception:  # a library's own code, or the user's
+        return None
+    if report.ok:
+        return lines, True
+    linear = [key for key, module in network.named_modules() if isinstance(module, nn.Linear)]
+    head = f"{linear[-1]}." if linear else ""
+    others = [key for key in report.missing if not key.startswith(head)]
+    if info.num_classes is not None or report.unexpected or report.misshaped or others:
+        return None
+    return lines, False
 
 
-def _network(info: ModelInfo) -> Iterator[str]:
-    """The library's own network."""
-    library, _, name = info.arch.rpartition(":")
+def _lines(library: str, name: str, info: ModelInfo, *, auxiliary: bool) -> list[str]:
     sized = is_made_for_a_size(info.arch)
     if library == "timm":
         size = f", img_size={info.input_size}" if sized else ""
-        yield "import timm"
-        yield f"network = timm.create_model({name!r}, num_classes={info.num_classes or 0}{size})"
-        return
+        made = f"timm.create_model({name!r}, num_classes={info.num_classes or 0}{size})"
+        return ["import timm", f"network = {made}"]
     given = [] if info.num_classes is None else [f"num_classes={info.num_classes}"]
     given += [f"image_size={info.input_size}"] if sized else []
-    given += ["aux_logits=False"] if name in ("googlenet", "inception_v3") else []
-    yield "import torchvision"
-    yield f"network = torchvision.models.{name}({', '.join(given)})"
+    given += ["aux_logits=False"] if name in AUXILIARY and not auxiliary else []
+    return [f"from torchvision.models import {name}", f"network = {name}({', '.join(given)})"]
 
 
 def _known(info: ModelInfo) -> str:

@@ -53,6 +53,11 @@ def is_own_network(arch: str) -> bool:
     return found is not None and found["module"] not in LIBRARIES
 
 
+def is_named(arch: str) -> bool:
+    """Whether the user has named this network in this process, so that it can be made."""
+    return arch in _NETWORKS
+
+
 def place_of(arch: str) -> str:
     """MODULE:NAME of such a network, without what follows."""
     return arch.partition("(")[0].partition("@")[0]
@@ -160,7 +165,7 @@ def make_own_network(arch: str, input_size: int) -> Apart:
             f"{place_of(arch)} is code of somebody's own, and no file makes bdclean import code; "
             "name your module with arch"
         )
-    parts = take_apart(make_whole(arch), f"arch={arch!r}", input_size, named.head)
+    parts = take_apart(make_whole(arch).cpu(), f"arch={arch!r}", input_size, named.head)
     parts.backbone.train()
     return parts
 
@@ -181,7 +186,7 @@ def make_whole(arch: str) -> nn.Module:
         raise ConfigError(
             f"arch={arch!r}: it gives a {type(made).__name__}; it must give a torch.nn.Module."
         )
-    return made.cpu()
+    return made
 
 
 def lines_of(arch: str) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bdclean.backbones.own_network import is_own_network
+from bdclean.backbones.loading_lines import load_call
 from bdclean.commands.words import as_typed
 from bdclean.files import safetensors_metadata
 from bdclean.runs import RunFolder, leaves
@@ -218,12 +218,10 @@ def _photos(run: RunFolder) -> str | None:
 
 def load(weights: Path) -> str:
     """A command that loads a model of ours."""
-    words = json.dumps(str(weights))
     told = safetensors_metadata(weights) if weights.is_file() else {}
     arch = json.loads(told.get("arch", '""'))
-    if is_own_network(arch):  # a file alone makes no code run
-        words += f", arch={json.dumps(arch)}"
-    code = f"from bdclean.backbones import load_model; print(load_model({words}))"
+    call = load_call(weights, arch, quoted=json.dumps)
+    code = f"from bdclean.backbones import load_model; print({call})"
     return f"python -c {shlex.quote(code)}"
 
 

@@ -19,13 +19,13 @@ from torch import Tensor
 from bdclean.backbones import ModelInfo, SplitModel, save_like
 from bdclean.backbones.apart import joined
 from bdclean.backbones.live import LiveSource
+from bdclean.backbones.loading_lines import loading_lines
 from bdclean.checking import Verdict, run_tests
 from bdclean.commands import front
 from bdclean.commands.canary import Canary, check_canary, run_canary
 from bdclean.commands.check import images_of, read_model, shown, some_of, usual_count
 from bdclean.commands.cost import cost_line
 from bdclean.commands.examples import most_flipped
-from bdclean.commands.loading import loading_lines, loading_ours
 from bdclean.commands.purify_job import Job, PurifyResult
 from bdclean.commands.purify_report import Facts, check_place, write_report
 from bdclean.commands.scoring import Measured, Truth, find_truth, measure
@@ -35,7 +35,7 @@ from bdclean.errors import ConfigError
 from bdclean.files import FORMAT_KEY, SAFETENSORS, safetensors_metadata, write_text
 from bdclean.runs import RunFolder
 from bdclean.shipped import find
-from bdclean.weights import TORCH_SUFFIXES, read_nests, write, write_torch
+from bdclean.weights import TORCH_SUFFIXES, write, write_torch
 
 CONFIGS: Mapping[str, str] = {
     "auto": "purify/shortcut",  # chooses its families by what the tests of `check` look at
@@ -113,7 +113,7 @@ def _result(
     canaries: tuple[Canary, ...],
 ) -> PurifyResult:
     record = run.read_record()
-    notes, code = ((), loading_ours(run.weights)) if out is None else _write(job, product, out)
+    notes = () if out is None else _write(job, product, out)
     return PurifyResult(
         product if job.network is None else joined(job.network, product),
         *checks,
@@ -123,7 +123,7 @@ def _result(
         run.weights,
         out,
         notes,
-        code,
+        loading_lines(out or run.weights, product.info),
         measured,
         canaries,
     )
@@ -285,22 +285,16 @@ def _words(job: Job, info: ModelInfo, others: Sequence[str]) -> list[str]:
     return [*front.defaults(settings, others), *config, *others, *front.as_words(last), *begun]
 
 
-def _write(job: Job, product: SplitModel, out: Path) -> tuple[tuple[str, ...], str]:
-    """Writes the product by the names of what came in.
-
-    Returns:
-        What of that is not as it was, and the lines that load the file.
-    """
+def _write(job: Job, product: SplitModel, out: Path) -> tuple[str, ...]:
+    """Writes the product by the names of what came in; gives what of that is not as it was."""
     if job.network is None:
-        notes = save_like(job.model, product, out)[1]
-        nest = max(read_nests(out)[0], key=lambda each: len(each.tensors))
-        return notes, loading_lines(out, product.info, nest.tensors, nest.keys)
+        return save_like(job.model, product, out)[1]
     state = joined(job.network, product).state_dict()
     if out.suffix == SAFETENSORS:
         write(state, out, {"format": "pt"})
     else:
         write_torch(dict(state), out)
-    return (), loading_lines(out, product.info, state, ())
+    return ()
 
 
 def _save(run: RunFolder, before: Sequence[Verdict], after: Sequence[Verdict]) -> None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from textwrap import fill
+from textwrap import fill, indent
 
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
@@ -23,7 +23,7 @@ from bdclean.backbones import (
     save_model,
 )
 from bdclean.backbones.exporting import ONNX
-from bdclean.backbones.loading_lines import load_lines
+from bdclean.backbones.loading_lines import loading_lines
 from bdclean.commands.help_page import WIDTH
 from bdclean.commands.parsing import Parser
 from bdclean.commands.short_options import short_options
@@ -152,7 +152,7 @@ def _export(chosen: Namespace) -> None:
         said = [f"Names are those of {info.arch}; numbers are float32.", beside]
     print("\n".join([printable(f"Written: {out} ({kind})"), *said]))
     if kind != "onnx":
-        print("\n".join(["Load it:", *(f"  {line}" for line in load_lines(model, out, kind))]))
+        print(f"Load it:\n{indent(loading_lines(out, info), '  ')}")
 
 
 def _kind(asked: str | None, out: Path) -> str:
