@@ -182,8 +182,7 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.filterwarnings(line))
 
 
-@pytest.fixture
-def quick_tests(monkeypatch):
+def make_tests_quick(monkeypatch):
     """The tests of check with too few steps to be of use, in no time."""
     margins = partial(maximum_margins, settings=MarginTest(starts=3, steps=3))
     trigger = partial(smallest_trigger, settings=TriggerSearch(epochs=1))
@@ -191,3 +190,8 @@ def quick_tests(monkeypatch):
     monkeypatch.setattr("bdclean.checking.every.smallest_trigger", trigger)
     for name, family in PROBES.items():
         monkeypatch.setitem(PROBES, name, replace(family, steps=1))
+
+
+@pytest.fixture
+def quick_tests(monkeypatch):
+    make_tests_quick(monkeypatch)

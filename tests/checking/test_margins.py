@@ -10,6 +10,7 @@ from bdclean.checking.margins import judge
 from bdclean.errors import ConfigError
 
 SHORT = MarginTest(starts=4, steps=20)
+SHORTEST = MarginTest(starts=2, steps=2)
 
 
 @pytest.fixture
@@ -32,8 +33,9 @@ def test_the_class_with_a_large_margin_is_found(model):
         model.head.weight[5] /= 40
     torch.testing.assert_close(dict(model.state_dict()), before)
     assert not model.training
-    assert maximum_margins(model, SHORT) == maximum_margins(model, SHORT)
-    assert maximum_margins(model, SHORT, seed=1).largest != maximum_margins(model, SHORT).largest
+    first, again, other = (maximum_margins(model, SHORTEST, seed) for seed in (0, 0, 1))
+    assert first == again
+    assert first.largest != other.largest
 
 
 def test_the_ascent_raises_margins(model):
@@ -55,7 +57,7 @@ def test_the_margin_of_a_linear_network_is_known(model, monkeypatch):
     monkeypatch.setattr("bdclean.checking.margins.Perturber", Linear)
     model.head = torch.nn.Identity()
     model.forward = Linear().features
-    found = maximum_margins(model, MarginTest(starts=3, steps=2000, lr=0.05, tolerance=0))
+    found = maximum_margins(model, MarginTest(starts=1, steps=500, lr=0.06, tolerance=0))
     for k, largest in enumerate(found.largest):
         rivals = torch.stack([weight[j] - weight[k] for j in range(8) if j != k]).numpy()
         # The largest t with (w_k - w_j) x >= t for all j, over x in [0, 1]

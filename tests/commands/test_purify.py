@@ -1,6 +1,7 @@
 """`bdclean purify`: what it writes and prints, and what it refuses."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import timm
 import torch
 import torchvision
 from PIL import Image
+from tiny import make_tests_quick
 
 from bdclean.attacks import BadNets
 from bdclean.backbones import ModelInfo, build, load_model, save_model
@@ -19,21 +21,38 @@ from bdclean.commands import purify, purifying
 pytestmark = pytest.mark.filterwarnings("ignore")
 SHORT = ["--model.recipe.epochs", "1", "--trainer.precision", "32-true"]
 FAMILIES = [f"--model.{family}.steps=1" for family in ("ball", "patch", "universal")]
+PLAIN = ["purify", "suspect.safetensors", "photos", *SHORT, *FAMILIES]
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch, quick_tests):
     """A folder with a small classifier and 130 photos, in which the command runs."""
-    draw = np.random.default_rng(0)
-    (tmp_path / "photos").mkdir()
-    for number in range(130):
-        pixels = draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}.png")
-    torch.manual_seed(0)
-    model = build(ModelInfo("resnet18", 6, 8, (0.5,) * 3, (0.25,) * 3, width=4))
-    save_model(model, tmp_path / "suspect.safetensors")
+    fill(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def fill(place):
+    draw = np.random.default_rng(0)
+    (place / "photos").mkdir()
+    for number in range(130):
+        pixels = draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / "photos" / f"{number}.png")
+    torch.manual_seed(0)
+    model = build(ModelInfo("resnet18", 6, 8, (0.5,) * 3, (0.25,) * 3, width=4))
+    save_model(model, place / "suspect.safetensors")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Such a folder, in which `PLAIN` has run."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("plain")
+        make_tests_quick(patch)
+        fill(folder)
+        patch.chdir(folder)
+        main(PLAIN)
+    return folder
 
 
 def files(place):
@@ -70,11 +89,10 @@ def test_a_model_is_cleaned_and_tested_before_and_after(place, capsys, method):
     assert "runs/purified/model.safetensors" in line
 
 
-def test_the_same_command_goes_on_or_leaves_all_as_it_is(place, capsys):
-    words = ["purify", "suspect.safetensors", "photos", *SHORT, *FAMILIES]
-    main(words)
+def test_the_same_command_goes_on_or_leaves_all_as_it_is(place, plain, capsys):
+    shutil.copytree(plain, place, dirs_exist_ok=True)
     first = files(place)
-    main(words)
+    main(PLAIN)
     assert "this run has ended; nothing is trained" in "".join(capsys.readouterr())
     assert files(place) == first
 
@@ -82,9 +100,10 @@ def test_the_same_command_goes_on_or_leaves_all_as_it_is(place, capsys):
 def test_a_foreign_file_comes_back_as_it_was(place, capsys):
     """By the lines that are printed, in the library that it came from, under its own keys."""
     torch.manual_seed(0)
-    network = torchvision.models.resnet18(num_classes=6)
+    network = torchvision.models.shufflenet_v2_x0_5(num_classes=6)
     torch.save({"epoch": 3, "state_dict": network.state_dict()}, "theirs.pth")
-    words = ["theirs.pth", "photos", "--arch", "torchvision:resnet18", "--input_size", "16"]
+    named = ["--arch", "torchvision:shufflenet_v2_x0_5", "--input_size", "16"]
+    words = ["theirs.pth", "photos", *named]
     main(["purify", *words, *SHORT, *FAMILIES])
     said = capsys.readouterr().out
     lines = [line.strip() for line in said.split("Load it:\n")[1].splitlines()]
@@ -92,7 +111,7 @@ def test_a_foreign_file_comes_back_as_it_was(place, capsys):
     names: dict = {}
     exec("\n".join(lines), names)  # noqa: S102  (what was printed)
     network = names["network"]
-    assert isinstance(network, torchvision.models.ResNet)
+    assert isinstance(network, torchvision.models.ShuffleNetV2)
     ours = load_model("runs/purified/model.safetensors").eval()
     x = torch.rand(4, 3, 16, 16)
     normalised = (x - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor(
@@ -100,7 +119,7 @@ def test_a_foreign_file_comes_back_as_it_was(place, capsys):
     )[:, None, None]
     with torch.no_grad():
         torch.testing.assert_close(network.eval()(normalised), ours(x), atol=1e-4, rtol=1e-4)
-    main(["purify", *words, *SHORT, *FAMILIES, "--run", "again", "--out", "clean.pth"])
+    main(["purify", *words, *SHORT, *FAMILIES, "--out", "clean.pth"])  # the run has ended
     lines = capsys.readouterr().out.split("Load it:\n")[1].splitlines()
     exec("\n".join(line.strip() for line in lines), names)  # noqa: S102  (what was printed)
     assert torch.equal(names["network"].fc.weight, network.fc.weight)
@@ -111,9 +130,9 @@ def test_a_foreign_file_comes_back_as_it_was(place, capsys):
 
 def test_a_vision_transformer_of_timm_comes_back(place, capsys):
     torch.manual_seed(0)
-    theirs = timm.create_model("vit_tiny_patch16_224", num_classes=6, img_size=16)
+    theirs = timm.create_model("test_vit", num_classes=6, img_size=16)
     torch.save(theirs.state_dict(), "vit.pth")
-    words = ["vit.pth", "photos", "--arch", "vit_tiny_patch16_224", "--input_size", "16"]
+    words = ["vit.pth", "photos", "--arch", "test_vit", "--input_size", "16"]
     main(["purify", *words, *SHORT, *FAMILIES])
     said = capsys.readouterr().out
     lines = said.split("Load it:\n")[1].splitlines()
@@ -128,7 +147,7 @@ def test_a_vision_transformer_of_timm_comes_back(place, capsys):
     assert "\n".join(line.strip() for line in lines) in card
 
 
-def test_labels_and_a_trigger_measure_and_nothing_else(place, capsys):
+def test_labels_and_a_trigger_measure_and_nothing_else(place, plain, capsys):
     (place / "labelled").mkdir()
     for number in range(6):
         (place / "labelled" / f"animal <{number}>").mkdir()
@@ -138,17 +157,15 @@ def test_labels_and_a_trigger_measure_and_nothing_else(place, capsys):
     BadNets(rate=0.1, pattern="white", patch_size=3, target=3).make_trigger((8, 8)).save(
         "trigger.safetensors"
     )
-    words = ["purify", "suspect.safetensors", "photos", *SHORT, *FAMILIES]
-    main([*words, "--run", "runs/plain"])
-    plain = load_model("runs/plain/model.safetensors").state_dict()
     truth = ["--labels", "labelled", "--trigger", "trigger.safetensors", "--target", "3"]
-    main([*words, "--run", "runs/measured", *truth])
+    main([*PLAIN, "--run", "runs/measured", *truth])
     said = " ".join(capsys.readouterr().out.split())
     assert "On 12 labelled images: ACC" in said
     assert "; ASR" in said
     assert "; PA" in said
     measured = load_model("runs/measured/model.safetensors").state_dict()
-    assert all(torch.equal(value, plain[key]) for key, value in measured.items())
+    before = load_model(plain / "runs/purified/model.safetensors").state_dict()
+    assert all(torch.equal(value, before[key]) for key, value in measured.items())
     page, card = (Path("runs/measured", name).read_text() for name in ("report.html", "README.md"))
     for text in page, card:
         assert "12 of these images were trained on" in text
@@ -156,7 +173,7 @@ def test_labels_and_a_trigger_measure_and_nothing_else(place, capsys):
     assert "(animal &lt;" in page
     assert "animal <" not in page
     assert len(page) < 2_000_000
-    assert "Accuracy was not measured" in Path("runs/plain/README.md").read_text()
+    assert "Accuracy was not measured" in (plain / "runs/purified/README.md").read_text()
 
 
 def test_files_of_others_are_not_written_over(place, capsys):
@@ -205,23 +222,22 @@ def test_a_foreign_file_is_normalised_as_it_was_published(place, monkeypatch):
         asked.extend(words)
         return SimpleNamespace(finished=False), None
 
-    state = timm.create_model("vit_tiny_patch16_224", num_classes=6, img_size=32).state_dict()
+    state = timm.create_model("test_vit", num_classes=6, img_size=32).state_dict()
     torch.save(state, "suspect.pth")
     monkeypatch.setattr(purifying, "_check", lambda *_: ())
-    words = ["suspect.pth", "photos", "--arch", "vit_tiny_patch16_224", "--input_size", "32"]
+    words = ["suspect.pth", "photos", "--arch", "test_vit", "--input_size", "32"]
     purify.run_purify(words, fit)
     assert {"--data.mean=[0.5, 0.5, 0.5]", "--data.std=[0.5, 0.5, 0.5]"} <= set(asked)
 
 
-def test_a_canary_is_planted_and_measured(place, capsys):
-    main(["purify", "suspect.safetensors", "photos", *SHORT, *FAMILIES, "--canary"])
+def test_a_canary_is_planted_and_measured(place, plain, capsys):
+    main([*PLAIN, "--canary"])
     said = " ".join(capsys.readouterr().out.split())
     assert "all steps once more for the canary: " in said
     assert said.count("(planted by us in a copy)") == 2
     card = Path("runs/purified/README.md").read_text()
     assert "white patch of 3 pixels<br>" in card
     assert not list(place.glob("runs/*/run"))
-    plain = load_model("runs/purified/model.safetensors").state_dict()
-    main(["purify", "suspect.safetensors", "photos", *SHORT, *FAMILIES, "--run", "runs/without"])
-    for key, value in load_model("runs/without/model.safetensors").state_dict().items():
-        assert torch.equal(value, plain[key])
+    without = load_model(plain / "runs/purified/model.safetensors").state_dict()
+    for key, value in load_model("runs/purified/model.safetensors").state_dict().items():
+        assert torch.equal(value, without[key])
