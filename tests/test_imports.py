@@ -8,7 +8,8 @@ import pytest
 import bdclean
 
 PACKAGE = Path(bdclean.__file__).parent
-GROUND = {"types", "errors", "checks", "files", "pictures", "printable", "progress", "tabular"}
+GROUND = {"types", "errors", "checks", "files", "markdown", "pictures", "printable", "progress"}
+GROUND |= {"tabular"}
 LOWER = GROUND | {"functional", "weights"}
 MODELS = LOWER | {"metrics", "backbones"}
 METHODS = MODELS | {"modules"}
@@ -23,6 +24,7 @@ ALLOWED = {
     "errors": set(),
     "checks": {"errors"},
     "files": {"errors", "locks"},
+    "markdown": {"printable"},
     "pictures": {"errors"},
     "printable": set(),
     "progress": set(),

@@ -3,7 +3,11 @@
 from typing import Any
 
 from bdclean.backbones.architectures import is_made_for_a_size
-from bdclean.backbones.split import SplitModel
+from bdclean.backbones.loading_lines import load_call
+from bdclean.backbones.split import ModelInfo, SplitModel
+from bdclean.errors import counted
+from bdclean.files import SAFETENSORS
+from bdclean.markdown import code_block, plain
 
 
 def hub_config(model: SplitModel) -> dict[str, Any]:
@@ -45,6 +49,26 @@ def _of_timm(name: str) -> dict[str, Any]:
     }
 
 
+def in_short(info: ModelInfo) -> str:
+    """Architecture, classes and images, in words."""
+    classes = info.num_classes
+    head = "no classifier" if classes is None else counted(classes, "class", "classes")
+    return f"{info.arch}, {head}, images of {info.input_size} pixels"
+
+
+def images_taken(info: ModelInfo, *, inside: bool) -> str:
+    """What is done to images first, in a sentence.
+
+    Args:
+        info: Of the model.
+        inside: Whether the normalisation is part of what was written.
+    """
+    if inside:
+        return "It takes images in [0, 1]; the normalisation is inside."
+    mean, std = (", ".join(f"{value:g}" for value in row) for row in (info.mean, info.std))
+    return f"It takes normalised images: mean ({mean}), std ({std}) of pixels in [0, 1]."
+
+
 def hub_card(model: SplitModel, name: str) -> str:
     """README.md with front matter.
 
@@ -55,40 +79,24 @@ def hub_card(model: SplitModel, name: str) -> str:
     info = model.info
     is_of_timm = info.arch.startswith("timm:")
     task = "image-feature-extraction" if info.num_classes is None else "image-classification"
-    classes = "no classifier" if info.num_classes is None else f"{info.num_classes} classes"
-    mean, std = (", ".join(f"{value:g}" for value in row) for row in (info.mean, info.std))
-    if is_of_timm:
-        lines = [
-            "import timm",
-            "",
-            f'model = timm.create_model("hf-hub:USER/{name}", pretrained=True).eval()',
-        ]
-        images = f"Images are normalised first, with mean ({mean}) and std ({std})."
-    else:
-        lines = [
-            "from bdclean.backbones import load_model",
-            "",
-            'model = load_model("model.safetensors").eval()',
-        ]
-        images = "Images are numbers in [0, 1]; the normalisation is part of the model."
     library = "timm" if is_of_timm else "bdclean"
+    if is_of_timm:
+        made = f"timm.create_model({f'hf-hub:USER/{name}'!r}, pretrained=True)"
+        code = f"import timm\n\nmodel = {made}.eval()"
+    else:
+        call = load_call(f"model{SAFETENSORS}", info.arch)
+        code = f"from bdclean.backbones import load_model\n\nmodel = {call}.eval()"
+    front = ["---", f"library_name: {library}", f"pipeline_tag: {task}", "tags:", f"- {task}"]
     return "\n".join(
         [
-            "---",
-            f"library_name: {library}",
-            f"pipeline_tag: {task}",
-            "tags:",
-            f"- {task}",
+            *front,
             f"- {library}",
             "---",
-            f"# {name}",
+            f"# {plain(name)}",
             "",
-            f"{info.arch}, {classes}, images of {info.input_size} x {info.input_size} pixels. "
-            f"{images}",
+            f"{plain(in_short(info))}. {images_taken(info, inside=not is_of_timm)}",
             "",
-            "```python",
-            *lines,
-            "```",
+            code_block(code),
             "",
             "Written by bdclean. Whether a model holds a backdoor cannot be proven; nothing here "
             "says that this one holds none.",

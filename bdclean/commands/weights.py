@@ -22,6 +22,7 @@ from bdclean.backbones import (
     load_model,
     save_model,
 )
+from bdclean.backbones.card import images_taken, in_short
 from bdclean.backbones.exporting import ONNX
 from bdclean.backbones.loading_lines import loading_lines
 from bdclean.commands.help_page import WIDTH
@@ -129,15 +130,8 @@ def _export(chosen: Namespace) -> None:
         chosen.file, arch=chosen.arch, width=chosen.width, input_size=chosen.input_size
     ).eval()
     info = model.info
-    head = (
-        "no classifier"
-        if info.num_classes is None
-        else counted(info.num_classes, "class", "classes")
-    )
-    print(printable(f"{chosen.file}: {info.arch}, {head}, images of {info.input_size} pixels"))
-    mean, std = (", ".join(f"{value:g}" for value in row) for row in (info.mean, info.std))
-    inside = "It takes images in [0, 1]; the normalisation is inside."
-    beside = f"It takes normalised images: mean ({mean}), std ({std}) of pixels in [0, 1]."
+    print(printable(f"{chosen.file}: {in_short(info)}"))
+    inside, beside = images_taken(info, inside=True), images_taken(info, inside=False)
     if kind == "onnx":
         off = export_onnx(model, out)
         said = [f"onnxruntime gives the answers of the model, to {off:.1g} of the largest.", inside]

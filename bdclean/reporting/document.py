@@ -4,11 +4,11 @@ All text is plain: whatever a file name or a class name holds is escaped here, a
 """
 
 import base64
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
 
+from bdclean.markdown import code_block, plain
 from bdclean.printable import printable
 from bdclean.reporting.page import html_table, shell
 
@@ -150,8 +150,8 @@ def _html(text: str) -> str:
 
 def to_markdown(document: Document) -> str:
     """The report as Markdown, without its pictures."""
-    parts = [f"<!-- {document.mark} -->", f"# {_plain(document.title)}"]
-    parts += [_plain(each) for each in document.answer]
+    parts = [f"<!-- {document.mark} -->", f"# {plain(document.title)}"]
+    parts += [plain(each) for each in document.answer]
     for section in document.sections:
         if not section.strips:
             parts += _markdown_section(section)
@@ -159,30 +159,20 @@ def to_markdown(document: Document) -> str:
 
 
 def _markdown_section(section: Section) -> Iterator[str]:
-    yield f"## {_plain(section.heading)}"
-    yield from (_plain(paragraph) for paragraph in section.text)
+    yield f"## {plain(section.heading)}"
+    yield from (plain(paragraph) for paragraph in section.text)
     if section.table is not None:
-        head = [_plain(name) for name in section.table.head]
+        head = [plain(name) for name in section.table.head]
         lines = [head, ["---"] * len(head), *(map(_cell, row) for row in section.table.rows)]
         yield "\n".join(f"| {' | '.join(line)} |" for line in lines)
     if section.code is not None:
-        ticks = [len(run) for run in re.findall("`+", section.code)]
-        fence = "`" * max(3, 1 + max(ticks, default=0))
-        yield f"{fence}python\n{section.code}\n{fence}"
+        yield code_block(section.code)
     if section.points:
-        yield "\n".join(f"- {_plain(point)}" for point in section.points)
+        yield "\n".join(f"- {plain(point)}" for point in section.points)
     if section.facts:
-        yield "\n".join(f"- {_plain(word)}: {_plain(fact)}" for word, fact in section.facts)
+        yield "\n".join(f"- {plain(word)}: {plain(fact)}" for word, fact in section.facts)
 
 
 def _cell(cell: Cell) -> str:
-    text = f"**{_plain(cell.text)}**" if cell.alarm else _plain(cell.text)
-    return f"{text}<br>{_plain(cell.detail)}" if cell.detail else text
-
-
-def _plain(text: str) -> str:
-    """Text of which Markdown makes nothing."""
-    one_line = " ".join(printable(text).split())
-    escaped = re.sub(r"([\\`*_\[\]<>|~#])", r"\\\1", one_line).replace("&", "&amp;")
-    escaped = re.sub(r":(?=//)", "&#58;", re.sub(r"(?i)\b(www)\.", r"\1&#46;", escaped))
-    return re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", re.sub(r"^([-+=])", r"\\\1", escaped))
+    text = f"**{plain(cell.text)}**" if cell.alarm else plain(cell.text)
+    return f"{text}<br>{plain(cell.detail)}" if cell.detail else text

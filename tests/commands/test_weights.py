@@ -259,6 +259,8 @@ def test_a_folder_for_the_hub_loads_in_timm(capsys):
     assert (settings["mean"], settings["input_size"]) == ([0.5] * 3, (3, 32, 32))
     card = Path("vit/README.md").read_text()
     assert card.startswith("---\nlibrary_name: timm\npipeline_tag: image-classification\n")
+    told = "timm:test\\_vit, 3 classes, images of 32 pixels. It takes normalised images: "
+    assert told in card
     assert _files("vit") == ["README.md", "config.json", "model.safetensors"]
 
 
