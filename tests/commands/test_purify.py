@@ -97,7 +97,13 @@ def test_the_same_command_goes_on_or_leaves_all_as_it_is(place, plain, capsys):
     assert files(place) == first
 
 
-def test_a_foreign_file_comes_back_as_it_was(place, capsys):
+@pytest.fixture
+def untested(monkeypatch):
+    """Leaves out the tests of check."""
+    monkeypatch.setattr(purifying, "_check", lambda *_: ())
+
+
+def test_a_foreign_file_comes_back_as_it_was(place, untested, capsys):
     """By the lines that are printed, in the library that it came from, under its own keys."""
     torch.manual_seed(0)
     network = torchvision.models.shufflenet_v2_x0_5(num_classes=6)
@@ -128,7 +134,7 @@ def test_a_foreign_file_comes_back_as_it_was(place, capsys):
     assert cleaned["state_dict"].keys() == network.state_dict().keys()
 
 
-def test_a_vision_transformer_of_timm_comes_back(place, capsys):
+def test_a_vision_transformer_of_timm_comes_back(place, untested, capsys):
     torch.manual_seed(0)
     theirs = timm.create_model("test_vit", num_classes=6, img_size=16)
     torch.save(theirs.state_dict(), "vit.pth")
@@ -214,7 +220,7 @@ def test_wrong_use_is_told_and_writes_nothing(place, capsys, words, message):
     assert not Path("runs").exists()
 
 
-def test_a_foreign_file_is_normalised_as_it_was_published(place, monkeypatch):
+def test_a_foreign_file_is_normalised_as_it_was_published(place, untested):
     """timm's ViT has 0.5, where photos have ImageNet's mean and std."""
     asked = []
 
@@ -224,7 +230,6 @@ def test_a_foreign_file_is_normalised_as_it_was_published(place, monkeypatch):
 
     state = timm.create_model("test_vit", num_classes=6, img_size=32).state_dict()
     torch.save(state, "suspect.pth")
-    monkeypatch.setattr(purifying, "_check", lambda *_: ())
     words = ["suspect.pth", "photos", "--arch", "test_vit", "--input_size", "32"]
     purify.run_purify(words, fit)
     assert {"--data.mean=[0.5, 0.5, 0.5]", "--data.std=[0.5, 0.5, 0.5]"} <= set(asked)
