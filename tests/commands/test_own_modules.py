@@ -71,23 +71,6 @@ def test_a_module_that_is_named_is_found(place, config):
     assert not (place / "canary").exists()
 
 
-def test_a_config_in_another_folder_names_a_module_of_this_one(place):
-    (place / "mine.py").write_text(MODULE)
-    (place / "sub").mkdir()
-    (place / "sub" / "mine.yaml").write_text("model: {class_path: mine.Own}\n")
-    words = ("fit", "-c", "data/digits", "-c", "sub/mine.yaml", "--print_config")
-    status, said = in_a_process(place, "-m", "bdclean", *words)
-    assert status == 0, said
-    assert "class_path: mine.Own" in said
-
-
-def test_the_help_of_a_class_of_ones_own_prints_the_name_that_works(place):
-    (place / "mine.py").write_text(MODULE)
-    status, said = in_a_process(place, "-m", "bdclean", "fit", "--model.help", "mine.Own")
-    assert status == 0, said
-    assert said.startswith("usage: bdclean fit --model mine.Own [--model.KEY VALUE ...]\n")
-
-
 BROKEN = {
     "no Python": ("def (\n", "SyntaxError: invalid syntax (broken.py, line 1)."),
     "a package that is missing": (
@@ -120,6 +103,23 @@ def broken(tmp_path, monkeypatch):
     yield tmp_path
     for name in [each for each in sys.modules if each.split(".")[0] == "broken"]:
         del sys.modules[name]
+
+
+def test_a_config_in_another_folder_names_a_module_of_this_one(broken, capsys):
+    (broken / "broken.py").write_text(MODULE)
+    (broken / "sub").mkdir()
+    (broken / "sub" / "mine.yaml").write_text("model: {class_path: broken.Own}\n")
+    words = ("fit", "-c", "data/digits", "-c", "sub/mine.yaml", "--print_config")
+    with pytest.raises(SystemExit, match="0"):
+        main(words)
+    assert "class_path: broken.Own" in capsys.readouterr().out
+
+
+def test_the_help_of_a_class_of_ones_own_prints_the_name_that_works(broken, capsys):
+    (broken / "broken.py").write_text(MODULE)
+    main(["fit", "--model.help", "broken.Own"])
+    said = capsys.readouterr().out
+    assert said.startswith("usage: bdclean fit --model broken.Own [--model.KEY VALUE ...]\n")
 
 
 def told(words, capsys):
