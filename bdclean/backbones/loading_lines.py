@@ -46,7 +46,7 @@ def loading_lines(path: str | Path, info: ModelInfo) -> str:
         way = "".join(f"[{key!r}]" for key in nest.keys)
         lines, content = ["import torch", *lines], f"torch.load({{}}, weights_only=True){way}"
     given = content.replace("{}", repr(str(file))) + ("" if strict else ", strict=False")
-    return "\n".join([*lines, f"network.load_state_dict({given})"])
+    return "\n".join([*lines, f"network.load_state_dict({given})", "network.eval()"])
 
 
 def load_call(path: str | Path, arch: str, quoted: Callable[[str], str] = repr) -> str:

@@ -12,7 +12,8 @@ State = Literal["suspicious", "nothing found", "not applicable"]
 
 FEWEST_IMAGES = 100
 _MOST_WORK = 200  # of MM-BD: classes of 32 pixels
-P = 0.05  # of MM-BD, as in its paper
+_LEAST_P = 0.0001  # that is shown
+P = 0.01  # of MM-BD; its paper has 0.05, which names a class in one of four clean networks of ours
 ALIKE = 0.9  # mean cosine of features above which DECREE cannot tell anything
 SMALL = 0.1  # of DECREE: share of the image below which a trigger is too small, as in its paper
 
@@ -40,9 +41,9 @@ def judge_flips(found: Flips) -> Verdict:
     """Whether one family's flips pile up in one class."""
     seen, bound = found.concentration, PILED[found.family]
     why = (
-        f"{100 * seen.flipped:.0f} % of the answers change, and {100 * seen.share:.0f} % of these "
-        f"to class {seen.favourite}: {100 * seen.piled:.0f} % of all images; suspicious above "
-        f"{100 * bound:.0f} %"
+        f"{100 * seen.piled:.0f} % of the images change to class {seen.favourite} (suspicious "
+        f"above {100 * bound:.0f} %), and {100 * (seen.flipped - seen.piled):.0f} % to other "
+        "classes"
     )
     suspicious = seen.piled > bound
     return Verdict(
@@ -58,8 +59,8 @@ def judge_margins(found: Margins) -> Verdict:
     """Whether the largest margin is out of line with the others."""
     suspicious = found.p < P
     why = (
-        f"the largest margin, of class {found.target}, is {found.z:.1f} deviations from the "
-        f"middle: p = {found.p:.2g}; suspicious below {P}"
+        f"the largest margin is that of class {found.target}, {found.z:.1f} deviations above the "
+        f"middle; by the distribution of the others p {p_value(found.p)} (suspicious below {P})"
     )
     return Verdict(
         "MM-BD",
@@ -68,6 +69,11 @@ def judge_margins(found: Margins) -> Verdict:
         found.target if suspicious else None,
         {"p": found.p, "z": found.z},
     )
+
+
+def p_value(p: float) -> str:
+    """A p-value with its sign of comparison."""
+    return f"= {p:.2g}" if p >= _LEAST_P else f"< {_LEAST_P}"
 
 
 def judge_trigger(found: SmallestTrigger) -> Verdict:
@@ -80,8 +86,8 @@ def judge_trigger(found: SmallestTrigger) -> Verdict:
         )
     suspicious = found.share < SMALL
     why = (
-        f"all images look the same to the backbone under a trigger that covers "
-        f"{100 * found.share:.1f} % of the image; suspicious below {100 * SMALL:.0f} %"
+        f"the smallest trigger found that makes all images look the same to the backbone covers "
+        f"{100 * found.share:.1f} % of the image (suspicious below {100 * SMALL:.0f} %)"
     )
     if found.share == 1:
         why = "no trigger was found under which all images look the same to the backbone"

@@ -25,11 +25,11 @@ from bdclean.commands.parsing import Parser
 from bdclean.commands.short_options import short_options
 from bdclean.data.layout import image_files
 from bdclean.data.sources import read_files
-from bdclean.errors import DataError
+from bdclean.errors import DataError, counted
 from bdclean.functional.seeds import derive_seed
 from bdclean.printable import printable
 
-_SUSPICIOUS = 1  # exit status
+_SUSPICIOUS, _NO_TEST = 1, 2  # exit statuses
 _SMALL = 64  # pixels
 _LIMITS = (
     "No test can show that a model is clean: a backdoor of another kind passes them all. "
@@ -47,7 +47,7 @@ def run_check(args: Sequence[str]) -> None:
     Raises:
         WeightsError: If the file cannot be read safely or does not fit the architecture.
         DataError: If the folder holds no image that can be read.
-        SystemExit: With status 1 if a test finds the model suspicious.
+        SystemExit: With status 1 if a test finds the model suspicious, 2 if none applies.
     """
     chosen = make_parser().parse_args(list(args))
     known = {"arch": chosen.arch, "width": chosen.width, "input_size": chosen.input_size}
@@ -63,13 +63,15 @@ def run_check(args: Sequence[str]) -> None:
         verdicts.append(verdict)
         if not chosen.json:
             print(shown(verdict), flush=True)
-    suspicious = [each for each in verdicts if each.state == "suspicious"]
+    states = {each.state for each in verdicts}
     if chosen.json:
         print(json.dumps(_record(chosen, model, images, verdicts), indent=2))
     else:
         print(fill(_summary(verdicts), WIDTH))
-    if suspicious:
+    if "suspicious" in states:
         raise SystemExit(_SUSPICIOUS)
+    if states == {"not applicable"}:
+        raise SystemExit(_NO_TEST)
 
 
 def make_parser() -> Parser:
@@ -79,7 +81,7 @@ def make_parser() -> Parser:
         usage="bdclean check MODEL [FOLDER] [options]",
         description="Tests a model for backdoors, without labels and without knowing a trigger. "
         "Trains and writes nothing. The exit status is 0 if no test finds anything, 1 if one "
-        "finds the model suspicious, and 2 after wrong use.",
+        "finds the model suspicious, and 2 if no test applies, or after wrong use.",
         example="bdclean check model.safetensors photos --arch resnet18",
         more="docs/how_to/check.md",
     )
@@ -204,9 +206,10 @@ def _summary(verdicts: Sequence[Verdict]) -> str:
         return f"{len(ran)} of {len(verdicts)} tests ran, and found nothing. {_LIMITS}"
     classes = sorted({each.target for each in suspicious if each.target is not None})
     named = " or ".join(f"class {k}" for k in classes)
+    named = f"; answers seem to be led to {named}" if named else ""
     return (
-        f"{len(suspicious)} of {len(ran)} tests find the model suspicious; answers seem to be led "
-        f"to {named}. Next: bdclean purify. {_LIMITS}"
+        f"Suspicious by {len(suspicious)} of {counted(len(ran), 'test')}{named}. Next: bdclean "
+        f"purify. {_LIMITS}"
     )
 
 

@@ -36,8 +36,6 @@ _TAKEN = {
 }
 """Options of `bdclean fit` that purify sets itself, and what to do instead."""
 
-_LITTLE = 0.8  # agreement with the suspect
-
 
 def make_parser() -> front.FrontParser:
     """The command's own options; all others are those of `bdclean fit`."""
@@ -122,11 +120,6 @@ def _closing(job: Job, result: PurifyResult) -> str:
     assert result.run is not None  # noqa: S101  (the command keeps it)
     lines = [written(result.run, ("model.safetensors", "result.json", PAGE, CARD))]
     lines += evidence(result.before, result.after, result.record, result.agreement)
-    if result.agreement is not None and result.agreement < _LITTLE:
-        lines.append(
-            "That is little: the model has lost more than a backdoor. Give more images, such as "
-            "the model was made for, or more epochs (--model.recipe.epochs)."
-        )
     lines += [*scores_lines(result.measured), *canary_lines(result.canaries)]
     lines.append(UNKNOWN)
     lines = [fill(line, WIDTH) for line in lines]

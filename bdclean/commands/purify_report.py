@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bdclean.checking import Verdict
+from bdclean.checking.verdicts import P, p_value
 from bdclean.commands.canary import Canary
 from bdclean.commands.examples import Answer, Example
 from bdclean.commands.scoring import Measured, Scores
@@ -30,7 +31,7 @@ UNKNOWN = (
     "Whether a backdoor is gone cannot be known without its trigger. Fewer suspicious tests and "
     "high agreement are evidence, no proof."
 )
-_LEAST_P = 0.0001
+LITTLE = 0.8  # agreement with the suspect
 _START = 8000  # characters of a file in which its mark stands
 
 
@@ -146,6 +147,14 @@ def evidence(
     if not any(ran) and agreement is None:
         return ["Nothing was measured: no test applies to this model."]
     lines = []
+    left = [v for v in after if v.state == "suspicious"]
+    if left:
+        targets = sorted({v.target for v in left if v.target is not None})
+        named = " or ".join(f"class {k}" for k in targets)
+        lines.append(
+            f"The result is still suspicious by {', '.join(v.test for v in left)}"
+            f"{f', which points to {named}' if named else ''}: do not take it as cleaned."
+        )
     if any(ran):
         counts = [sum(v.state == "suspicious" for v in each) for each in (before, after)]
         lines.append(
@@ -157,6 +166,11 @@ def evidence(
             lines.append(f"On images held out, {same} of the answers are those of the suspect.")
         else:
             lines.append(f"On images that were trained on, {same} of the answers did not change.")
+        if agreement < LITTLE:
+            lines.append(
+                "That is little: the model has lost accuracy. Give more images, such as the model "
+                "was made for, or more epochs (--model.recipe.epochs)."
+            )
     return lines
 
 
@@ -215,7 +229,7 @@ def _statistic(verdict: Verdict) -> str:
         share, bound = (f"{100 * found[key]:.1f} %" for key in ("share", "bound"))
         return f"trigger of {share} of the image; bound {bound}" if found["share"] < 1 else ""
     if "p" in found:
-        return f"p = {found['p']:.2g}" if found["p"] >= _LEAST_P else f"p < {_LEAST_P}"
+        return f"p {p_value(found['p'])} (bound {P})"
     return verdict.why
 
 

@@ -90,7 +90,7 @@ def test_a_missing_classifier_is_allowed_and_no_more():
     write_torch(state, "x.pth")
     lines = _answer("x.pth", model.info)[1]
     assert "network = shufflenet_v2_x0_5()\n" in lines
-    assert lines.endswith(", strict=False)")
+    assert lines.endswith(", strict=False)\nnetwork.eval()")
     del state["conv1.0.weight"]
     write_torch(state, "x.pth")
     assert "load_model" in loading_lines("x.pth", model.info)

@@ -100,7 +100,7 @@ def test_a_class_out_of_line_is_named_and_the_status_is_1(save, capsys):
     assert "This takes a minute or two on this machine.\n" in said.out
     assert "MM-BD: suspicious, class 5\n" in said.out
     assert said.out.count("not applicable\n  it needs images: give a FOLDER") == 5
-    assert "1 of 1 tests find the model suspicious; answers seem to be led to class 5." in said.out
+    assert "Suspicious by 1 of 1 test; answers seem to be led to class 5." in said.out
 
 
 def test_json_holds_all_and_nothing_else_is_printed(save, photos, capsys):
@@ -112,7 +112,7 @@ def test_json_holds_all_and_nothing_else_is_printed(save, photos, capsys):
     tests = {each["test"]: each for each in found["tests"]}
     assert list(tests) == ["ball", "patch", "universal 4", "universal 8", "DECREE", "MM-BD"]
     assert tests["MM-BD"]["target"] == 5
-    assert 0 <= tests["MM-BD"]["statistics"]["p"] < 0.05
+    assert 0 <= tests["MM-BD"]["statistics"]["p"] < 0.01
     again = json.loads(run(capsys, save(scale=60), photos, "--json")[1].out)
     assert again == found  # the same seed
 
@@ -130,7 +130,9 @@ def test_what_does_not_apply_says_why(save, photos, capsys, classes, why):
     assert said.out.count(why) == 4 + (classes is None)
     assert "\nDECREE: nothing found" in said.out
     assert "1 of 6 tests ran, and found nothing." in said.out
-    assert "No test applies to this model." in run(capsys, save(classes))[1].out
+    status, said = run(capsys, save(classes))
+    assert status == 2
+    assert "No test applies to this model." in said.out
 
 
 def test_few_images(save, photos, capsys):
@@ -168,14 +170,18 @@ def test_wrong_use_is_one_sentence_and_status_2(save, tmp_path, capsys, words, m
 def test_verdicts_by_their_bounds():
     piled = judge_flips(Flips("patch", 200, (10, 0, 70, 0, 0, 10)))
     assert (piled.state, piled.target) == ("suspicious", 2)
-    assert piled.why.startswith("45 % of the answers change, and 78 % of these to class 2: 35 % of")
+    assert piled.why == (
+        "35 % of the images change to class 2 (suspicious above 30 %), and 10 % to other classes"
+    )
     less = judge_flips(Flips("patch", 200, (10, 0, 50, 0, 0, 10)))
     assert (less.state, less.target) == ("nothing found", None)
-    assert judge_margins(Margins((1.0,) * 6, 0.049, 3, 9.0)).state == "suspicious"
+    assert judge_margins(Margins((1.0,) * 6, 0.009, 3, 9.0)).state == "suspicious"
     assert judge_margins(Margins((1.0,) * 6, 0.051, 3, 9.0)).state == "nothing found"
+    assert "p = 0.051 (susp" in judge_margins(Margins((1.0,) * 6, 0.051, 3, 9.0)).why
+    assert "p < 0.0001 (susp" in judge_margins(Margins((1.0,) * 6, 0.0, 3, 9.0)).why
     small = judge_trigger(SmallestTrigger(0.0961, 0.5, 9))
     assert (small.state, small.target) == ("suspicious", None)
-    assert "a trigger that covers 9.6 % of the image; suspicious below 10 %" in small.why
+    assert small.why.endswith("covers 9.6 % of the image (suspicious below 10 %)")
     assert judge_trigger(SmallestTrigger(0.11, 0.5, 9)).state == "nothing found"
     assert judge_trigger(SmallestTrigger(1.0, 0.5, 9)).why.startswith("no trigger was found")
     assert judge_trigger(SmallestTrigger(0.01, 0.91, 9)).state == "not applicable"

@@ -113,7 +113,7 @@ def test_a_foreign_file_comes_back_as_it_was(place, untested, capsys):
     main(["purify", *words, *SHORT, *FAMILIES])
     said = capsys.readouterr().out
     lines = [line.strip() for line in said.split("Load it:\n")[1].splitlines()]
-    assert len(lines) == 4
+    assert len(lines) == 5
     names: dict = {}
     exec("\n".join(lines), names)  # noqa: S102  (what was printed)
     network = names["network"]

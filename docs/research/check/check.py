@@ -27,7 +27,7 @@ from bdclean.checking import (
     maximum_margins,
     smallest_trigger,
 )
-from bdclean.checking.verdicts import judge_flips, judge_margins, judge_trigger
+from bdclean.checking.verdicts import judge_flips, judge_margins, judge_trigger, p_value
 from bdclean.files import write_text
 from bdclean.runs import RunFolder
 
@@ -82,7 +82,7 @@ def shown(verdict: Verdict) -> str:
     """A cell: the statistic, in bold where it is suspicious, and the class that it points to."""
     told = verdict.statistics or {}
     if verdict.test == "MM-BD":
-        cell = f"p = {told['p']:.2g}"
+        cell = f"p {p_value(told['p'])}"
     elif verdict.test == "DECREE":
         cell = f"{100 * told['share']:.1f}" if told else "-"
     else:
