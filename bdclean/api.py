@@ -5,6 +5,7 @@
 A model is a weights file or a network in memory; images are a folder or a tensor.
 """
 
+import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bdclean.backbones.live import split_live
+from bdclean.backbones.live import split_live, unwrapped
 from bdclean.checking import Verdict, run_tests
 from bdclean.commands.check import images_of, read_model, some_of, usual_count
 from bdclean.commands.front import as_words
+from bdclean.commands.purify import TAKEN
 from bdclean.commands.purify_job import Job, PurifyResult
 from bdclean.commands.purifying import IN_MEMORY, purify_model
 from bdclean.errors import ConfigError, DataError
@@ -28,6 +30,7 @@ from bdclean.errors import ConfigError, DataError
 __all__ = ["PurifyResult", "Verdict", "check", "purify"]
 
 _AGAIN = "bdclean.purify(...) with the same arguments"
+_OURS = ("run", "data.num_classes", "data.mean", "data.std")
 Model = str | Path | nn.Module
 Images = str | Path | Tensor
 
@@ -90,14 +93,15 @@ def purify(
     known |= {"canary": canary}
     known |= {"labels": None if labels is None else str(labels)}
     known |= {"trigger": None if trigger is None else str(trigger)}
-    job = _job(model, images, facts, settings or {}, **known)
+    with _own_state():
+        job = _job(model, images, facts, settings or {}, **known)
     in_memory = job.network is not None or job.pixels is not None
     if run is not None and Path(run).exists() and in_memory:
         raise ConfigError(
             f"run={str(run)!r}: it exists already, and a run of what is in memory does not go on; "
             "name a new folder."
         )
-    with _folder(run) as folder, _own_random_state():
+    with _folder(run) as folder, _own_state():
         result = purify_model(replace(job, run=str(folder)), say=lambda _: None)
     if result is None:
         raise ConfigError("The fit was stopped before its end; leave out what limits it.")
@@ -112,15 +116,15 @@ def _job(
     settings: Mapping[str, Any],
     **known: Any,
 ) -> Job:
+    model = _checked(model)
     network = model if isinstance(model, nn.Module) else None
     if network is not None and known["method"] == "cbd":
         raise ConfigError("method='cbd' leaves a backbone without a head; save the network first.")
-    words = {"trainer.devices": "1", **{key: str(each) for key, each in settings.items()}}
     return Job(
         model=str(model) if network is None else type(network).__qualname__,
-        folder=IN_MEMORY if isinstance(images, Tensor) else str(images),
+        folder=IN_MEMORY if isinstance(images, Tensor) else _path("images", images),
         input_size=facts["input_size"] if network is None else None,
-        words=tuple(as_words(words)),
+        words=tuple(_words(settings)),
         again=_AGAIN,
         known={key: facts[key] for key in ("num_classes", "mean", "std")},
         network=network,
@@ -171,20 +175,48 @@ def check(
         "mean": mean,
         "std": std,
     }
-    if isinstance(model, nn.Module):
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        suspect = split_live(model, **facts).to(device)
-    else:
-        suspect = read_model(str(model), arch=arch, width=width, **facts)
-    suspect.eval()
-    size, seen = suspect.info.input_size, None
-    number = count or usual_count(size)
-    if isinstance(images, Tensor):
-        seen = some_of(_pixels(images), size, number, seed)
-    elif images is not None:
-        seen = images_of(str(images), size, number, seed)
-    with _own_random_state():
+    if count is not None and count < 1:
+        raise ConfigError(f"count={count}: it must be at least 1.")
+    model = _checked(model)
+    with _own_state():
+        if isinstance(model, nn.Module):
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            suspect = split_live(model, **facts).to(device)
+        else:
+            suspect = read_model(str(model), arch=arch, width=width, **facts)
+        suspect.eval()
+        size, seen = suspect.info.input_size, None
+        number = count or usual_count(size)
+        if isinstance(images, Tensor):
+            seen = some_of(_pixels(images), size, number, seed)
+        elif images is not None:
+            seen = images_of(_path("images", images), size, number, seed)
         return list(run_tests(suspect, seen, seed))
+
+
+def _checked(model: Model) -> Model:
+    if isinstance(model, nn.Module):
+        return unwrapped(model)
+    return _path("model", model)
+
+
+def _path(key: str, value: object) -> str:
+    if isinstance(value, str | Path):
+        return str(value)
+    given = f"of the type {type(value).__name__}"
+    if key == "model":
+        raise ConfigError(f"model is {given}; it must be a weights file or a torch.nn.Module.")
+    raise DataError(f"{key} are {given}; they must be a folder or a tensor (N, 3, H, W).")
+
+
+def _words(settings: Mapping[str, Any]) -> list[str]:
+    for key in settings:
+        if key in _OURS or f"--{key}" in TAKEN:
+            raise ConfigError(f"settings: {key} is set by the arguments of bdclean.purify.")
+    words = {"trainer.devices": "1"}
+    for key, value in settings.items():
+        words[key] = value if isinstance(value, str) else json.dumps(value, default=str)
+    return as_words(words)
 
 
 def _pixels(images: Tensor) -> Tensor:
@@ -195,11 +227,16 @@ def _pixels(images: Tensor) -> Tensor:
     """
     if images.ndim != 4 or images.shape[1] != 3 or not len(images):
         raise DataError(f"images have shape {tuple(images.shape)}; they must be (N, 3, H, W).")
+    if images.is_meta or not (images.dtype == torch.uint8 or images.is_floating_point()):
+        kind = "without values" if images.is_meta else f"{images.dtype}"
+        raise DataError(
+            f"images are {kind}; they must be uint8, or floats in [0, 1] that are not normalised."
+        )
     images = images.detach().cpu()
     if images.dtype == torch.uint8:
         return images
     low, high = images.aminmax()
-    if not images.is_floating_point() or not (low >= 0 and high <= 1):
+    if not (low >= 0 and high <= 1):
         raise DataError(
             f"images are {images.dtype} from {low:.3g} to {high:.3g}; they must be uint8, or "
             "floats in [0, 1] that are not normalised."
@@ -217,12 +254,14 @@ def _folder(run: str | Path | None) -> Iterator[Path]:
 
 
 @contextmanager
-def _own_random_state() -> Iterator[None]:
-    """Leaves the random numbers of the caller as they were."""
-    numbers, arrays = random.getstate(), np.random.get_state()
+def _own_state() -> Iterator[None]:
+    """Settings of torch as they usually are; those of the caller stay, and random numbers too."""
+    numbers, arrays, kind = random.getstate(), np.random.get_state(), torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
     try:
-        with torch.random.fork_rng():
+        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
             yield
     finally:
+        torch.set_default_dtype(kind)
         random.setstate(numbers)
         np.random.set_state(arrays)

@@ -21,6 +21,8 @@ from bdclean.errors import BdcleanError, ConfigError, behind
 from bdclean.printable import printable
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS)
+"""What is wrong with a path that a user gives, wherever it is looked at first."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -56,7 +58,7 @@ def _status(words: list[str]) -> int:
     except Exception as error:
         if stopping.received() is not None:  # a library made another error of the signal
             return _stopped(error)
-        told = behind(error, BdcleanError) or _full_disk(error)
+        told = behind(error, BdcleanError) or _bad_path(error) or _full_disk(error)
         if told is None:
             raise
         stopping.tell_of_all(printable(told))
@@ -69,6 +71,14 @@ def _stopped(error: BaseException) -> int:
     stop = stop or stopping.Stopped()
     stop.tell()
     return stop.status
+
+
+def _bad_path(error: Exception) -> str | None:
+    """What to say of a path that the system does not take; None of another error."""
+    found = behind(error, OSError)
+    if not isinstance(found, OSError) or found.errno not in _NAMES or found.filename is None:
+        return None
+    return f"{found.filename}: {found.strerror}."
 
 
 def _full_disk(error: Exception) -> str | None:

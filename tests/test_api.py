@@ -107,11 +107,38 @@ def test_check_gives_the_verdicts_of_the_command(place):
         (torch.zeros(4, 3, 8, 8), {"method": "none"}, ConfigError, "it must be auto, shortcut"),
         ("nowhere", {}, DataError, "is no folder"),
         ("photos", {"out": "x.txt"}, ConfigError, "it must end in"),
+        (np.zeros((4, 3, 8, 8)), {}, DataError, "images are of the type ndarray"),
+        (None, {}, DataError, "images are of the type NoneType"),
+        (torch.zeros(4, 3, 8, 8).to("meta"), {}, DataError, "images are without values"),
+        (torch.zeros(4, 3, 8, 8).cfloat(), {}, DataError, "images are torch.complex64"),
+        ("photos", {"settings": {"model.weights": "x.pth"}}, ConfigError, "model.weights is set"),
+        ("photos", {"settings": {"run": "elsewhere"}}, ConfigError, "settings: run is set by"),
     ],
 )
 def test_wrong_arguments_are_told(place, images, more, error, message):
     with pytest.raises(error, match=message):
         bdclean.purify(Own(), images, **{**FACTS, **more})
+
+
+def test_what_is_no_model_and_no_number_of_images_is_told(place):
+    with pytest.raises(
+        ConfigError, match="model is of the type OrderedDict; it must be a weights file"
+    ):
+        bdclean.check(Own().state_dict(), place, **FACTS)
+    with pytest.raises(ConfigError, match="count=0: it must be at least 1"):
+        bdclean.check(Own(), place, count=0, **FACTS)
+
+
+def test_the_callers_settings_of_torch_do_no_harm_and_stay(place):
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode():
+            found = bdclean.check(Own().float(), place[:100], **FACTS)
+            assert torch.is_inference_mode_enabled()
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found[0].state != "not applicable"
 
 
 def test_the_package_is_imported_in_no_time():

@@ -51,7 +51,9 @@ def take_apart(
     images = torch.randn(2, 3, input_size, input_size, generator=draw)
     _passed(network, called, images)  # lazy layers get their sizes
     name, head, logits = _find_head(network, called, head_name, images)
-    network.set_submodule(name, nn.Identity())
+    for each, module in list(network.named_modules(remove_duplicate=False)):
+        if module is head:  # which may have several names
+            network.set_submodule(each, nn.Identity())
     features = _passed(network, called, images)
     if not isinstance(features, Tensor) or features.flatten(1).shape != (2, head.in_features):
         raise _unclear(called, name, {name: head})
@@ -89,9 +91,10 @@ def joined(network: Network, model: SplitModel) -> Network:
         On the device of `network`, and in its mode.
     """
     whole, state = copy.deepcopy(network), model.backbone.state_dict()
-    (name,) = {name.rpartition(".")[0] for name in network.state_dict().keys() - state.keys()}
     head = model.require_head().state_dict()
-    whole.load_state_dict({**state, **{f"{name}.{part}": head[part] for part in head}})
+    for name in network.state_dict().keys() - state.keys():  # of the head, which may have two names
+        state[name] = head[name.rpartition(".")[2]]
+    whole.load_state_dict(state)
     return whole
 
 
@@ -100,7 +103,7 @@ def _passed(network: nn.Module, called: str, images: Tensor) -> Any:
     network.eval()
     try:
         with torch.random.fork_rng(devices=[]):
-            return network(images)
+            return network(images.clone())  # some networks write into what they get
     except Exception as error:  # whatever the user's code does
         raise ConfigError(
             f"{called} does not take images of shape {tuple(images.shape)}: {in_words(error)}; "

@@ -4,6 +4,7 @@ Depth-wise methods use this and no layer names.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torchvision.models as tv
@@ -12,7 +13,7 @@ from torch import nn
 from bdclean.backbones.cifar_resnet import CifarResNet
 from bdclean.backbones.cifar_vgg import CifarVGG
 from bdclean.backbones.own_blocks import passed_blocks
-from bdclean.backbones.own_network import is_own_network
+from bdclean.backbones.own_network import IN_MEMORY, is_own_network
 from bdclean.backbones.preact import PreActResNet
 from bdclean.backbones.resnet import ResNet
 from bdclean.backbones.split import SplitModel
@@ -118,7 +119,10 @@ def _unsupported(net: nn.Module, reason: str = "") -> ConfigError:
 def _pieces_of(model: nn.Module) -> list[_Piece]:
     if not isinstance(model, SplitModel):
         return _pieces(model)
-    if not is_own_network(model.info.arch):
+    if model.info.arch.startswith(IN_MEMORY):
+        with suppress(ConfigError):  # it may be of a library
+            return _pieces(model.backbone)
+    elif not is_own_network(model.info.arch):
         return _pieces(model.backbone)
     blocks = passed_blocks(model.backbone, model.info.input_size)
     if not blocks:

@@ -8,12 +8,12 @@ from torch import nn
 
 from bdclean.backbones.apart import copied, take_apart
 from bdclean.backbones.architectures import IMAGENET_MEAN, IMAGENET_STD, TORCHVISION_SIZE
+from bdclean.backbones.own_network import IN_MEMORY
 from bdclean.backbones.split import ModelInfo, SplitModel
 from bdclean.errors import ConfigError
 from bdclean.functional.finite import odd_tensor
 
-LIVE = "live"
-"""What stands before the colon in the names of such networks, which nobody can make."""
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,9 @@ def split_live(
     """
     called = type(network).__qualname__
     facts = _facts(network, called, input_size, mean, std)
+    ModelInfo(f"{IN_MEMORY}{called}", None, *facts)  # checks them
+    if any(v.is_meta for v in network.state_dict(keep_vars=True).values()):
+        raise ConfigError(f"{called}: its tensors have no values; load the weights first.")
     net = copied(network, called).cpu().float()
     if (name := odd_tensor(net.state_dict())) is not None:
         raise ConfigError(f"{called}: {name} holds numbers that are not finite.")
@@ -75,10 +78,37 @@ def split_live(
         )
     if num_classes not in (None, head.out_features):
         raise ConfigError(f"num_classes={num_classes}: {called} has {head.out_features} outputs.")
-    info = ModelInfo(f"{LIVE}:{called}", head.out_features, *facts)
+    info = ModelInfo(f"{IN_MEMORY}{called}", head.out_features, *facts)
     model = SplitModel(parts.backbone, head.in_features, None, info.mean, info.std, info)
     model.info, model.head = info, head  # none is drawn
     return model.eval().requires_grad_(True)
+
+
+def is_live(model: SplitModel) -> bool:
+    """Whether a model is a network that the user holds, which nobody else can make."""
+    return model.info.arch.startswith(IN_MEMORY)
+
+
+def redrawn(model: SplitModel) -> SplitModel:
+    """A copy whose layers have drawn their weights anew, by `reset_parameters`.
+
+    Args:
+        model: Left as it is.
+    """
+    fresh = model.copy()
+    for module in fresh.modules():
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()
+    return fresh
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """What is inside `torch.compile`, DataParallel and the like, which add no layer."""
+    while isinstance(network, _WRAPPERS) or hasattr(network, "_orig_mod"):
+        inside: Any = network.module if isinstance(network, _WRAPPERS) else network._orig_mod
+        network = inside
+    return network
 
 
 def _facts(
@@ -104,4 +134,4 @@ def _facts(
             f"{', '.join(missing)}: give what {called} takes; mean (0, 0, 0) and std "
             "(1, 1, 1) if it normalises images by itself."
         )
-    return int(found["input_size"]), tuple(found["mean"]), tuple(found["std"])
+    return int(found["input_size"]), found["mean"], found["std"]

@@ -9,10 +9,12 @@ import ast
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from bdclean.backbones.apart import Apart, take_apart
@@ -20,6 +22,8 @@ from bdclean.errors import ConfigError, in_a_sentence, in_words
 
 LIBRARIES = ("torchvision", "timm", "solo")
 """What stands before the colon in other names."""
+IN_MEMORY = "in memory:"
+"""Begins the `arch` of a network that the user holds as an object: no name of any code."""
 
 _FORM = re.compile(
     r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*)"
@@ -98,7 +102,8 @@ def name_network(arch: str | None) -> None:
 
 def _imported(arch: str, module: str, name: str) -> Callable[..., Any]:
     try:
-        holder = importlib.import_module(module)
+        with _settings_kept():
+            holder = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise _import_failed(arch, module, error) from error
@@ -124,6 +129,25 @@ def _imported(arch: str, module: str, name: str) -> Callable[..., Any]:
         )
     create: Callable[..., Any] = found
     return create
+
+
+@contextmanager
+def _settings_kept(*, numbers: bool = True) -> Iterator[None]:
+    """Keeps what code of the user's may set for all of torch, and a training relies on.
+
+    Args:
+        numbers: Whether random numbers go on as if that code had drawn none.
+    """
+    gradients, kind, drawn = torch.is_grad_enabled(), torch.get_default_dtype(), None
+    if numbers:
+        drawn = torch.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.set_grad_enabled(gradients)
+        torch.set_default_dtype(kind)
+        if drawn is not None:
+            torch.set_rng_state(drawn)
 
 
 def _import_failed(arch: str, module: str, error: BaseException) -> ConfigError:
@@ -177,7 +201,8 @@ def make_whole(arch: str) -> nn.Module:
         ConfigError: If that is no network.
     """
     try:
-        made = _NETWORKS[arch].create()
+        with _settings_kept(numbers=False):
+            made = _NETWORKS[arch].create()
     except Exception as error:  # whatever the user's code does
         raise ConfigError(
             f"arch={arch!r}: making it raised {type(error).__name__}: {in_words(error)}."

@@ -3,7 +3,7 @@
 import copy
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Real
 from typing import Any, Literal, Self
@@ -61,7 +61,8 @@ class ModelInfo:
         if self.head not in ("linear", "probe"):
             raise ConfigError(f"head={self.head!r}: it must be linear or probe.")
         for key in ("mean", "std"):
-            given = tuple(getattr(self, key))
+            given = getattr(self, key)
+            given = tuple(given) if isinstance(given, Iterable) else (given,)
             if not all(isinstance(value, Real) and not isinstance(value, bool) for value in given):
                 raise ConfigError(f"{key}={given}: each value must be a number.")
             values = tuple(float(value) for value in given)

@@ -26,7 +26,7 @@ from bdclean.commands.short_options import short_options
 
 _DATA = "purify reads a folder of images; give it as FOLDER alone"
 _FILE = "give the weights file as MODEL alone"
-_TAKEN = {
+TAKEN = {
     **dict.fromkeys(("--data", "--data.class_path"), _DATA),
     **dict.fromkeys(("--data.root", "--data.defense_root"), _DATA),
     **dict.fromkeys(("--model", "--model.class_path"), "give --method, or use bdclean fit"),
@@ -42,7 +42,7 @@ def make_parser() -> front.FrontParser:
     parser = front.FrontParser(
         "purify",
         "MODEL FOLDER",
-        _TAKEN,
+        TAKEN,
         description="Removes a backdoor from a model with images such as it was made for, without "
         "labels and without knowing a trigger, and runs the tests of `bdclean check` before and "
         "after. Writes RUN/model.safetensors and, of a model from elsewhere, FILE with the names, "

@@ -65,7 +65,7 @@ class PurifyResult:
     Attributes:
         model: The cleaned model, in evaluation mode. Of a file it maps images (B, 3, H, W) in
             [0, 1] to logits (B, K), and to nothing without a head (`model.features` remain); of a
-            network in memory it is a network of the same class.
+            network in memory it is a network of the same class, in the mode of that one.
         before: What each test of `bdclean check` said of the suspect.
         after: The same of the cleaned model.
         agreement: Share of images that both name alike: of held-out ones, or of those that were

@@ -5,6 +5,7 @@ are read, never moved or changed.
 """
 
 import json
+import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -16,10 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdclean.backbones import ModelInfo, SplitModel, save_like
+from bdclean.backbones import ModelInfo, SplitModel, load_model, save_like
 from bdclean.backbones.apart import joined
 from bdclean.backbones.live import LiveSource
 from bdclean.backbones.loading_lines import loading_lines
+from bdclean.backbones.own_network import is_own_network
+from bdclean.callbacks.products import OF_FIT
 from bdclean.checking import Verdict, run_tests
 from bdclean.commands import front
 from bdclean.commands.canary import Canary, check_canary, run_canary
@@ -32,7 +35,13 @@ from bdclean.commands.scoring import Measured, Truth, find_truth, measure
 from bdclean.data.images import ImageSet
 from bdclean.data.layout import image_files
 from bdclean.errors import ConfigError
-from bdclean.files import FORMAT_KEY, SAFETENSORS, safetensors_metadata, write_text
+from bdclean.files import (
+    FORMAT_KEY,
+    SAFETENSORS,
+    safetensors_metadata,
+    sha256_of_file,
+    write_text,
+)
 from bdclean.runs import RunFolder
 from bdclean.shipped import find
 from bdclean.weights import TORCH_SUFFIXES, write, write_torch
@@ -69,7 +78,7 @@ def purify_model(job: Job, fit: front.Fit | None = None, say: Say = print) -> Pu
     if job.method not in CONFIGS:
         raise ConfigError(f"--method {job.method}: it must be {', '.join(CONFIGS)}.")
     run, suspect = RunFolder(Path(job.run)), _suspect(job).eval()
-    front.check_run(run.path, [Path(job.folder)] if job.pixels is None else [])
+    front.check_run(run.path, _places(job))
     check_place(run.path)
     out, info = _check_out(job, run), suspect.info
     truth = find_truth(job.labels, job.trigger, job.target, info)
@@ -78,8 +87,10 @@ def purify_model(job: Job, fit: front.Fit | None = None, say: Say = print) -> Pu
     words = _words(job, info, job.words)
     settings = front.check_words(words)
     images = _images(job, info.input_size)
-    first = front.is_first_process()
+    first, labelled = front.is_first_process(), None
     if first:
+        if truth is not None:  # hours before they are looked at
+            labelled = truth.read(info.input_size, settings.data.init_args.on_error)
         method = settings.model.init_args.as_dict()
         say(cost_line(method, _count(job), suspect, images, canary=job.canary))
     before = _check("Before", suspect, images, say) if first else ()
@@ -91,9 +102,9 @@ def purify_model(job: Job, fit: front.Fit | None = None, say: Say = print) -> Pu
     after = _check("After", product, images, say)
     _save(run, before, after)
     measured = None
-    if truth is not None and product.head is not None:
+    if truth is not None and labelled is not None and product.head is not None:
         seen = data.defense_set.images
-        measured = measure(truth, suspect, product, info.input_size, images.device, seen)
+        measured = measure(truth, suspect, product, labelled, images.device, seen)
     canaries = _canaries(job, suspect, module, data, say) if job.canary else ()
     same = _agreement(suspect, product, images)
     result = _result(job, run, product, (before, after), same, out, measured, canaries)
@@ -246,7 +257,8 @@ def _check_out(job: Job, run: RunFolder) -> Path | None:
     """Where the weights go in the layout of MODEL; None for a file of ours without --out.
 
     Raises:
-        ConfigError: If that file is MODEL, or lies in FOLDER, or is another one that exists.
+        ConfigError: If that file is MODEL, or lies in FOLDER or that of labels, or exists and is
+            none that this run has written.
     """
     if job.out is None:
         ours = job.network is None and FORMAT_KEY in safetensors_metadata(job.model)
@@ -254,11 +266,30 @@ def _check_out(job: Job, run: RunFolder) -> Path | None:
     out = Path(job.out)
     if out.suffix not in (SAFETENSORS, *TORCH_SUFFIXES):
         raise ConfigError(f"--out {out}: it must end in .safetensors or .pth.")
-    if job.pixels is None and front.lies_in(out, Path(job.folder)):
-        raise ConfigError(f"--out {out}: it lies in {job.folder}, which stays as it is.")
-    if out.exists() and not run.is_finished:
+    for place in _places(job):
+        if front.lies_in(out, place):
+            raise ConfigError(f"--out {out}: it lies in {place}, which stays as it is.")
+    if out.name in OF_FIT and front.lies_in(out.parent, run.path):
+        raise ConfigError(f"--out {out}: the run has a file of this name; give another one.")
+    if os.path.lexists(out) and not (run.is_finished and _is_of(run, job, out)):
         raise ConfigError(f"--out {out}: it exists already; give a new name.")
     return out
+
+
+def _places(job: Job) -> list[Path]:
+    """The folders of the user, which stay as they are."""
+    return [Path(p) for p in (job.folder if job.pixels is None else None, job.labels) if p]
+
+
+def _is_of(run: RunFolder, job: Job, out: Path) -> bool:
+    """Whether a file is what a run that has ended wrote there, or would write."""
+    if out.is_symlink() or not out.is_file() or not run.weights.is_file():
+        return False
+    with TemporaryDirectory(prefix="bdclean-") as place:
+        again = Path(place) / out.name
+        code = job.arch if is_own_network(job.arch or "") else None
+        save_like(job.model, load_model(run.weights, arch=code), again)
+        return sha256_of_file(again) == sha256_of_file(out)
 
 
 def _words(job: Job, info: ModelInfo, others: Sequence[str]) -> list[str]:

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from bdclean.attacks import Trigger
 from bdclean.backbones import ModelInfo
+from bdclean.data.decoding import OnError, Reading
 from bdclean.data.images import labels_of
 from bdclean.data.layout import class_folders
 from bdclean.data.sources import read_class_folder
-from bdclean.errors import ConfigError, DataError
+from bdclean.errors import ConfigError, DataError, counted
 
 _AT_ONCE = 256  # images
 
@@ -65,10 +66,19 @@ class Truth:
         named = zip(self.numbers, self.classes, strict=True)
         return {number: name for number, name in named if not name.isdecimal()}
 
-    def read(self, size: int) -> tuple[Tensor, Tensor]:
-        """Images (N, 3, size, size), uint8, and their classes (N,)."""
-        found = read_class_folder(self.folder, size, classes=self.classes)
-        return torch.as_tensor(found.images), torch.tensor(self.numbers)[labels_of(found)]
+    def read(self, size: int, on_error: OnError = "raise") -> tuple[Tensor, Tensor]:
+        """Images (N, 3, size, size), uint8, and their classes (N,).
+
+        Raises:
+            DataError: If there are none of a class, one cannot be read, or there are none that a
+                trigger could lead to the target.
+        """
+        reading = Reading(on_error=on_error)
+        found = read_class_folder(self.folder, size, classes=self.classes, reading=reading)
+        labels = torch.tensor(self.numbers)[labels_of(found)]
+        if self.target is not None and bool(labels.eq(self.target).all()):
+            raise DataError("--labels: no image is of another class than the target.")
+        return torch.as_tensor(found.images), labels
 
     def scores(self, model: nn.Module, images: Tensor, labels: Tensor, device: Any) -> Scores:
         """Measures a model.
@@ -136,6 +146,8 @@ def find_truth(
     numbers = _numbers(classes, labels, info.num_classes)
     truth = Truth(Path(labels), classes, numbers)
     if trigger is None:
+        if target is not None:
+            raise ConfigError(f"--target {target}: it needs --trigger, which leads to that class.")
         return truth
     read = Trigger.load(trigger)
     if read.size != (info.input_size, info.input_size):
@@ -150,7 +162,12 @@ def find_truth(
 
 
 def measure(
-    truth: Truth, before: nn.Module, after: nn.Module, size: int, device: Any, seen: Tensor
+    truth: Truth,
+    before: nn.Module,
+    after: nn.Module,
+    labelled: tuple[Tensor, Tensor],
+    device: Any,
+    seen: Tensor,
 ) -> Measured:
     """Measures both models.
 
@@ -158,11 +175,11 @@ def measure(
         truth: With what.
         before: The suspect, in evaluation mode.
         after: The cleaned model, in evaluation mode.
-        size: Side of the images.
+        labelled: Images and classes, as `Truth.read` gives them.
         device: Of both models.
         seen: The images of the method, (M, 3, size, size), uint8.
     """
-    images, labels = truth.read(size)
+    images, labels = labelled
     known = {image.numpy().tobytes() for image in torch.as_tensor(seen)}
     shared = sum(image.numpy().tobytes() in known for image in images)
     first, second = (truth.scores(model, images, labels, device) for model in (before, after))
@@ -172,7 +189,11 @@ def measure(
 def _numbers(classes: Sequence[str], labels: str, count: int) -> tuple[int, ...]:
     if all(name.isdecimal() for name in classes):
         numbers = tuple(int(name) for name in classes)
-        if max(numbers) >= count or len(set(numbers)) < len(numbers):
+        if len(set(numbers)) < len(numbers):
+            raise ConfigError(
+                f"--labels {labels}: two of its folders are the same class number; join them."
+            )
+        if max(numbers) >= count:
             raise ConfigError(
                 f"--labels {labels}: its folders are class numbers from {min(numbers)} to "
                 f"{max(numbers)}, and the classes of the model are 0 to {count - 1}."
@@ -180,9 +201,9 @@ def _numbers(classes: Sequence[str], labels: str, count: int) -> tuple[int, ...]
         return numbers
     if len(classes) != count:
         raise ConfigError(
-            f"--labels {labels}: it has {len(classes)} class folders, and the model {count} "
-            "classes. Give one folder a class, in the order of their names, or name them by the "
-            "numbers of the classes."
+            f"--labels {labels}: it has {counted(len(classes), 'class folder')}, and the model "
+            f"{counted(count, 'class', 'classes')}. Give one folder a class, in the order of their "
+            "names, or name them by the numbers of the classes."
         )
     return tuple(range(count))
 
@@ -210,6 +231,4 @@ def _classes(model: nn.Module, images: Tensor, device: Any) -> Tensor:
 
 
 def _percent(hits: Tensor) -> float:
-    if not len(hits):
-        raise DataError("--labels: no image is of another class than the target.")
     return 100 * float(hits.double().mean())

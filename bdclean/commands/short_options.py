@@ -11,6 +11,11 @@ from bdclean.errors import BdcleanError
 _LONG = re.compile(r"--(?:model|data)\.(?=(?:arch|width|input_size)\b)")
 
 
+def shortened(text: str) -> str:
+    """A message with the short options."""
+    return _LONG.sub("--", text)
+
+
 @contextmanager
 def short_options() -> Iterator[None]:
     """Says errors and warnings with the short options; also a decorator of commands."""
@@ -18,14 +23,14 @@ def short_options() -> Iterator[None]:
         outer = warnings.showwarning
 
         def show(message: Warning | str, *more: Any, **others: Any) -> None:
-            said = _LONG.sub("--", str(message))
+            said = shortened(str(message))
             outer(type(message)(said) if isinstance(message, Warning) else said, *more, **others)
 
         warnings.showwarning = show
         try:
             yield
         except BdcleanError as error:
-            said = _LONG.sub("--", str(error))
+            said = shortened(str(error))
             if said == str(error):
                 raise
             raise type(error)(said) from error

@@ -27,7 +27,7 @@ from bdclean.backbones.exporting import ONNX
 from bdclean.backbones.loading_lines import loading_lines
 from bdclean.commands.help_page import WIDTH
 from bdclean.commands.parsing import Parser
-from bdclean.commands.short_options import short_options
+from bdclean.commands.short_options import short_options, shortened
 from bdclean.errors import ConfigError, WeightsError, counted
 from bdclean.files import SAFETENSORS
 from bdclean.printable import printable
@@ -197,13 +197,13 @@ def _lines(file: str, found: Inspection) -> Iterator[str]:
         f"{values:,} in {counted(tensors, 'tensor')} of {kind}"
         for kind, (tensors, values) in found.dtypes.items()
     ]
-    yield _row("numbers", _listed(numbers))
+    yield _row("numbers", _listed(numbers) or "none")
     yield _row("not finite", _listed(found.not_finite) or "none")
     if found.metadata:
         pairs = [f"{key}={value}" for key, value in found.metadata.items()]
         yield _row("metadata", _listed(pairs, len(pairs)))
     if found.unusable is not None:
-        yield _row("loading", found.unusable)
+        yield _row("loading", shortened(found.unusable))
 
 
 def _of_network(found: Inspection) -> Iterator[str]:

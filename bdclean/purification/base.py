@@ -11,7 +11,7 @@ from bdclean.backbones.head import ProbeHead
 from bdclean.backbones.source import WeightsSource
 from bdclean.backbones.split import Stem
 from bdclean.checks import check_share
-from bdclean.errors import ConfigError
+from bdclean.errors import ConfigError, counted
 from bdclean.functional.seeds import derive_seed
 from bdclean.modules.probe import Probe
 from bdclean.modules.reading import data_of, num_rows
@@ -131,8 +131,8 @@ class Purifier(StagedModule, ABC):
         held = round(share * size)
         if not 0 < held < size:
             raise ConfigError(
-                f"share={share} of {size} defence images leaves one part empty; give more images "
-                "with --data.splits.defense."
+                f"held_out={share} of {counted(size, 'image')} leaves one part empty; give more "
+                "images."
             )
         return Subset(order[held:].sort().values), Subset(order[:held].sort().values)
 

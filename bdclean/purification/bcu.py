@@ -21,6 +21,7 @@ from torch import Tensor
 
 from bdclean.backbones import SplitModel, build
 from bdclean.backbones.blocks import ordered_blocks
+from bdclean.backbones.live import is_live, redrawn
 from bdclean.checks import (
     check_choice,
     check_least,
@@ -125,7 +126,7 @@ class BCU(Purifier):
         generator = torch.Generator().manual_seed(derive_seed("bcu masks", self.reinit_seed))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed("bcu weights", self.reinit_seed))
-            fresh = build(suspect.info)
+            fresh = redrawn(suspect) if is_live(suspect) else build(suspect.info)
         blocks = zip(
             ordered_blocks(suspect),
             ordered_blocks(fresh),

@@ -6,9 +6,12 @@ import torch
 import torchvision
 from torch import nn
 
+from bdclean.backbones import ordered_blocks
 from bdclean.backbones.apart import joined
-from bdclean.backbones.live import LiveSource, split_live
+from bdclean.backbones.live import LiveSource, split_live, unwrapped
 from bdclean.errors import ConfigError
+from bdclean.purification.bcu import BCU
+from bdclean.types import ImageFacts
 
 
 class Own(nn.Module):
@@ -120,3 +123,59 @@ def test_facts_of_libraries_are_known():
 def test_what_does_not_fit_is_told(network, facts, message):
     with pytest.raises(ConfigError, match=message):
         split_live(network, **facts)
+
+
+class Named(Own):
+    """Its head has two names, of which the network calls the later one."""
+
+    def __init__(self):
+        super().__init__()
+        self.zz = self.answer
+
+    def forward(self, x):
+        return self.zz(self.hidden(self.stem(x).mean((2, 3))).relu())
+
+
+class Writing(Own):
+    """Writes into the images that it gets."""
+
+    def forward(self, x):
+        return super().forward(x.sub_(0.3))
+
+
+@pytest.mark.parametrize("make", [Named, Writing])
+def test_odd_networks_come_apart_and_together(make):
+    network = make().eval()
+    model = split_live(network, **FACTS)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1)
+        pixels = torch.rand(4, 3, 8, 8)
+        whole = joined(network, model)
+        assert whole.state_dict().keys() == network.state_dict().keys()
+        torch.testing.assert_close(model(pixels), whole(model.normalize(pixels)))
+
+
+def test_wrappers_are_looked_into():
+    network = Own()
+    compiled = torch.compile(nn.DataParallel(network), backend="eager")
+    assert unwrapped(compiled) is network
+    assert unwrapped(network) is network
+
+
+def test_bcu_draws_blocks_of_a_network_in_memory_anew_and_imports_nothing():
+    """Its class is called like a module that is there, and cannot be made by its name."""
+
+    class this(Own):  # noqa: N801
+        def __init__(self):
+            super().__init__()
+            steps = (nn.Sequential(nn.Conv2d(k, 4, 3, padding=1), nn.ReLU()) for k in (3, 4, 4))
+            self.stem = nn.Sequential(*steps)
+
+    model = split_live(this(), **FACTS)
+    student = BCU(ImageFacts(6, 8, FACTS["mean"], FACTS["std"])).make_student(model.copy())
+    old, new = (ordered_blocks(each)[-2] for each in (model, student))
+    pairs = list(zip(old.parameters(), new.parameters(), strict=True))
+    assert sum(int((a != b).sum()) for a, b in pairs) > 0.1 * sum(a.numel() for a, _ in pairs)
+    resnet = split_live(torchvision.models.resnet18(num_classes=6), input_size=32)
+    assert len(ordered_blocks(resnet)) == 10

@@ -20,7 +20,7 @@ from bdclean.backbones import (
     save_like,
     save_model,
 )
-from bdclean.backbones.own_network import _NETWORKS, is_own_network
+from bdclean.backbones.own_network import _NETWORKS, is_own_network, name_network
 from bdclean.errors import ConfigError, WeightsError
 from bdclean.purification.bcu import BCU
 from bdclean.types import ImageFacts
@@ -393,6 +393,32 @@ def test_a_checkpoint_that_names_code_does_not_import_it(canary):
 def test_what_is_no_network_is_refused(arch, message):
     with pytest.raises(ConfigError, match=message):
         build(ModelInfo(arch, 5, 32, HALF, HALF))
+
+
+def test_what_a_module_sets_for_all_of_torch_is_undone(monkeypatch, tmp_path):
+    (tmp_path / "rude_net.py").write_text(
+        "import torch\n"
+        "torch.manual_seed(5)\n"
+        "torch.set_grad_enabled(False)\n"
+        "torch.set_default_dtype(torch.float64)\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        torch.set_grad_enabled(False)\n"
+        "        self.fc = torch.nn.Linear(3, 5)\n"
+        "    def forward(self, x):\n"
+        "        return self.fc(x.sub_(1).mean((2, 3)))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    name_network("rude_net:Net")
+    assert torch.equal(torch.rand(1), expected)
+    model = build(ModelInfo("rude_net:Net", 5, 32, HALF, HALF))
+    assert torch.is_grad_enabled()
+    assert torch.get_default_dtype() == torch.float32
+    assert {tensor.dtype for tensor in model.parameters()} == {torch.float32}
 
 
 def test_a_module_whose_import_fails_is_told(monkeypatch, tmp_path):

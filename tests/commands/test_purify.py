@@ -14,7 +14,7 @@ from PIL import Image
 from tiny import make_tests_quick
 
 from bdclean.attacks import BadNets
-from bdclean.backbones import ModelInfo, build, load_model, save_model
+from bdclean.backbones import ModelInfo, build, load_model, save_like, save_model
 from bdclean.cli import main
 from bdclean.commands import purify, purifying
 
@@ -95,6 +95,13 @@ def test_the_same_command_goes_on_or_leaves_all_as_it_is(place, plain, capsys):
     main(PLAIN)
     assert "this run has ended; nothing is trained" in "".join(capsys.readouterr())
     assert files(place) == first
+    (place / "mine.pth").write_text("dear")
+    with pytest.raises(SystemExit):
+        main([*PLAIN, "--out", "mine.pth"])
+    assert "--out mine.pth: it exists already" in capsys.readouterr().err
+    assert (place / "mine.pth").read_text() == "dear"
+    save_like("suspect.safetensors", load_model("runs/purified/model.safetensors"), "own.pth")
+    main([*PLAIN, "--out", "own.pth"])  # as after a command that was stopped behind its fit
 
 
 @pytest.fixture
@@ -204,6 +211,14 @@ def test_files_of_others_are_not_written_over(place, capsys):
         (["suspect.safetensors", "photos", "--out", "x.txt"], "--out x.txt: it must end in"),
         (["suspect.safetensors", "photos", "--out", "photos/x.pth"], "it lies in photos, which"),
         (["suspect.safetensors", "photos", "--out", "suspect.safetensors"], "it exists already"),
+        (["suspect.safetensors", "photos", "--out", "x" * 300 + ".pth"], "File name too long"),
+        (
+            ["suspect.safetensors", "photos", "--out", "runs/purified/model.safetensors"],
+            "the run has a file of this name",
+        ),
+        (["suspect.safetensors", "photos", "--labels", "here", "--run", "here/x"], "lies in here"),
+        (["suspect.safetensors", "photos", "--labels", "here", "--out", "here/x.pth"], "in here"),
+        (["suspect.safetensors", "photos", "--labels", "broken"], "0.png is not a readable image"),
         (["suspect.safetensors", "photos", "--model", "CBD"], "give --method, or use bdclean fit"),
         (["suspect.safetensors", "photos", "--model.arch", "resnet18"], "it is called --arch"),
         (["suspect.safetensors", "photos", "--trigger", "x"], "--trigger needs --labels"),
@@ -211,6 +226,10 @@ def test_files_of_others_are_not_written_over(place, capsys):
     ],
 )
 def test_wrong_use_is_told_and_writes_nothing(place, capsys, words, message):
+    for name in ("here/1/0.png", "broken/1/0.png"):
+        (place / name).parent.mkdir(parents=True)
+        content = (place / "photos/0.png").read_bytes() if name.startswith("here") else b"none"
+        (place / name).write_bytes(content)
     before = files(place)
     with pytest.raises(SystemExit) as end:
         main(["purify", *words])

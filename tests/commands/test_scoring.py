@@ -1,6 +1,7 @@
 """Labels and a trigger: how folders are understood, and what is counted."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 from bdclean.attacks import BadNets
 from bdclean.backbones import ModelInfo
 from bdclean.commands.scoring import find_truth, measure
-from bdclean.errors import ConfigError
+from bdclean.errors import ConfigError, DataError
 
 INFO = ModelInfo("resnet18", 3, 8, (0.5,) * 3, (0.25,) * 3, width=4)
 
@@ -53,12 +54,23 @@ def test_both_models_are_measured_on_the_same_images(folders):
     assert truth.target == 1
     assert truth.names == {0: "ape", 1: "bee", 2: "cat"}
     seen = torch.full((5, 3, 8, 8), 81, dtype=torch.uint8)  # the second bee, five times
-    found = measure(truth, Grey(backdoored=True), Grey(backdoored=False), 8, "cpu", seen)
+    found = measure(
+        truth, Grey(backdoored=True), Grey(backdoored=False), truth.read(8), "cpu", seen
+    )
     assert (found.before.acc, found.after.acc) == (100, 100)
     assert (found.before.asr, found.after.asr) == (100, 0)
     assert (found.before.pa, found.after.pa) == (0, 100)
     assert (found.before.n_clean, found.before.n_triggered) == (6, 4)
     assert found.shared == 1
+
+
+def test_a_trigger_needs_an_image_of_another_class(folders):
+    for name in ("ape", "cat"):
+        shutil.rmtree(folders / "named" / name)
+    (folders / "named/bee").rename(folders / "named/1")
+    truth = find_truth("named", "run/trigger.safetensors", None, INFO)
+    with pytest.raises(DataError, match="no image is of another class than the target"):
+        truth.read(8)
 
 
 def test_folders_named_by_numbers_are_these_classes(folders):
@@ -84,10 +96,13 @@ def test_folders_named_by_numbers_are_these_classes(folders):
         ("named", "run/trigger.safetensors", None, {"input_size": 16}, "for images of 8 pixels"),
         ("named", "run/trigger.safetensors", 3, {}, "--target 3: the classes are 0 to 2"),
         ("named", "alone.safetensors", None, {}, "give --target"),
+        ("named", None, 1, {}, "--target 1: it needs --trigger"),
+        ("twice", None, None, {}, "two of its folders are the same class number"),
     ],
 )
 def test_what_does_not_fit_is_told_before_the_fit(folders, labels, trigger, target, info, message):
-    (folders / "other").mkdir()
+    for name in ("other", "twice/0", "twice/00"):
+        (folders / name).mkdir(parents=True)
     text = (folders / "run/trigger.safetensors").read_bytes()
     (folders / "other/alone.safetensors").write_bytes(text)
     where = "other/alone.safetensors" if trigger == "alone.safetensors" else trigger

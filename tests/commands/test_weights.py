@@ -400,3 +400,11 @@ def test_the_original_stays_as_it_is(capsys):
     run(capsys, "export", "x.pth", "y.pth")
     assert Path("x.pth").read_bytes() == before
     assert load_model("y.pth", arch="resnet18", width=4).info.num_classes == 3
+
+
+def test_why_a_file_does_not_load_is_told_in_the_words_of_the_commands(capsys):
+    torch.save({"x": torch.zeros(2), "y": torch.zeros(0)}, "odd.pth")
+    said = " ".join(run(capsys, "inspect", "odd.pth")[1].out.split())
+    assert "name it with arch, on the command line --arch" in said
+    torch.save({"x": torch.zeros(2).to("meta")}, "empty.pth")
+    assert " numbers none " in " ".join(run(capsys, "inspect", "empty.pth")[1].out.split())

@@ -61,7 +61,7 @@ def fitted(make, make_data, make_trainer):
 @pytest.mark.parametrize(("share", "held"), [(0.25, 6), (0.1, 2), (0.9, 22), (0.02, 0)])
 def test_parts_are_disjoint_and_whole(fitted, share, held):
     if not held:
-        with pytest.raises(ConfigError, match=r"share=0.02 of 24 .* leaves one part empty"):
+        with pytest.raises(ConfigError, match=r"held_out=0.02 of 24 images leaves one part empty"):
             fitted(share=share)
         return
     module = fitted(share=share)
@@ -89,7 +89,7 @@ def test_the_choice_is_that_of_the_seed(fitted):
 
 @pytest.mark.parametrize("share", [1.0, 0.99])
 def test_nothing_to_train_on_is_refused(fitted, share):
-    with pytest.raises(ConfigError, match=f"share={share} of 24 .* leaves one part empty"):
+    with pytest.raises(ConfigError, match=f"held_out={share} of 24 images leaves one part empty"):
         fitted(share=share)
 
 
