@@ -56,6 +56,12 @@ def in_short(info: ModelInfo) -> str:
     return f"{info.arch}, {head}, images of {info.input_size} pixels"
 
 
+def normalisation(info: ModelInfo) -> str:
+    """Mean and std, in words."""
+    mean, std = (", ".join(f"{value:.4g}" for value in row) for row in (info.mean, info.std))
+    return f"mean {mean}, std {std}"
+
+
 def images_taken(info: ModelInfo, *, inside: bool) -> str:
     """What is done to images first, in a sentence.
 

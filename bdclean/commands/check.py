@@ -18,9 +18,11 @@ from torch import Tensor
 
 from bdclean.backbones import SplitModel, load_model
 from bdclean.backbones.architectures import has_width
+from bdclean.backbones.card import normalisation
 from bdclean.checking import Verdict, run_tests
 from bdclean.commands.cost import tests_line
 from bdclean.commands.help_page import WIDTH
+from bdclean.commands.model_options import add_model_options, known_of
 from bdclean.commands.parsing import Parser
 from bdclean.commands.short_options import short_options
 from bdclean.data.layout import image_files
@@ -50,8 +52,7 @@ def run_check(args: Sequence[str]) -> None:
         SystemExit: With status 1 if a test finds the model suspicious, 2 if none applies.
     """
     chosen = make_parser().parse_args(list(args))
-    known = {"arch": chosen.arch, "width": chosen.width, "input_size": chosen.input_size}
-    model = read_model(chosen.model, **known).eval()
+    model = read_model(chosen.model, **known_of(chosen)).eval()
     size = model.info.input_size
     images = None
     if chosen.folder is not None:
@@ -95,9 +96,7 @@ def make_parser() -> Parser:
         metavar="FOLDER",
         help="Images such as the model was made for, at any depth and without labels.",
     )
-    add("--arch", type=str | None, metavar="NAME", help="Architecture of a foreign file.")
-    add("--width", type=PositiveInt | None, metavar="N", help="Channels of its first layer.")
-    add("--input_size", type=PositiveInt | None, metavar="N", help="Side of its images.")
+    add_model_options(parser)
     add(
         "--images",
         type=PositiveInt | None,
@@ -192,8 +191,8 @@ def _about(chosen: Namespace, model: SplitModel, images: Tensor | None) -> str:
     width = f"width {info.width}, " if has_width(info.arch) else ""
     used = "no images" if images is None else f"{len(images):,} images of {chosen.folder}"
     return printable(
-        f"{chosen.model}: {info.arch}, {width}{head}, images of {info.input_size} pixels. Tested "
-        f"with {used}."
+        f"{chosen.model}: {info.arch}, {width}{head}, images of {info.input_size} pixels, "
+        f"{normalisation(info)}. Tested with {used}."
     )
 
 

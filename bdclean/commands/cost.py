@@ -46,13 +46,13 @@ def cost_line(
     each = seconds_of_a_pass(suspect, images)
     fit = recipe["epochs"] * trained * _passes(settings)
     fit += _passes_of_flips(min(count, PROBED)) if settings.get("choose") else 0
-    told = 2 * _passes_of_tests(suspect, len(images)) + fit
-    told += fit + EPOCHS * count if canary else 0
-    more = "; all steps once more for the canary" if canary else ""
+    fit += fit + EPOCHS * count if canary else 0
+    tests = 2 * _passes_of_tests(suspect, len(images))
+    more = ", and as many for the canary" if canary else ""
     return (
-        f"{counted(trained, 'image')}, {counted(recipe['epochs'], 'epoch')}, "
-        f"{counted(steps, 'step')}, and the tests before and after{more}: {_roughly(each * told)} "
-        "on this machine."
+        f"{counted(trained, 'image')} to train on, {counted(recipe['epochs'], 'epoch')}, "
+        f"{counted(steps, 'step')}{more}: {_roughly(each * fit)}; the tests before and after: "
+        f"{_roughly(each * tests)} on this machine."
     )
 
 

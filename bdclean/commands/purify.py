@@ -7,11 +7,12 @@ is in `bdclean.commands.purifying`.
 from collections.abc import Sequence
 from textwrap import fill, indent
 
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse.typing import NonNegativeInt
 
 from bdclean.commands import front
 from bdclean.commands.closing import load, written
 from bdclean.commands.help_page import WIDTH
+from bdclean.commands.model_options import add_model_options
 from bdclean.commands.purify_job import Job, PurifyResult
 from bdclean.commands.purify_report import (
     CARD,
@@ -32,7 +33,7 @@ TAKEN = {
     **dict.fromkeys(("--model", "--model.class_path"), "give --method, or use bdclean fit"),
     "--model.weights": _FILE,
     **{f"--model.{key}": f"it is called --{key}" for key in ("arch", "width")},
-    "--data.input_size": "it is called --input_size",
+    **{f"--data.{key}": f"it is called --{key}" for key in ("input_size", "mean", "std")},
 }
 """Options of `bdclean fit` that purify sets itself, and what to do instead."""
 
@@ -89,9 +90,7 @@ def make_parser() -> front.FrontParser:
         action="store_true",
         help="Also plant triggers of ours in a copy, purify that, and measure them; as long again.",
     )
-    add("--arch", type=str | None, metavar="NAME", help="Architecture of a foreign file.")
-    add("--width", type=PositiveInt | None, metavar="N", help="Channels of its first layer.")
-    add("--input_size", type=PositiveInt | None, metavar="N", help="Side of its images.")
+    add_model_options(parser)
     return parser
 
 
@@ -109,7 +108,9 @@ def run_purify(args: Sequence[str], fit: front.Fit | None = None) -> None:
         DataError: If FOLDER holds no images.
     """
     options, others = make_parser().divide(args)
-    job = Job(**vars(options), words=tuple(others), again=command(args))
+    given = vars(options)
+    known = {key: given.pop(key) for key in ("mean", "std")}
+    job = Job(**given, known=known, words=tuple(others), again=command(args))
     result = purify_model(job, fit)
     if result is not None:
         print(_closing(job, result))

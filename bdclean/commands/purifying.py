@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bdclean.backbones import ModelInfo, SplitModel, load_model, save_like
 from bdclean.backbones.apart import joined
+from bdclean.backbones.card import in_short, normalisation
 from bdclean.backbones.live import LiveSource
 from bdclean.backbones.loading_lines import loading_lines
 from bdclean.backbones.own_network import is_own_network
@@ -42,6 +43,7 @@ from bdclean.files import (
     sha256_of_file,
     write_text,
 )
+from bdclean.printable import printable
 from bdclean.runs import RunFolder
 from bdclean.shipped import find
 from bdclean.weights import TORCH_SUFFIXES, write, write_torch
@@ -92,6 +94,7 @@ def purify_model(job: Job, fit: front.Fit | None = None, say: Say = print) -> Pu
         if truth is not None:  # hours before they are looked at
             labelled = truth.read(info.input_size, settings.data.init_args.on_error)
         method = settings.model.init_args.as_dict()
+        say(printable(f"{job.model}: {in_short(info)}, {normalisation(info)}."))
         say(cost_line(method, _count(job), suspect, images, canary=job.canary))
     before = _check("Before", suspect, images, say) if first else ()
     fit = fit or partial(front.fit, again=job.again, prepare=_prepare(job))

@@ -8,7 +8,7 @@ from typing import Any
 
 from bdclean.errors import BdcleanError
 
-_LONG = re.compile(r"--(?:model|data)\.(?=(?:arch|width|input_size)\b)")
+_LONG = re.compile(r"--(?:model|data)\.(?=(?:arch|width|input_size|mean|std)\b)")
 
 
 def shortened(text: str) -> str:

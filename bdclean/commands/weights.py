@@ -10,7 +10,6 @@ from pathlib import Path
 from textwrap import fill, indent
 
 from jsonargparse import Namespace
-from jsonargparse.typing import PositiveInt
 
 from bdclean.backbones import (
     Candidate,
@@ -26,6 +25,7 @@ from bdclean.backbones.card import images_taken, in_short
 from bdclean.backbones.exporting import ONNX
 from bdclean.backbones.loading_lines import loading_lines
 from bdclean.commands.help_page import WIDTH
+from bdclean.commands.model_options import add_model_options, known_of
 from bdclean.commands.parsing import Parser
 from bdclean.commands.short_options import short_options, shortened
 from bdclean.errors import ConfigError, WeightsError, counted
@@ -115,9 +115,7 @@ def _export_parser() -> Parser:
         help=f"{', '.join(_KINDS)}; that of OUT's ending if left out: .onnx, .safetensors, .pth, "
         "and hf without one.",
     )
-    add("--arch", type=str | None, metavar="NAME", help="Architecture of a foreign file.")
-    add("--width", type=PositiveInt | None, metavar="N", help="Channels of its first layer.")
-    add("--input_size", type=PositiveInt | None, metavar="N", help="Side of its images.")
+    add_model_options(parser)
     return parser
 
 
@@ -126,9 +124,7 @@ def _export(chosen: Namespace) -> None:
     kind = _kind(chosen.to, out)
     if out.exists():
         raise ConfigError(f"OUT {printable(out)} exists already; give a new name.")
-    model = load_model(
-        chosen.file, arch=chosen.arch, width=chosen.width, input_size=chosen.input_size
-    ).eval()
+    model = load_model(chosen.file, **known_of(chosen)).eval()
     info = model.info
     print(printable(f"{chosen.file}: {in_short(info)}"))
     inside, beside = images_taken(info, inside=True), images_taken(info, inside=False)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from bdclean.backbones import ModelInfo, build, save_model
 from bdclean.checking import (
@@ -133,6 +133,18 @@ def test_what_does_not_apply_says_why(save, photos, capsys, classes, why):
     status, said = run(capsys, save(classes))
     assert status == 2
     assert "No test applies to this model." in said.out
+
+
+def test_mean_and_std_of_a_foreign_file(save, tmp_path, capsys):
+    state = {k: v for k, v in load_file(save()).items() if not k.startswith("normalize")}
+    state = {k.removeprefix("backbone."): v for k, v in state.items()}
+    save_file(state, tmp_path / "foreign.safetensors")
+    words = [str(tmp_path / "foreign.safetensors"), "--arch", "resnet18", "--width", "4"]
+    words += ["--input_size", "8"]
+    words += ["--mean", "[0.1,0.2,0.3]", "--std", "[0.4,0.5,0.6]"]
+    said = run(capsys, *words)[1]
+    assert "images of 8 pixels, mean 0.1, 0.2, 0.3, std 0.4, 0.5, 0.6. Tested" in said.out
+    assert "--std" in run(capsys, *words[:-1], "[0.4,0.5]")[1].err
 
 
 def test_few_images(save, photos, capsys):

@@ -23,23 +23,27 @@ def test_passes_are_counted(monkeypatch, settings, passes):
     model = build(ModelInfo("resnet18", 6, 8, (0.5,) * 3, (0.25,) * 3, width=4))
     asked = {"recipe": RECIPE, "held_out": 0.1, **settings}
     told = cost.cost_line(asked, 1000, model, torch.zeros(200, 3, 8, 8))
-    assert told.startswith("900 images, 3 epochs, 27 steps, and the tests before and after: about")
+    assert told.startswith("900 images to train on, 3 epochs, 27 steps: ")
     flips = 200 * sum(family.steps for family in PROBES.values())
     margins = 6 * MarginTest().starts * MarginTest().steps
     tests = (flips + margins + 200 * TriggerSearch().epochs) * 2 / 3
-    hours = 0.5 * (2700 * passes + 2 * tests) / 3600
-    assert f"about {hours:.0f} hours on this machine" in told
+    minutes = 0.5 * 2700 * passes / 60
+    assert f"steps: {_told(minutes)}; the tests before and after: " in told
+    assert told.endswith(f"about {0.5 * 2 * tests / 3600:.0f} hours on this machine.")
     more = cost.cost_line(asked, 1000, model, torch.zeros(200, 3, 8, 8), canary=True)
-    assert "; all steps once more for the canary: about" in more
-    hours += 0.5 * (2700 * passes + 5000) / 3600
-    assert f"about {hours:.0f} hours on this machine" in more
+    minutes += 0.5 * (2700 * passes + 5000) / 60
+    assert f"27 steps, and as many for the canary: {_told(minutes)}; the tests" in more
+
+
+def _told(minutes):
+    return f"about {minutes:.0f} minutes" if minutes < 100 else f"about {minutes / 60:.0f} hours"
 
 
 def test_little_is_told_in_minutes(monkeypatch):
     monkeypatch.setattr(cost, "seconds_of_a_pass", lambda *_: 1e-9)
     headless = build(ModelInfo("resnet18", None, 8, (0.5,) * 3, (0.25,) * 3, width=4))
     told = cost.cost_line({"recipe": RECIPE}, 1, headless, torch.zeros(1, 3, 8, 8))
-    assert told.startswith("1 image, 3 epochs, 3 steps, ")
+    assert told.startswith("1 image to train on, 3 epochs, 3 steps: a minute or two; the tests")
     assert told.endswith("a minute or two on this machine.")
     state = {key: value.clone() for key, value in headless.state_dict().items()}
     monkeypatch.undo()

@@ -105,8 +105,8 @@ def run_as_printed(line, short=SHORT):
         main([*words, *fewer])
     except SystemExit as end:
         status = end.code
-    # a network that has learned nothing may be suspicious
-    assert status == 0 or (words[0], status) == ("check", 1)
+    # a network that has learned nothing may be suspicious, and no test may apply to a small one
+    assert status == 0 or (words[0] == "check" and status in (1, 2))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,0 +1,30 @@
+"""Options of commands that read a model from anywhere: what its file may not say of itself."""
+
+from argparse import ArgumentParser
+from typing import Any
+
+from jsonargparse import Namespace
+from jsonargparse.typing import PositiveInt
+
+Colour = tuple[float, float, float]
+KEYS = ("arch", "width", "input_size", "mean", "std")
+
+
+def add_model_options(parser: ArgumentParser) -> None:
+    """Adds `--arch`, `--width`, `--input_size`, `--mean` and `--std`."""
+    add: Any = parser.add_argument  # jsonargparse takes types that argparse does not know
+    add("--arch", type=str | None, metavar="NAME", help="Architecture of a foreign file.")
+    add("--width", type=PositiveInt | None, metavar="N", help="Channels of its first layer.")
+    add("--input_size", type=PositiveInt | None, metavar="N", help="Side of its images.")
+    add(
+        "--mean",
+        type=Colour | None,
+        metavar="[R,G,B]",
+        help="Mean of its normalisation, of pixels in [0, 1]; as published if left out.",
+    )
+    add("--std", type=Colour | None, metavar="[R,G,B]", help="Its standard deviation.")
+
+
+def known_of(chosen: Namespace) -> dict[str, Any]:
+    """The options as arguments of `load_model`."""
+    return {key: getattr(chosen, key) for key in KEYS}
