@@ -351,7 +351,7 @@ def _done(facts: Facts) -> Section:
     cost, protocol = facts.record["cost"], facts.record["protocol"]
     images = facts.record["data"]["sizes"].get("defense", 0)
     rows = {
-        "method": f"{facts.method}; labels used: {protocol['labels']}",
+        "method": f"{facts.record['protocol']['method']}; labels used: {protocol['labels']}",
         "model": f"{facts.model}: {facts.arch}, images of {facts.size} pixels",
         "images": f"{images:,} of {facts.folder}, without labels",
         "training": f"{counted(cost['epochs'], 'epoch')}, {counted(cost['steps'], 'step')}, "
