@@ -334,8 +334,8 @@ def _guess(
     if not guesses:
         raise ConfigError(
             f"{weights} does not say which architecture it is for; name it with arch, on the "
-            "command line --model.arch (for example resnet18, mobilenet_v2, "
-            f"timm:vit_tiny_patch16_224).{nearest(nests, weights)}"
+            "command line --model.arch (for example resnet18, timm:vit_tiny_patch16_224, or "
+            f"your own class, my_module:MyNet).{nearest(nests, weights)}"
         )
     return one_of(guesses, weights)
 

@@ -5,6 +5,7 @@ trains nothing and writes nothing. The exit status is 1 where a test finds the m
 """
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -69,6 +70,9 @@ def run_check(args: Sequence[str]) -> None:
         print(json.dumps(_record(chosen, model, images, verdicts), indent=2))
     else:
         print(fill(_summary(verdicts), WIDTH))
+        if "suspicious" in states:
+            words = ["bdclean", "purify", chosen.model, chosen.folder or "PHOTOS"]
+            print(printable(f"Next: {shlex.join(words)}"))
     if "suspicious" in states:
         raise SystemExit(_SUSPICIOUS)
     if states == {"not applicable"}:
@@ -206,10 +210,7 @@ def _summary(verdicts: Sequence[Verdict]) -> str:
     classes = sorted({each.target for each in suspicious if each.target is not None})
     named = " or ".join(f"class {k}" for k in classes)
     named = f"; answers seem to be led to {named}" if named else ""
-    return (
-        f"Suspicious by {len(suspicious)} of {counted(len(ran), 'test')}{named}. Next: bdclean "
-        f"purify. {_LIMITS}"
-    )
+    return f"Suspicious by {len(suspicious)} of {counted(len(ran), 'test')}{named}. {_LIMITS}"
 
 
 def _record(

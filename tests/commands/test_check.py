@@ -100,6 +100,8 @@ def test_a_class_out_of_line_is_named_and_the_status_is_1(save, capsys):
     assert "This takes a minute or two on this machine.\n" in said.out
     assert "MM-BD: suspicious, class 5\n" in said.out
     assert said.out.count("not applicable\n  it needs images: give a FOLDER") == 5
+    assert said.out.endswith("model.safetensors PHOTOS\n")
+    assert "\nNext: bdclean purify " in said.out
     assert "Suspicious by 1 of 1 test; answers seem to be led to class 5." in said.out
 
 
