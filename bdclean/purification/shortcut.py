@@ -150,7 +150,7 @@ class ShortcutDistillation(Purifier):
         clean, answers = self.outputs(self.model, torch.cat([x, moved])).chunk(2)
         keep = self.distance(wanted, clean).mean()
         unlearn = (self.weights(wanted, moved) * self.distance(wanted, answers)).mean()
-        loss = keep + self.betas[-1] * unlearn
+        loss = keep + self.betas[self.current_epoch] * unlearn
         self.log_terms(loss=loss, keep=keep, unlearn=unlearn)
         return loss
 
@@ -241,7 +241,7 @@ class ShortcutDistillation(Purifier):
         self.results["student"] = self.measured(self.model)
         self.results["agreement"] = self.agreement()
         self.log("held_out/agreement", self.results["agreement"])
-        self.follow_agreement()
+        self.follow_agreement(self.current_epoch)
         for name, found in self.found("student").items():
             self.log(f"held_out/{name}_flipped", found.flipped)
             self.log(f"held_out/{name}_share", found.share)
@@ -249,17 +249,22 @@ class ShortcutDistillation(Purifier):
 
     @property
     def betas(self) -> list[float]:
-        """The beta of each epoch so far, and of the one that runs."""
+        """The beta of each epoch up to the one that runs; after its end, also of the next."""
         found: list[float] = self.results.get("beta", torch.tensor([self.beta])).tolist()
         return found
 
-    def follow_agreement(self) -> None:
-        """Sets the beta of the next epoch."""
-        now, bound = self.betas[-1], self.least_agreement
+    def follow_agreement(self, epoch: int) -> None:
+        """Sets the beta of the next epoch.
+
+        Args:
+            epoch: That has ended, or was stopped: one that goes on ends again.
+        """
+        betas = self.betas[: epoch + 1]
+        now, bound = betas[-1], self.least_agreement
         if bound is not None:
             enough = self.results["agreement"] >= bound
             now = min(2 * now, self.beta) if enough else now / 2
-        self.results["beta"] = torch.tensor([*self.betas, now], dtype=torch.float64)
+        self.results["beta"] = torch.tensor([*betas, now], dtype=torch.float64)
 
     def measured(self, model: SplitModel) -> Tensor:
         """What the chosen families do to the classes of the held-out images; see `flips`."""

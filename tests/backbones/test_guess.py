@@ -204,8 +204,11 @@ def test_several_are_listed_with_what_they_differ_in(tmp_path):
     with pytest.raises(WeightsError, match=r"It fits input_size=224; .* --data\.input_size 224\.$"):
         source.load()
     torch.save(_own("mobilenet_v2", 16, "cifar"), path)
-    with pytest.raises(ConfigError, match=r"\(stem cifar, input_size 32\).*--model\.stem\.$"):
+    listed = r"\(stem cifar, input_size 32\).*; name one with input_size, .*--data\.input_size\.$"
+    with pytest.raises(ConfigError, match=listed):
         load_model(path)
+    with pytest.warns(UserWarning, match="taken for mobilenet_v2"):
+        assert load_model(path, input_size=32).info.stem == "cifar"
 
 
 def test_one_line_says_what_a_file_is_taken_for(tmp_path):

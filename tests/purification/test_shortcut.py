@@ -209,14 +209,16 @@ def test_a_family_that_is_left_out_is_not_chosen(ready, monkeypatch):
 
 def test_beta_follows_the_agreement(ready):
     module, _ = ready(beta=0.8, least_agreement=0.9)
-    for agreement, beta in ((0.8, 0.4), (0.89, 0.2), (0.9, 0.4), (0.95, 0.8), (0.95, 0.8)):
-        module.results["agreement"] = torch.tensor(agreement, dtype=torch.float64)
-        module.follow_agreement()
+    path = ((0.8, 0.4), (0.89, 0.2), (0.9, 0.4), (0.95, 0.8), (0.95, 0.8))
+    for epoch, (agreement, beta) in enumerate(path):
+        for seen in 0.1, agreement:  # the first time the epoch was stopped
+            module.results["agreement"] = torch.tensor(seen, dtype=torch.float64)
+            module.follow_agreement(epoch)
         assert module.betas[-1] == pytest.approx(beta)
     assert module.betas == pytest.approx([0.8, 0.4, 0.2, 0.4, 0.8, 0.8])
     module.least_agreement = None
     module.results["agreement"] = torch.tensor(0.0)
-    module.follow_agreement()
+    module.follow_agreement(5)
     assert module.betas[-1] == pytest.approx(0.8)
 
 

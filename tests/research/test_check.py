@@ -30,13 +30,13 @@ def line_of(attack, target, piled, trigger, p):
 def test_lines_are_judged_and_counted():
     lines = [
         line_of("BadNets", 3, 0.9, 0.01, 0.2),
-        line_of("Blend", 2, 0.9, 0.3, 0.01),
-        line_of(None, None, 0.1, 0.3, 0.01),
+        line_of("Blend", 2, 0.9, 0.3, 0.009),
+        line_of(None, None, 0.1, 0.3, 0.009),
     ]
     page = check.markdown(lines)
     rows = page.splitlines()
     assert rows[2] == (
-        "| cifar10 | resnet18, width 8 | 0 | none | - | 80.0 | - | 10 | 30.0 | **p = 0.01** (3) |"
+        "| cifar10 | resnet18, width 8 | 0 | none | - | 80.0 | - | 10 | 30.0 | **p = 0.009** (3) |"
     )
     assert rows[3].endswith("| BadNets | 3 | 80.0 | 99.0 | **90** (3) | **1.0** | p = 0.2 |")
     assert "| test | 2 attacked: suspicious | with the right target | 1 clean: suspicious |" in page
