@@ -257,7 +257,7 @@ def test_a_foreign_file_is_normalised_as_it_was_published(place, untested):
 def test_a_canary_is_planted_and_measured(place, plain, capsys):
     main([*PLAIN, "--canary"])
     said = " ".join(capsys.readouterr().out.split())
-    assert "steps, and as many for the canary: " in said
+    assert ", and as many for the canary: " in said
     assert said.count("(planted by us in a copy)") == 2
     card = Path("runs/purified/README.md").read_text()
     assert "white patch of 3 pixels<br>" in card
