@@ -1,5 +1,6 @@
 """Is this model backdoored? Tests that need no label and no trigger."""
 
+from bdclean.checking.embeddings import LARGE as LARGE
 from bdclean.checking.embeddings import SmallestTrigger as SmallestTrigger
 from bdclean.checking.embeddings import TriggerSearch as TriggerSearch
 from bdclean.checking.embeddings import mean_cosine as mean_cosine

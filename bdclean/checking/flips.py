@@ -6,6 +6,7 @@ backdoor of the family's kind they pile up in one.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -62,39 +63,39 @@ def count_flips(
     Yields:
         What each family did, in their order.
     """
-    head = model.require_head()
     count, training = model.info.num_classes or 0, model.training
+    images = images.contiguous(memory_format=torch.channels_last)
     model.eval()
     try:
-        with fast_format(images.device.type), perturb_precision(images.device.type) as dtype:
-            copy = Perturber(model, "eval", dtype)
-            images = images.contiguous(memory_format=torch.channels_last)
-
-            def predict(x: Tensor) -> Tensor:
-                logits: Tensor = head(copy.features(x).float())
-                return logits.float()
-
+        with folded(model, images.device.type) as predict:
             for name, family in families.items():
                 landed = torch.zeros(count, dtype=torch.long)
-                for number, x in enumerate(
-                    torch.split(
-                        images.contiguous(memory_format=torch.channels_last), PROBED_AT_ONCE
-                    )
-                ):
-                    seeded = derive_seed("flips", name, seed, number)
-                    draw = torch.Generator(x.device).manual_seed(seeded)
-                    before, after = _answers(x, predict, family, draw)
+                for number, x in enumerate(torch.split(images, PROBED_AT_ONCE)):
+                    moved = perturbed(x, predict, family, derive_seed("flips", name, seed, number))
+                    with torch.no_grad():
+                        before, after = (predict(each).argmax(1) for each in (x, moved))
                     landed += torch.bincount(after[after != before], minlength=count).cpu()
                 yield Flips(name, len(images), tuple(landed.tolist()))
     finally:
         model.train(training)
 
 
-def _answers(
-    x: Tensor, predict: Distance, family: Family, draw: torch.Generator
-) -> tuple[Tensor, Tensor]:
+@contextmanager
+def folded(model: SplitModel, device_type: str) -> Iterator[Distance]:
+    """A folded copy of a classifier in evaluation mode, in the format that is fast.
+
+    Yields:
+        Maps images (B, 3, H, W) to logits (B, K), differentiable in the images.
+    """
+    head = model.require_head()
+    with fast_format(device_type), perturb_precision(device_type) as dtype:
+        copy = Perturber(model, "eval", dtype)
+        yield lambda x: head(copy.features(x).float()).float()
+
+
+def perturbed(x: Tensor, predict: Distance, family: Family, seed: int) -> Tensor:
+    """Images (B, 3, H, W) that a family has changed so that the answers change most."""
+    draw = torch.Generator(x.device).manual_seed(seed)
     with torch.no_grad():
-        logits = predict(x)
-    moved = family(x, lambda z: divergence(logits, predict(z), TEMPERATURE), draw)
-    with torch.no_grad():
-        return logits.argmax(1), predict(moved).argmax(1)
+        wanted = predict(x)
+    return family(x, lambda z: divergence(wanted, predict(z), TEMPERATURE), draw)

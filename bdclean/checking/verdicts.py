@@ -1,16 +1,16 @@
 """From what was measured to what can be said of it. Never that a model is clean."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from bdclean.checking.embeddings import SmallestTrigger
 from bdclean.checking.flips import Flips
 from bdclean.checking.margins import Margins
-from bdclean.functional.families import LEAST_CLASSES, PILED
+from bdclean.functional.families import FEWEST_IMAGES, LEAST_CLASSES, PILED
 
 State = Literal["suspicious", "nothing found", "not applicable"]
 
-FEWEST_IMAGES = 100
 _MOST_WORK = 200  # of MM-BD: classes of 32 pixels
 _LEAST_P = 0.0001  # that is shown
 P = 0.01  # of MM-BD; its paper has 0.05, which names a class in one of four clean networks of ours
@@ -35,6 +35,12 @@ class Verdict:
     why: str
     target: int | None = None
     statistics: dict[str, float] | None = None
+
+
+def classes_named(verdicts: Iterable[Verdict]) -> str:
+    """The classes that suspicious verdicts point to, as `class 1 or class 6`; may be empty."""
+    targets = sorted({each.target for each in verdicts if each.target is not None})
+    return " or ".join(f"class {k}" for k in targets)
 
 
 def judge_flips(found: Flips) -> Verdict:
@@ -67,7 +73,7 @@ def judge_margins(found: Margins) -> Verdict:
         "suspicious" if suspicious else "nothing found",
         why,
         found.target if suspicious else None,
-        {"p": found.p, "z": found.z},
+        {"p": found.p, "z": found.z, "bound": P},
     )
 
 

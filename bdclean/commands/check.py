@@ -20,10 +20,11 @@ from torch import Tensor
 from bdclean.backbones import SplitModel, load_model
 from bdclean.backbones.architectures import has_width
 from bdclean.backbones.card import normalisation
-from bdclean.checking import Verdict, run_tests
+from bdclean.checking import LARGE, Verdict, run_tests
+from bdclean.checking.verdicts import classes_named
 from bdclean.commands.cost import tests_line
 from bdclean.commands.help_page import WIDTH
-from bdclean.commands.model_options import add_model_options, known_of
+from bdclean.commands.model_options import add_model_options, known_of, words_of
 from bdclean.commands.parsing import Parser
 from bdclean.commands.short_options import short_options
 from bdclean.data.layout import image_files
@@ -32,8 +33,7 @@ from bdclean.errors import DataError, counted
 from bdclean.functional.seeds import derive_seed
 from bdclean.printable import printable
 
-_SUSPICIOUS, _NO_TEST = 1, 2  # exit statuses
-_SMALL = 64  # pixels
+_SUSPICIOUS, _NO_TEST = 1, 3  # exit statuses; 2 is that of wrong use
 _LIMITS = (
     "No test can show that a model is clean: a backdoor of another kind passes them all. "
     "docs/how_to/check.md tells what they find and what they miss."
@@ -50,7 +50,7 @@ def run_check(args: Sequence[str]) -> None:
     Raises:
         WeightsError: If the file cannot be read safely or does not fit the architecture.
         DataError: If the folder holds no image that can be read.
-        SystemExit: With status 1 if a test finds the model suspicious, 2 if none applies.
+        SystemExit: With status 1 if a test finds the model suspicious, 3 if none applies.
     """
     chosen = make_parser().parse_args(list(args))
     model = read_model(chosen.model, **known_of(chosen)).eval()
@@ -71,8 +71,8 @@ def run_check(args: Sequence[str]) -> None:
     else:
         print(fill(_summary(verdicts), WIDTH))
         if "suspicious" in states:
-            words = ["bdclean", "purify", chosen.model, chosen.folder or "PHOTOS"]
-            print(printable(f"Next: {shlex.join(words)}"))
+            words = ["purify", chosen.model, chosen.folder or "PHOTOS"]
+            print(printable(f"Next: {shlex.join(['bdclean', *words, *words_of(chosen)])}"))
     if "suspicious" in states:
         raise SystemExit(_SUSPICIOUS)
     if states == {"not applicable"}:
@@ -86,7 +86,7 @@ def make_parser() -> Parser:
         usage="bdclean check MODEL [FOLDER] [options]",
         description="Tests a model for backdoors, without labels and without knowing a trigger. "
         "Trains and writes nothing. The exit status is 0 if no test finds anything, 1 if one "
-        "finds the model suspicious, and 2 if no test applies, or after wrong use.",
+        "finds the model suspicious, 2 after wrong use, and 3 if no test applies.",
         example="bdclean check model.safetensors photos --arch resnet18",
         more="docs/how_to/check.md",
     )
@@ -129,7 +129,7 @@ def read_model(weights: str, **known: Any) -> SplitModel:
 
 def usual_count(size: int) -> int:
     """How many images are tested where nobody says: fewer of large ones, which take longer."""
-    return 500 if size <= _SMALL else 128
+    return 128 if size > LARGE else 500
 
 
 def images_of(folder: str, size: int, count: int, seed: int = 0) -> Tensor:
@@ -207,9 +207,8 @@ def _summary(verdicts: Sequence[Verdict]) -> str:
         return f"No test applies to this model. {_LIMITS}"
     if not suspicious:
         return f"{len(ran)} of {len(verdicts)} tests ran, and found nothing. {_LIMITS}"
-    classes = sorted({each.target for each in suspicious if each.target is not None})
-    named = " or ".join(f"class {k}" for k in classes)
-    named = f"; answers seem to be led to {named}" if named else ""
+    classes = classes_named(suspicious)
+    named = f"; answers seem to be led to {classes}" if classes else ""
     return f"Suspicious by {len(suspicious)} of {counted(len(ran), 'test')}{named}. {_LIMITS}"
 
 

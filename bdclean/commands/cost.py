@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bdclean.backbones import SplitModel
-from bdclean.checking import PROBES, MarginTest, TriggerSearch
+from bdclean.checking import LARGE, PROBES, MarginTest, TriggerSearch
 from bdclean.checking.verdicts import refuses_flips, refuses_images, refuses_margins
 from bdclean.commands.canary import EPOCHS
 from bdclean.errors import counted
@@ -20,7 +20,7 @@ _TRIALS = 3
 _FORWARD = 1 / 3  # of a pass forward and back through all weights
 _TO_INPUTS = 2 / 3  # forward, and back to the images
 _FAMILIES = ("ball", "patch", "universal")
-_FEW, _FEWER, _SMALL = 32, 8, 64  # images of a trial, of large images, and what is not large
+_FEW, _FEWER = 32, 8  # images of a trial, and of large images
 
 
 def cost_line(
@@ -107,7 +107,7 @@ def _passes_of_flips(count: int) -> float:
 def seconds_of_a_pass(model: SplitModel, images: Tensor) -> float:
     """Of one image forward and back through a copy of the model."""
     copy = model.copy().train().requires_grad_(True)
-    x = images[: _FEW if images.shape[-1] <= _SMALL else _FEWER]
+    x = images[: _FEWER if images.shape[-1] > LARGE else _FEW]
     x = x.contiguous(memory_format=torch.channels_last)
     if len(x) == 1:
         x = x.repeat(2, 1, 1, 1)

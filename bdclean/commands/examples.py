@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from bdclean.backbones import SplitModel
-from bdclean.backbones.perturber import Perturber, perturb_precision
 from bdclean.checking import PROBES
+from bdclean.checking.flips import TEMPERATURE, folded, perturbed
 from bdclean.functional.distillation import divergence
 from bdclean.functional.families import Family
 from bdclean.functional.seeds import derive_seed
@@ -17,7 +17,6 @@ from bdclean.functional.seeds import derive_seed
 _SHOWN = ("patch", "universal 8")
 _AT_MOST = 64  # images that are perturbed
 _SIDE = 112  # pixels of a picture, at most
-_TEMPERATURE = 2.0
 
 
 @dataclass(frozen=True)
@@ -71,26 +70,15 @@ def most_flipped(
     x = images[:_AT_MOST].contiguous()
     found = []
     for name, family in families.items():
-        moved = _moved(suspect, x, name, family)
+        with folded(suspect, x.device.type) as predict:
+            moved = perturbed(x, predict, family, derive_seed("examples", name))
         with torch.no_grad():
             before, after = suspect(x).float(), suspect(moved).float()
-            apart = divergence(before, after, _TEMPERATURE)
+            apart = divergence(before, after, TEMPERATURE)
         flips = before.argmax(1) != after.argmax(1)
         rows = (apart + flips * (1 + apart.max())).argsort(descending=True)[:each]
         found += [_example(name, suspect, cleaned, x[row], moved[row]) for row in rows.tolist()]
     return found
-
-
-def _moved(model: SplitModel, x: Tensor, name: str, family: Family) -> Tensor:
-    draw = torch.Generator(x.device).manual_seed(derive_seed("examples", name))
-    head = model.require_head()
-    with perturb_precision(x.device.type) as dtype:
-        copy = Perturber(model, "eval", dtype)
-        with torch.no_grad():
-            wanted = head(copy.features(x).float()).float()
-        return family(
-            x, lambda z: divergence(wanted, head(copy.features(z).float()), _TEMPERATURE), draw
-        )
 
 
 @torch.no_grad()

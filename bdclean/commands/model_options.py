@@ -28,3 +28,9 @@ def add_model_options(parser: ArgumentParser) -> None:
 def known_of(chosen: Namespace) -> dict[str, Any]:
     """The options as arguments of `load_model`."""
     return {key: getattr(chosen, key) for key in KEYS}
+
+
+def words_of(chosen: Namespace) -> list[str]:
+    """The options that were given, as words of another command."""
+    given = {key: value for key, value in known_of(chosen).items() if value is not None}
+    return [f"--{k}={list(v) if isinstance(v, tuple) else v}" for k, v in given.items()]

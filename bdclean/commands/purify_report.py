@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bdclean.checking import Verdict
-from bdclean.checking.verdicts import P, p_value
+from bdclean.checking.verdicts import classes_named, p_value
 from bdclean.commands.canary import Canary
 from bdclean.commands.examples import Answer, Example
 from bdclean.commands.scoring import Measured, Scores
@@ -42,7 +42,6 @@ class Facts:
     Attributes:
         model: What came in, as the user called it.
         folder: The images, as the user called them.
-        method: By its name.
         before: Verdicts on the suspect.
         after: Verdicts on the cleaned model.
         agreement: Share of images that both models name alike; None without a head.
@@ -62,7 +61,6 @@ class Facts:
 
     model: str
     folder: str
-    method: str
     before: Sequence[Verdict]
     after: Sequence[Verdict]
     agreement: float | None
@@ -149,8 +147,7 @@ def evidence(
     lines = []
     left = [v for v in after if v.state == "suspicious"]
     if left:
-        targets = sorted({v.target for v in left if v.target is not None})
-        named = " or ".join(f"class {k}" for k in targets)
+        named = classes_named(left)
         lines.append(
             f"The result is still suspicious by {', '.join(v.test for v in left)}"
             f"{f', which points to {named}' if named else ''}: do not take it as cleaned."
@@ -229,7 +226,7 @@ def _statistic(verdict: Verdict) -> str:
         share, bound = (f"{100 * found[key]:.1f} %" for key in ("share", "bound"))
         return f"trigger of {share} of the image; bound {bound}" if found["share"] < 1 else ""
     if "p" in found:
-        return f"p {p_value(found['p'])} (bound {P})"
+        return f"p {p_value(found['p'])}; bound {found['bound']}"
     return verdict.why
 
 
@@ -351,7 +348,7 @@ def _done(facts: Facts) -> Section:
     cost, protocol = facts.record["cost"], facts.record["protocol"]
     images = facts.record["data"]["sizes"].get("defense", 0)
     rows = {
-        "method": f"{facts.record['protocol']['method']}; labels used: {protocol['labels']}",
+        "method": f"{protocol['method']}; labels used: {protocol['labels']}",
         "model": f"{facts.model}: {facts.arch}, images of {facts.size} pixels",
         "images": f"{images:,} of {facts.folder}, without labels",
         "training": f"{counted(cost['epochs'], 'epoch')}, {counted(cost['steps'], 'step')}, "

@@ -188,7 +188,6 @@ def _facts(
     return Facts(
         job.model,
         job.folder,
-        job.method,
         result.before,
         result.after,
         result.agreement,

@@ -4,7 +4,7 @@ A backdoor is the shortest way to change the answer, so many of these perturbati
 `concentration` tells whether they do: the answers that they change pile up in its target class.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -218,6 +218,7 @@ clean networks; docs/research/check has what these and attacked networks gave.""
 
 PROBED_AT_ONCE = 128  # images that share a universal perturbation
 LEAST_CLASSES = 6  # with fewer, flips pile up in one class anyway
+FEWEST_IMAGES = 100  # with fewer, no share of them tells anything
 
 
 def out_of_line(found: Mapping[str, Concentration]) -> tuple[str, ...]:
@@ -250,6 +251,20 @@ def concentration(before: Tensor, after: Tensor, num_classes: int) -> Concentrat
     """
     changed = before != after
     return concentrated(torch.bincount(after[changed], minlength=num_classes), len(before))
+
+
+def concentrations(
+    names: Iterable[str], classes: Tensor, num_classes: int
+) -> dict[str, Concentration]:
+    """The same for several families.
+
+    Args:
+        names: Of F families.
+        classes: (1 + F, N), of the unchanged images and under each family.
+        num_classes: K.
+    """
+    rows = zip(names, classes[1:], strict=True)
+    return {name: concentration(classes[0], after, num_classes) for name, after in rows}
 
 
 def concentrated(landed: Tensor, images: int) -> Concentration:

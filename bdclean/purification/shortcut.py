@@ -31,6 +31,7 @@ from bdclean.checks import check_choice, check_not_negative, check_positive, che
 from bdclean.errors import ConfigError
 from bdclean.functional.distillation import divergence, feature_distance
 from bdclean.functional.families import (
+    FEWEST_IMAGES,
     LEAST_CLASSES,
     PROBED_AT_ONCE,
     PROBES,
@@ -40,7 +41,7 @@ from bdclean.functional.families import (
     Family,
     Patch,
     Universal,
-    concentration,
+    concentrations,
     out_of_line,
 )
 from bdclean.functional.seeds import derive_seed
@@ -209,14 +210,12 @@ class ShortcutDistillation(Purifier):
         names = list(self.families)
         count = self.model.info.num_classes or 0
         stands = set()
-        if self.choose and self.model.head is not None and count >= LEAST_CLASSES:
-            rows = self.hold_out(self.held_out, self.seed)[0].rows
+        rows = self.hold_out(self.held_out, self.seed)[0].rows
+        enough = count >= LEAST_CLASSES and len(rows) >= FEWEST_IMAGES
+        if self.choose and enough and self.model.head is not None:
             spread = torch.linspace(0, len(rows) - 1, min(PROBED, len(rows))).long()
             classes = self.flips(self.teacher, PROBES, Subset(rows[spread]), "choose")
-            found = {
-                name: concentration(classes[0], after, count)
-                for name, after in zip(PROBES, classes[1:], strict=True)
-            }
+            found = concentrations(PROBES, classes, count)
             stands = {name.split()[0] for name in out_of_line(found)}
         kept = [name in stands for name in names]
         self.results["chosen"] = torch.tensor(kept if any(kept) else [True] * len(names))
@@ -277,17 +276,16 @@ class ShortcutDistillation(Purifier):
         Returns:
             Share of equal answers; without a head, the mean cosine of the features. A scalar.
         """
-        held = self.hold_out(self.held_out, self.seed)[1]
-        training, alike = self.model.training, []
+        if self.model.head is not None:
+            suspect, student = (self.results[whose][0] for whose in ("suspect", "student"))
+            return (suspect == student).float().mean()
+        held, alike = self.hold_out(self.held_out, self.seed)[1], []
+        training = self.model.training
         with self.trainer.precision_plugin.forward_context(), torch.no_grad():
             self.model.eval()
             for batch in self.read(View("defense", batch_size=PROBED_AT_ONCE, subset=held)):
-                nets = (self.teacher, self.model)
-                wanted, answers = (self.outputs(net, batch["image"]) for net in nets)
-                if self.model.head is None:
-                    alike.append(cosine_similarity(wanted, answers).cpu())
-                else:
-                    alike.append((wanted.argmax(1) == answers.argmax(1)).float().cpu())
+                wanted, got = (self.outputs(n, batch["image"]) for n in (self.teacher, self.model))
+                alike.append(cosine_similarity(wanted, got).cpu())
             self.model.train(training)
         return torch.cat(alike).mean()
 
@@ -345,11 +343,7 @@ class ShortcutDistillation(Purifier):
         classes = self.results[whose]
         if not classes.numel():
             return {}
-        count = self.model.info.num_classes or 0
-        return {
-            name: concentration(classes[0], after, count)
-            for name, after in zip(self.chosen, classes[1:], strict=True)
-        }
+        return concentrations(self.chosen, classes, self.model.info.num_classes or 0)
 
     def add_networks(self) -> None:
         """Forgets copies of networks that were there before."""

@@ -1,7 +1,6 @@
 """`bdclean check`: what it prints, its exit status, and what it asks for."""
 
 import json
-from functools import partial
 
 import numpy as np
 import pytest
@@ -14,12 +13,8 @@ from bdclean.checking import (
     PROBES,
     Flips,
     Margins,
-    MarginTest,
     SmallestTrigger,
-    TriggerSearch,
     Verdict,
-    maximum_margins,
-    smallest_trigger,
 )
 from bdclean.checking.verdicts import (
     judge_flips,
@@ -30,6 +25,8 @@ from bdclean.checking.verdicts import (
 )
 from bdclean.cli import main
 from bdclean.commands import check
+
+pytestmark = pytest.mark.usefixtures("quick_tests")
 
 
 @pytest.fixture
@@ -58,15 +55,6 @@ def save(tmp_path):
         return str(tmp_path / "model.safetensors")
 
     return save
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    """Fewer steps and noise than the tests need to be of use."""
-    few = partial(maximum_margins, settings=MarginTest(starts=3, steps=10))
-    monkeypatch.setattr("bdclean.checking.every.maximum_margins", few)
-    short = partial(smallest_trigger, settings=TriggerSearch(epochs=2))
-    monkeypatch.setattr("bdclean.checking.every.smallest_trigger", short)
 
 
 def run(capsys, *words):
@@ -133,18 +121,22 @@ def test_what_does_not_apply_says_why(save, photos, capsys, classes, why):
     assert "\nDECREE: nothing found" in said.out
     assert "1 of 6 tests ran, and found nothing." in said.out
     status, said = run(capsys, save(classes))
-    assert status == 2
+    assert status == 3
     assert "No test applies to this model." in said.out
 
 
 def test_mean_and_std_of_a_foreign_file(save, tmp_path, capsys):
-    state = {k: v for k, v in load_file(save()).items() if not k.startswith("normalize")}
+    state = {k: v for k, v in load_file(save(scale=60)).items() if not k.startswith("normalize")}
     state = {k.removeprefix("backbone."): v for k, v in state.items()}
     save_file(state, tmp_path / "foreign.safetensors")
     words = [str(tmp_path / "foreign.safetensors"), "--arch", "resnet18", "--width", "4"]
     words += ["--input_size", "8"]
     words += ["--mean", "[0.1,0.2,0.3]", "--std", "[0.4,0.5,0.6]"]
-    said = run(capsys, *words)[1]
+    status, said = run(capsys, *words)
+    assert status == 1
+    assert said.out.endswith(
+        "--width=4 --input_size=8 '--mean=[0.1, 0.2, 0.3]' '--std=[0.4, 0.5, 0.6]'\n"
+    )
     assert "images of 8 pixels, mean 0.1, 0.2, 0.3, std 0.4, 0.5, 0.6. Tested" in said.out
     assert "--std" in run(capsys, *words[:-1], "[0.4,0.5]")[1].err
 

@@ -196,6 +196,10 @@ def test_families_in_which_flips_pile_up_are_chosen(ready, monkeypatch):
     assert len(rows) == 500
     module.choose = False
     module.choose_families()
+    few = (Subset(torch.arange(99)), None)
+    monkeypatch.setattr(module, "hold_out", lambda *_: few)
+    module.choose = True
+    module.choose_families()
     assert len(asked) == 4
     assert list(module.chosen) == ["ball", "patch", "universal"]
 

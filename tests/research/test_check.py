@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import check
-import pytest
 
 FOLDER = Path(check.__file__).parent
 
@@ -47,7 +46,5 @@ def test_lines_are_judged_and_counted():
 
 
 def test_the_page_shows_its_record():
-    if not (FOLDER / "record.json").is_file():
-        pytest.skip("no record yet")
     lines = json.loads((FOLDER / "record.json").read_text())
     assert check.markdown(lines) in (FOLDER / "README.md").read_text()
