@@ -19,6 +19,8 @@ from bdclean.data.images import labels_of
 from bdclean.data.layout import class_folders
 from bdclean.data.sources import read_class_folder
 from bdclean.errors import ConfigError, DataError, counted
+from bdclean.metrics import AttackSuccessRate, CleanAccuracy, PoisonedAccuracy
+from bdclean.metrics.backdoor import HitRate
 
 _AT_ONCE = 256  # images
 
@@ -89,13 +91,14 @@ class Truth:
             labels: As read.
             device: Of the model.
         """
-        named = _classes(model, images, device)
-        acc = _percent(named == labels)
+        acc = _rate(CleanAccuracy(), _classes(model, images, device), labels)
         if self.trigger is None or self.target is None:
             return Scores(acc, None, None, len(images), 0)
         counted = labels != self.target
         named = _classes(model, self.trigger.poison(images[counted]), device)
-        asr, pa = _percent(named == self.target), _percent(named == labels[counted])
+        true, target = labels[counted], torch.full_like(named, self.target)
+        asr = _rate(AttackSuccessRate(), named, true, target)
+        pa = _rate(PoisonedAccuracy(), named, true, target)
         return Scores(acc, asr, pa, len(images), len(named))
 
 
@@ -230,5 +233,6 @@ def _classes(model: nn.Module, images: Tensor, device: Any) -> Tensor:
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long)
 
 
-def _percent(hits: Tensor) -> float:
-    return 100 * float(hits.double().mean())
+def _rate(metric: HitRate, *given: Tensor) -> float:
+    metric.update(*given)
+    return float(metric.compute())

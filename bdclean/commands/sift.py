@@ -33,9 +33,6 @@ _OTHER = "sift is AdvrBD; use bdclean fit for another method"
 _LENGTH = (
     "the stages of sift have lengths of their own. Stop it when you like: the same command goes on"
 )
-_FEW = FEWEST
-"""Images below which findings mean little: a tenth of fewer is less than 100 poisoned images. 60
-planted no backdoor among 1,000 digits, and 100 with a larger patch did."""
 _SHOWN = 5  # classes
 _ANY_SIZE = 32  # pixels, as long as nobody looks at the images
 _UNUSABLE = "This result is not usable"
@@ -143,11 +140,11 @@ def run_sift(args: Sequence[str], fit: front.Fit | None = None) -> None:
 
 
 def _warn_of_few(count: int) -> None:
-    if count < _FEW:
+    if count < FEWEST:
         print(
-            f"Warning: with {counted(count, 'image')}, fewer than {_FEW:,}, flags and scores mean "
-            "little: so few seldom hold enough poisoned images to plant a backdoor, and clean ones "
-            "get flagged.",
+            f"Warning: with {counted(count, 'image')}, fewer than {FEWEST:,}, flags and scores "
+            "mean little: so few seldom hold enough poisoned images to plant a backdoor, and clean "
+            "ones get flagged.",
             file=sys.stderr,
         )
 
@@ -304,9 +301,9 @@ def _doubt(flagged: Tensor | None, samples: TrainingSet) -> str:
         flagged: (N,); None where nothing is flagged.
         samples: What was judged.
     """
-    labels, few = samples.labels.long(), f"{_UNUSABLE}: it takes {_FEW:,} images or more. "
+    labels, few = samples.labels.long(), f"{_UNUSABLE}: it takes {FEWEST:,} images or more. "
     if flagged is None or not flagged.any():
-        return few if len(labels) < _FEW else ""
+        return few if len(labels) < FEWEST else ""
     if 2 * int(flagged.sum()) > len(flagged):
         return f"{_UNUSABLE}: more than half of all images are flagged. "
     kinds = len(samples.classes)
@@ -314,7 +311,7 @@ def _doubt(flagged: Tensor | None, samples: TrainingSet) -> str:
     most = int((2 * found > sizes).sum())
     if most > 1:
         return f"{_UNUSABLE}: more than half is flagged of {most} of the {kinds} classes. "
-    if len(labels) < _FEW:
+    if len(labels) < FEWEST:
         return few
     return _LOOK if most else ""
 

@@ -34,8 +34,9 @@ it weighs as much as."""
 EVEN = 0.9
 """How evenly the names of an attacked class are spread at least; 1 is as the classes are large."""
 FEWEST, FEWEST_CLASSES = 1000, 6
-"""Samples and classes of a set below which no class is said to stand out. A hard class of five has
-four neighbours, and its samples often go to all of them."""
+"""Samples and classes of a set below which no class is said to stand out. A tenth of fewer samples
+is less than 100 poisoned ones: 60 planted no backdoor among 1,000 digits, and 100 with a larger
+patch did. A hard class of five has four neighbours, and its samples often go to all of them."""
 
 
 @dataclass(frozen=True)

@@ -546,7 +546,7 @@ DOUBTS = {
 
 @pytest.mark.parametrize("case", DOUBTS)
 def test_what_cannot_be_trusted_is_said_first(case, many, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sift, "_FEW", 100)
+    monkeypatch.setattr(sift, "FEWEST", 100)
     flagged, told = DOUBTS[case]
     sift.run_sift([str(many), "--run", str(tmp_path / "out")], finished(list(flagged)))
     said = capsys.readouterr().out
@@ -563,7 +563,7 @@ def test_what_cannot_be_trusted_is_said_first(case, many, tmp_path, capsys, monk
 @pytest.mark.parametrize(("count", "few"), [(100, False), (101, True)])
 @pytest.mark.parametrize("flagged", [None, [], [3]])
 def test_few_images_are_not_enough(count, few, flagged, many, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sift, "_FEW", count)
+    monkeypatch.setattr(sift, "FEWEST", count)
     sift.run_sift([str(many), "--run", str(tmp_path / "out")], finished(flagged))
     first = capsys.readouterr().out.splitlines()[0]
     assert first.startswith(f"{NOT}: it takes {count} images or more. ") == few
@@ -601,7 +601,7 @@ def judged(counts, size=120):
 
 
 def test_the_class_that_stands_out_is_named_with_its_tier(monkeypatch):
-    monkeypatch.setattr(sift, "_FEW", 600)
+    monkeypatch.setattr(sift, "FEWEST", 600)
     monkeypatch.setattr(tiers, "FEWEST", 600)
     found, samples = judged([3, 60, 6, 3, 3, 3])
     first, second, *listed, last = sift._summary(found, samples, Path("r")).splitlines()
@@ -618,7 +618,7 @@ def test_the_class_that_stands_out_is_named_with_its_tier(monkeypatch):
 
 @pytest.mark.parametrize("counts", [[4, 12, 8, 4, 4, 4], [24] * 6, [3, 0, 0, 0, 0, 0]])
 def test_where_no_class_stands_out_none_is_named(counts, monkeypatch):
-    monkeypatch.setattr(sift, "_FEW", 600)
+    monkeypatch.setattr(sift, "FEWEST", 600)
     monkeypatch.setattr(tiers, "FEWEST", 600)
     found, samples = judged(counts)
     said = sift._summary(found, samples, Path("r"))
@@ -631,7 +631,7 @@ def test_where_no_class_stands_out_none_is_named(counts, monkeypatch):
 
 
 def test_of_few_classes_none_is_named(monkeypatch):
-    monkeypatch.setattr(sift, "_FEW", 240)
+    monkeypatch.setattr(sift, "FEWEST", 240)
     monkeypatch.setattr(tiers, "FEWEST", 240)
     found, samples = judged([50, 3, 0, 0, 0, 0])
     few = samples.labels < 2
@@ -698,7 +698,7 @@ def test_odd_names_are_told(tmp_path, capsys):
 
 @pytest.mark.parametrize("score", [0.0, -1.5, float("nan")])
 def test_equal_scores_point_at_nothing(score, many, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sift, "_FEW", 1)
+    monkeypatch.setattr(sift, "FEWEST", 1)
     fit = finished(None, torch.full((len(list(many.glob("*/*.png"))),), score))
     sift.run_sift([str(many), "--dry-run", "--run", str(tmp_path / "out")], fit)
     told = capsys.readouterr().out
