@@ -22,6 +22,7 @@ from bdclean.backbones.live import split_live, unwrapped
 from bdclean.checking import Verdict, run_tests
 from bdclean.commands.check import images_of, read_model, some_of, usual_count
 from bdclean.commands.front import as_words
+from bdclean.commands.model_options import chosen_tests
 from bdclean.commands.purify import TAKEN
 from bdclean.commands.purify_job import Job, PurifyResult
 from bdclean.commands.purifying import IN_MEMORY, purify_model
@@ -45,6 +46,8 @@ def purify(
     labels: str | Path | None = None,
     trigger: str | Path | None = None,
     target: int | None = None,
+    count: int | None = None,
+    tests: Sequence[str] | None = None,
     canary: bool = False,
     arch: str | None = None,
     width: int | None = None,
@@ -68,6 +71,8 @@ def purify(
         labels: A folder of labelled images, one folder a class, that only measure.
         trigger: A `trigger.safetensors` that only measures; it needs `labels`.
         target: Its class; None takes that of the `plan.json` beside it.
+        count: How many images the tests use, at most; None takes 500 up to 64 pixels, else 128.
+        tests: Some of `flips`, `decree`, `mm-bd`; None runs all.
         canary: Also purify a copy with triggers of ours, whose success is measured; as long again.
         arch: Of a foreign file; None guesses it.
         width: Channels of its first layer.
@@ -93,8 +98,10 @@ def purify(
     known |= {"canary": canary}
     known |= {"labels": None if labels is None else str(labels)}
     known |= {"trigger": None if trigger is None else str(trigger)}
+    seen: dict[str, Any] = {"images": _positive("count", count)}
+    seen |= {"tests": chosen_tests("tests", tests)}
     with _own_state():
-        job = _job(model, images, facts, settings or {}, **known)
+        job = replace(_job(model, images, facts, settings or {}, **known), **seen)
     in_memory = job.network is not None or job.pixels is not None
     if run is not None and Path(run).exists() and in_memory:
         raise ConfigError(
@@ -145,6 +152,7 @@ def check(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     count: int | None = None,
+    tests: Sequence[str] | None = None,
     seed: int = 0,
 ) -> list[Verdict]:
     """Tests a model for backdoors without labels, as `bdclean check` does.
@@ -159,6 +167,7 @@ def check(
         mean: As of `purify`.
         std: As of `purify`.
         count: How many images to use, at most; None takes 500 up to 64 pixels, else 128.
+        tests: As of `purify`.
         seed: Of choice and perturbations.
 
     Returns:
@@ -175,8 +184,8 @@ def check(
         "mean": mean,
         "std": std,
     }
-    if count is not None and count < 1:
-        raise ConfigError(f"count={count}: it must be at least 1.")
+    which = chosen_tests("tests", tests)
+    number = _positive("count", count)
     model = _checked(model)
     with _own_state():
         if isinstance(model, nn.Module):
@@ -186,12 +195,18 @@ def check(
             suspect = read_model(str(model), arch=arch, width=width, **facts)
         suspect.eval()
         size, seen = suspect.info.input_size, None
-        number = count or usual_count(size)
+        number = number or usual_count(size)
         if isinstance(images, Tensor):
             seen = some_of(_pixels(images), size, number, seed)
         elif images is not None:
             seen = images_of(_path("images", images), size, number, seed)
-        return list(run_tests(suspect, seen, seed))
+        return list(run_tests(suspect, seen, seed, which))
+
+
+def _positive(key: str, number: int | None) -> int | None:
+    if number is not None and number < 1:
+        raise ConfigError(f"{key}={number}: it must be at least 1.")
+    return number
 
 
 def _checked(model: Model) -> Model:

@@ -2,9 +2,11 @@
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from typing import Protocol, TypeVar
 
+T = TypeVar("T")
 FIRST_LINE = 10.0
 """Seconds until the first line, where there is no terminal."""
 BETWEEN_LINES = 30.0
@@ -58,13 +60,42 @@ def follow(
         brief: Print nothing of work that ends before its first line is due.
         show: Print anything; False for all processes but the first.
     """
-    if not show:
-        for _ in counts:
-            pass
-    elif sys.stderr.isatty():
-        _bar(counts, total, what, unit)
-    else:
-        _lines(counts, total, what, unit, brief)
+    for _ in _told(counts, total, what, unit, brief=brief, size=int) if show else counts:
+        pass
+
+
+def watch(items: Iterable[T], total: int, what: str, unit: str) -> Iterator[T]:
+    """Hands through `items` and shows on standard error how many are worked through.
+
+    Work that ends before its first line is due shows none, and a bar goes at its end.
+
+    Args:
+        items: What is worked through.
+        total: How many there are, at most.
+        what: Begins the line.
+        unit: What is counted, in the plural.
+    """
+    return _told(items, total, what, unit, brief=True, size=lambda _: 1)
+
+
+class Watch(Protocol):
+    """`watch`, or what takes its place."""
+
+    def __call__(self, items: Iterable[T], total: int, what: str, unit: str) -> Iterator[T]:
+        """Hands through `items`."""
+
+
+def unwatched(items: Iterable[T], total: int, what: str, unit: str) -> Iterator[T]:
+    """As `watch`, and shows nothing."""
+    return iter(items)
+
+
+def _told(
+    items: Iterable[T], total: int, what: str, unit: str, *, brief: bool, size: Callable[[T], int]
+) -> Iterator[T]:
+    if sys.stderr.isatty():
+        return _bar(items, total, what, unit, brief, size)
+    return _lines(items, total, what, unit, brief, size)
 
 
 def standing(done: int, total: int, seconds: float, unit: str) -> str:
@@ -107,10 +138,13 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _lines(counts: Iterable[int], total: int, what: str, unit: str, brief: bool) -> None:
+def _lines(
+    items: Iterable[T], total: int, what: str, unit: str, brief: bool, size: Callable[[T], int]
+) -> Iterator[T]:
     done, told, pace = 0, not brief, Pace()
-    for count in counts:
-        done += count
+    for item in items:
+        yield item
+        done += size(item)
         due = pace.due()
         told |= due
         if due or (told and done == total):
@@ -119,7 +153,9 @@ def _lines(counts: Iterable[int], total: int, what: str, unit: str, brief: bool)
                 print(line, file=sys.stderr, flush=True)
 
 
-def _bar(counts: Iterable[int], total: int, what: str, unit: str) -> None:
+def _bar(
+    items: Iterable[T], total: int, what: str, unit: str, brief: bool, size: Callable[[T], int]
+) -> Iterator[T]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -138,7 +174,8 @@ def _bar(counts: Iterable[int], total: int, what: str, unit: str) -> None:
 
     text = TextColumn("{task.description}")
     columns = (text, BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=brief) as bar:
         task = bar.add_task(what, total=total)
-        for count in counts:
-            bar.advance(task, count)
+        for item in items:
+            yield item
+            bar.advance(task, size(item))

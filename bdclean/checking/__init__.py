@@ -5,6 +5,7 @@ from bdclean.checking.embeddings import SmallestTrigger as SmallestTrigger
 from bdclean.checking.embeddings import TriggerSearch as TriggerSearch
 from bdclean.checking.embeddings import mean_cosine as mean_cosine
 from bdclean.checking.embeddings import smallest_trigger as smallest_trigger
+from bdclean.checking.every import TESTS as TESTS
 from bdclean.checking.every import run_tests as run_tests
 from bdclean.checking.flips import Flips as Flips
 from bdclean.checking.flips import count_flips as count_flips

@@ -22,6 +22,7 @@ from bdclean.backbones import SplitModel
 from bdclean.backbones.perturber import Perturber, perturb_precision
 from bdclean.functional.precision import fast_format
 from bdclean.functional.seeds import derive_seed
+from bdclean.progress import Watch, unwatched
 
 LARGE = 64  # pixels; above, the paper's settings for ImageNet hold
 
@@ -84,6 +85,7 @@ def smallest_trigger(
     images: Tensor,
     settings: TriggerSearch = TriggerSearch(),
     seed: int = 0,
+    watch: Watch = unwatched,
 ) -> SmallestTrigger:
     """Searches for it.
 
@@ -92,6 +94,7 @@ def smallest_trigger(
         images: (N, 3, S, S), float32 in [0, 1], on the model's device; two at least.
         settings: Of the search.
         seed: Of the start and of the order of the images.
+        watch: Shows how far it is.
     """
     device, training = images.device, model.training
     model.eval()
@@ -103,7 +106,7 @@ def smallest_trigger(
                 parts = torch.split(images, settings.batch_size)
                 plain = mean_cosine(torch.cat([copy.features(part).float() for part in parts]))
             search = _Search(copy, images, settings, draw)
-            epochs = search.run()
+            epochs = search.run(watch)
             return SmallestTrigger(search.best, plain.item(), epochs)
     finally:
         model.train(training)
@@ -124,16 +127,17 @@ class _Search:
         self.weight, self.best = settings.weight, 1.0
         self.above = self.below = self.low = self.waited = 0
 
-    def run(self) -> int:
+    def run(self, watch: Watch) -> int:
         """Searches until the trigger shrinks no more. How many epochs it took."""
         adam = torch.optim.Adam(self.free, betas=(0.5, 0.9))
-        for epoch in range(self.settings.epochs):
+        most = self.settings.epochs
+        for epoch in watch(range(most), most, "DECREE", "epochs at most"):
             adam.param_groups[0]["lr"] = self.settings.rate(epoch)
             cosines = [self.step(adam, x) for x in self.batches()]
             found = sum(cosines) / len(cosines) > self.settings.cosine
             if found and self.waited > self.patience:
                 return epoch + 1
-        return self.settings.epochs
+        return most
 
     def batches(self) -> Iterator[Tensor]:
         """The images in another order; a single one at the end is left out."""

@@ -25,6 +25,7 @@ from bdclean.functional.families import (
 )
 from bdclean.functional.precision import fast_format
 from bdclean.functional.seeds import derive_seed
+from bdclean.progress import Watch, unwatched
 
 TEMPERATURE = 2.0  # of the divergence that is maximised; as in shortcut distillation
 
@@ -50,7 +51,11 @@ class Flips:
 
 
 def count_flips(
-    model: SplitModel, images: Tensor, families: Mapping[str, Family] = PROBES, seed: int = 0
+    model: SplitModel,
+    images: Tensor,
+    families: Mapping[str, Family] = PROBES,
+    seed: int = 0,
+    watch: Watch = unwatched,
 ) -> Iterator[Flips]:
     """Perturbs images in each family and counts where the answers land.
 
@@ -59,6 +64,7 @@ def count_flips(
         images: (N, 3, H, W), float32 in [0, 1], on the model's device.
         families: By name.
         seed: Of places and starts.
+        watch: Shows how far it is.
 
     Yields:
         What each family did, in their order.
@@ -70,7 +76,8 @@ def count_flips(
         with folded(model, images.device.type) as predict:
             for name, family in families.items():
                 landed = torch.zeros(count, dtype=torch.long)
-                for number, x in enumerate(torch.split(images, PROBED_AT_ONCE)):
+                parts = torch.split(images, PROBED_AT_ONCE)
+                for number, x in enumerate(watch(parts, len(parts), name, "batches")):
                     moved = perturbed(x, predict, family, derive_seed("flips", name, seed, number))
                     with torch.no_grad():
                         before, after = (predict(each).argmax(1) for each in (x, moved))

@@ -24,6 +24,7 @@ from bdclean.errors import ConfigError
 from bdclean.functional.families import LEAST_CLASSES
 from bdclean.functional.precision import fast_format, full_float32
 from bdclean.functional.seeds import derive_seed
+from bdclean.progress import Watch, unwatched
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def maximum_margins(
     model: SplitModel,
     settings: MarginTest = MarginTest(),
     seed: int = 0,
+    watch: Watch = unwatched,
 ) -> Margins:
     """Runs the test.
 
@@ -73,6 +75,7 @@ def maximum_margins(
         model: A classifier of at least 6 classes; left as it is.
         settings: Of the ascent.
         seed: Of the noise.
+        watch: Shows how far it is.
 
     Raises:
         ConfigError: If it has fewer classes.
@@ -89,7 +92,7 @@ def maximum_margins(
     largest = []
     with fast_format(device.type), perturb_precision(device.type) as dtype:
         copy = Perturber(model, "eval", dtype)
-        for k in range(count):
+        for k in watch(range(count), count, "MM-BD", "classes"):
             draw = torch.Generator(device).manual_seed(derive_seed("mm-bd", seed, k))
             noise = torch.rand(size, generator=draw, device=device)
             x = noise.contiguous(memory_format=torch.channels_last)

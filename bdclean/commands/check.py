@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse.typing import NonNegativeInt
 from torch import Tensor
 
 from bdclean.backbones import SplitModel, load_model
@@ -24,7 +24,13 @@ from bdclean.checking import LARGE, Verdict, run_tests
 from bdclean.checking.verdicts import classes_named
 from bdclean.commands.cost import tests_line
 from bdclean.commands.help_page import WIDTH
-from bdclean.commands.model_options import add_model_options, known_of, words_of
+from bdclean.commands.model_options import (
+    add_model_options,
+    add_test_options,
+    chosen_tests,
+    known_of,
+    words_of,
+)
 from bdclean.commands.parsing import Parser
 from bdclean.commands.short_options import short_options
 from bdclean.data.layout import image_files
@@ -32,6 +38,7 @@ from bdclean.data.sources import read_files
 from bdclean.errors import DataError, counted
 from bdclean.functional.seeds import derive_seed
 from bdclean.printable import printable
+from bdclean.progress import watch
 
 _SUSPICIOUS, _NO_TEST = 1, 3  # exit statuses; 2 is that of wrong use
 _LIMITS = (
@@ -53,15 +60,16 @@ def run_check(args: Sequence[str]) -> None:
         SystemExit: With status 1 if a test finds the model suspicious, 3 if none applies.
     """
     chosen = make_parser().parse_args(list(args))
+    tests = chosen_tests("--tests", chosen.tests)
     model = read_model(chosen.model, **known_of(chosen)).eval()
     size = model.info.input_size
     images = None
     if chosen.folder is not None:
         images = images_of(chosen.folder, size, chosen.images or usual_count(size), chosen.seed)
     if not chosen.json:
-        print(f"{_about(chosen, model, images)} {tests_line(model, images)}", flush=True)
+        print(f"{_about(chosen, model, images)} {tests_line(model, images, tests)}", flush=True)
     verdicts = []
-    for verdict in run_tests(model, images, chosen.seed):
+    for verdict in run_tests(model, images, chosen.seed, tests, watch):
         verdicts.append(verdict)
         if not chosen.json:
             print(shown(verdict), flush=True)
@@ -101,12 +109,7 @@ def make_parser() -> Parser:
         help="Images such as the model was made for, at any depth and without labels.",
     )
     add_model_options(parser)
-    add(
-        "--images",
-        type=PositiveInt | None,
-        metavar="N",
-        help="How many to use, at most; 500 up to 64 pixels, else 128, if left out.",
-    )
+    add_test_options(parser)
     add("--seed", type=NonNegativeInt, default=0, metavar="N", help="Of choice and perturbation.")
     add("--json", action="store_true", help="Print one JSON object and nothing else.")
     return parser
@@ -172,9 +175,9 @@ def some_of(pixels: Tensor, size: int, count: int, seed: int = 0) -> Tensor:
 
 
 def _chosen(number: int, count: int, seed: int) -> Tensor:
-    """Rows of some of `number` images, sorted."""
+    """Rows of some of `number` images, in random order: files of a class often stand together."""
     draw = torch.Generator().manual_seed(derive_seed("check", seed))
-    return torch.randperm(number, generator=draw)[:count].sort().values
+    return torch.randperm(number, generator=draw)[:count]
 
 
 def _ready(pixels: Tensor) -> Tensor:

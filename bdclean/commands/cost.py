@@ -2,14 +2,14 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bdclean.backbones import SplitModel
-from bdclean.checking import LARGE, PROBES, MarginTest, TriggerSearch
+from bdclean.checking import LARGE, PROBES, TESTS, MarginTest, TriggerSearch
 from bdclean.checking.verdicts import refuses_flips, refuses_images, refuses_margins
 from bdclean.commands.canary import EPOCHS
 from bdclean.errors import counted
@@ -29,6 +29,7 @@ def cost_line(
     suspect: SplitModel,
     images: Tensor,
     *,
+    tests: Collection[str] = TESTS,
     canary: bool = False,
 ) -> str:
     """A sentence: images, steps, and about how long.
@@ -38,6 +39,7 @@ def cost_line(
         count: How many images there are.
         suspect: As the fit starts from it.
         images: Some of them, (N, 3, S, S), float32 in [0, 1].
+        tests: That run before and after.
         canary: Whether a canary is planted and purified too.
     """
     recipe = settings["recipe"]
@@ -47,26 +49,27 @@ def cost_line(
     fit = recipe["epochs"] * trained * _passes(settings)
     fit += _passes_of_flips(min(count, PROBED)) if settings.get("choose") else 0
     fit += fit + EPOCHS * count if canary else 0
-    tests = 2 * _passes_of_tests(suspect, len(images))
+    both = 2 * _passes_of_tests(suspect, len(images), tests)
     more = ", and as many for the canary" if canary else ""
     return (
         f"{counted(trained, 'image')} to train on, {counted(recipe['epochs'], 'epoch')}, "
         f"{counted(steps, 'step')}{more}: {_roughly(each * fit)}; the tests before and after: "
-        f"{_roughly(each * tests)} on this machine."
+        f"{_roughly(each * both)} on this machine."
     )
 
 
-def tests_line(suspect: SplitModel, images: Tensor | None) -> str:
+def tests_line(suspect: SplitModel, images: Tensor | None, which: Collection[str]) -> str:
     """A sentence: how long the tests of `bdclean check` take.
 
     Args:
         suspect: The model that they look at.
         images: As of `cost_line`; None without any.
+        which: Tests that run.
     """
     size = suspect.info.input_size
     device = next(suspect.parameters()).device
     some = torch.rand(_FEW, 3, size, size, device=device) if images is None else images
-    passes = _passes_of_tests(suspect, 0 if images is None else len(images))
+    passes = _passes_of_tests(suspect, 0 if images is None else len(images), which)
     return f"This takes {_roughly(seconds_of_a_pass(suspect, some) * passes)} on this machine."
 
 
@@ -87,14 +90,14 @@ def _passes(settings: Mapping[str, Any]) -> float:
     return _FORWARD + 1
 
 
-def _passes_of_tests(model: SplitModel, count: int) -> float:
+def _passes_of_tests(model: SplitModel, count: int, tests: Collection[str]) -> float:
     classes = None if model.head is None else model.info.num_classes
     passes = 0.0
-    if refuses_flips(classes, count) is None:
+    if "flips" in tests and refuses_flips(classes, count) is None:
         passes += _passes_of_flips(count) / _TO_INPUTS
-    if refuses_images(count) is None:
+    if "decree" in tests and refuses_images(count) is None:
         passes += count * TriggerSearch().epochs
-    if refuses_margins(classes, model.info.input_size) is None:
+    if "mm-bd" in tests and refuses_margins(classes, model.info.input_size) is None:
         margins = MarginTest()
         passes += (classes or 0) * margins.starts * margins.steps
     return _TO_INPUTS * passes

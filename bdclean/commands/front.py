@@ -138,13 +138,15 @@ class _FrontCLI(lightning.BdcleanCLI):
 
 
 class _FrontWords(_FrontCLI):
-    """Words that are read, and no more."""
+    """Words that are read, and values that are tried, and no more."""
 
     def before_instantiate_classes(self) -> None:
         """Looks at no file."""
 
     def instantiate_classes(self) -> None:
-        """Makes nothing."""
+        """Builds model and data, which refuse values that are wrong."""
+        with self.told():
+            self.parser.instantiate_classes(self.config)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Runs nothing."""

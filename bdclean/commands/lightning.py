@@ -205,9 +205,15 @@ class BdcleanCLI(LightningCLI):
             ConfigError: If one of them needs a package that is not there (a logger, a profiler),
                 or takes no argument of a name that the config gives.
         """
+        with self.told():
+            super().instantiate_classes()
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """What cannot be built is told in the words of the config."""
         config = making.untouched(self.config[self.name])
         try:
-            super().instantiate_classes()
+            yield
         except Exception as error:
             refused = making.refusal(error, config)
             if refused is None:

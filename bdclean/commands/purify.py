@@ -12,7 +12,7 @@ from jsonargparse.typing import NonNegativeInt
 from bdclean.commands import front
 from bdclean.commands.closing import load, written
 from bdclean.commands.help_page import WIDTH
-from bdclean.commands.model_options import add_model_options
+from bdclean.commands.model_options import add_model_options, add_test_options, chosen_tests
 from bdclean.commands.purify_job import Job, PurifyResult
 from bdclean.commands.purify_report import (
     CARD,
@@ -24,6 +24,7 @@ from bdclean.commands.purify_report import (
 )
 from bdclean.commands.purifying import CONFIGS, command, purify_model
 from bdclean.commands.short_options import short_options
+from bdclean.progress import watch
 
 _DATA = "purify reads a folder of images; give it as FOLDER alone"
 _FILE = "give the weights file as MODEL alone"
@@ -90,6 +91,7 @@ def make_parser() -> front.FrontParser:
         action="store_true",
         help="Also plant triggers of ours in a copy, purify that, and measure them; as long again.",
     )
+    add_test_options(parser)
     add_model_options(parser)
     return parser
 
@@ -109,9 +111,10 @@ def run_purify(args: Sequence[str], fit: front.Fit | None = None) -> None:
     """
     options, others = make_parser().divide(args)
     given = vars(options)
+    given["tests"] = chosen_tests("--tests", given["tests"])
     known = {key: given.pop(key) for key in ("mean", "std")}
     job = Job(**given, known=known, words=tuple(others), again=command(args))
-    result = purify_model(job, fit)
+    result = purify_model(job, fit, watch=watch)
     if result is not None:
         print(_closing(job, result))
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bdclean.backbones import SplitModel
-from bdclean.checking import Verdict
+from bdclean.checking import TESTS, Verdict
 from bdclean.commands.canary import Canary
 from bdclean.commands.scoring import Measured
 
@@ -29,6 +29,8 @@ class Job:
         labels: A folder of labelled images, which only measure.
         trigger: A trigger file, which only measures.
         target: Its class.
+        images: How many images the tests use, at most; None takes the usual number.
+        tests: That run before and after.
         canary: Whether to plant triggers of ours in a copy and to purify that too.
         words: Further words of `bdclean fit`.
         again: The command that goes on with a fit that was stopped.
@@ -49,6 +51,8 @@ class Job:
     labels: str | None = None
     trigger: str | None = None
     target: int | None = None
+    images: int | None = None
+    tests: tuple[str, ...] = TESTS
     canary: bool = False
     words: tuple[str, ...] = ()
     again: str = ""

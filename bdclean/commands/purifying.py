@@ -24,12 +24,14 @@ from bdclean.backbones.live import LiveSource
 from bdclean.backbones.loading_lines import loading_lines
 from bdclean.backbones.own_network import is_own_network
 from bdclean.callbacks.products import OF_FIT
-from bdclean.checking import Verdict, run_tests
+from bdclean.checking import Verdict
 from bdclean.commands import front
 from bdclean.commands.canary import Canary, check_canary, run_canary
 from bdclean.commands.check import images_of, read_model, shown, some_of, usual_count
 from bdclean.commands.cost import cost_line
 from bdclean.commands.examples import most_flipped
+from bdclean.commands.kept_tests import NAME as KEPT
+from bdclean.commands.kept_tests import kept_tests
 from bdclean.commands.purify_job import Job, PurifyResult
 from bdclean.commands.purify_report import Facts, check_place, write_report
 from bdclean.commands.scoring import Measured, Truth, find_truth, measure
@@ -44,6 +46,7 @@ from bdclean.files import (
     write_text,
 )
 from bdclean.printable import printable
+from bdclean.progress import Watch, unwatched
 from bdclean.runs import RunFolder
 from bdclean.shipped import find
 from bdclean.weights import TORCH_SUFFIXES, write, write_torch
@@ -61,13 +64,16 @@ _AT_ONCE = 256  # images
 Say = Callable[[str], None]
 
 
-def purify_model(job: Job, fit: front.Fit | None = None, say: Say = print) -> PurifyResult | None:
+def purify_model(
+    job: Job, fit: front.Fit | None = None, say: Say = print, watch: Watch = unwatched
+) -> PurifyResult | None:
     """Does a job. Only the first of several processes checks, writes and speaks.
 
     Args:
         job: What to do.
         fit: Runs the training; None takes that of `bdclean fit`.
         say: Gets each line of text.
+        watch: Shows how far each test is.
 
     Returns:
         None on other processes, and where the fit was stopped before its end.
@@ -95,14 +101,15 @@ def purify_model(job: Job, fit: front.Fit | None = None, say: Say = print) -> Pu
             labelled = truth.read(info.input_size, settings.data.init_args.on_error)
         method = settings.model.init_args.as_dict()
         say(printable(f"{job.model}: {in_short(info)}, {normalisation(info)}."))
-        say(cost_line(method, _count(job), suspect, images, canary=job.canary))
-    before = _check("Before", suspect, images, say) if first else ()
+        count = _count(job)
+        say(cost_line(method, count, suspect, images, tests=job.tests, canary=job.canary))
+    before = _check("Before", job, suspect, images, say, watch) if first else ()
     fit = fit or partial(front.fit, again=job.again, prepare=_prepare(job))
     module, data = fit(words)
     if not first or not module.finished:
         return None
     product = module.product().copy().to(images.device).eval()
-    after = _check("After", product, images, say)
+    after = _check("After", job, product, images, say, watch)
     _save(run, before, after)
     measured = None
     if truth is not None and labelled is not None and product.head is not None:
@@ -231,9 +238,10 @@ def _suspect(job: Job) -> SplitModel:
 
 def _images(job: Job, size: int) -> Tensor:
     """Those that the tests look at."""
+    count = job.images or usual_count(size)
     if job.pixels is None:
-        return images_of(job.folder, size, usual_count(size))
-    return some_of(job.pixels, size, usual_count(size))
+        return images_of(job.folder, size, count)
+    return some_of(job.pixels, size, count)
 
 
 def _prepare(job: Job) -> front.Prepare:
@@ -246,10 +254,13 @@ def _prepare(job: Job) -> front.Prepare:
     return prepare
 
 
-def _check(when: str, model: SplitModel, images: Tensor, say: Say) -> tuple[Verdict, ...]:
+def _check(
+    when: str, job: Job, model: SplitModel, images: Tensor, say: Say, watch: Watch
+) -> tuple[Verdict, ...]:
     say(f"{when}, without labels:")
     verdicts = []
-    for verdict in run_tests(model.eval(), images):
+    file = Path(job.run) / KEPT
+    for verdict in kept_tests(file, model.eval(), images, job.tests, watch):
         verdicts.append(verdict)
         say(shown(verdict))
     return tuple(verdicts)

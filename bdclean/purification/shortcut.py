@@ -305,6 +305,9 @@ class ShortcutDistillation(Purifier):
         """
         if model.head is None:
             return torch.zeros(1 + len(families), 0, dtype=torch.long)
+        # Those of a class often stand together, and then share a universal perturbation.
+        draw = torch.Generator().manual_seed(derive_seed(seed, self.seed))
+        rows = Subset(rows.rows[torch.randperm(len(rows.rows), generator=draw)])
         view = View("defense", batch_size=PROBED_AT_ONCE, subset=rows)
         training, found = model.training, []
         with self.trainer.precision_plugin.forward_context(), self.answering(model) as predict:

@@ -3,10 +3,10 @@
     python docs/research/check/check.py RUN ... --out record.json
 
 RUN is the folder of a finished fit of a classifier. A line holds where each family of perturbations
-sends the answers to 500 held-out training images, the smallest trigger for the backbone, the
-largest margins of all classes, and, for the judgement of the tests, what the run says of the
-attack. A line of the same run is replaced. The tables that it prints judge all lines by the present
-bounds.
+sends the answers to 500 held-out training images, drawn at random, the smallest trigger for the
+backbone, the largest margins of all classes, and, for the judgement of the tests, what the run says
+of the attack. A line of the same run is replaced. The tables that it prints judge all lines by the
+present bounds.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from bdclean.checking import (
     smallest_trigger,
 )
 from bdclean.checking.verdicts import judge_flips, judge_margins, judge_trigger, p_value
+from bdclean.commands.check import some_of
 from bdclean.files import write_text
 from bdclean.runs import RunFolder
 
@@ -40,7 +41,7 @@ def measure(folder: Path) -> dict[str, Any]:
     data, record = run.make_data(), run.read_record()
     model = load_model(folder / "model.safetensors").eval()
     held = data.role_images("defense", labels=False)
-    images = held.everything()["image"][:IMAGES].float() / 255
+    images = some_of(held.everything()["image"], model.info.input_size, IMAGES)
     began = time.monotonic()
     found = list(count_flips(model, images))
     between = time.monotonic()
