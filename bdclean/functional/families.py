@@ -212,7 +212,7 @@ PROBES: Mapping[str, Family] = {
 }
 """What looks for a backdoor, by name; the first word is that of its family."""
 
-PILED = {"ball": 0.5, "patch": 0.3, "universal 4": 0.3, "universal 8": 0.6}
+PILED = {"ball": 0.25, "patch": 0.2, "universal 4": 0.15, "universal 8": 0.5}
 """Share of all images above which the answers that a probe sends to one class are out of line with
 clean networks; docs/research/check has what these and attacked networks gave."""
 
