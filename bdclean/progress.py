@@ -3,10 +3,8 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from typing import Protocol, TypeVar
+from contextlib import AbstractContextManager, contextmanager, suppress
 
-T = TypeVar("T")
 FIRST_LINE = 10.0
 """Seconds until the first line, where there is no terminal."""
 BETWEEN_LINES = 30.0
@@ -60,42 +58,43 @@ def follow(
         brief: Print nothing of work that ends before its first line is due.
         show: Print anything; False for all processes but the first.
     """
-    for _ in _told(counts, total, what, unit, brief=brief, size=int) if show else counts:
-        pass
+    if not show:
+        for _ in counts:
+            pass
+        return
+    with _shown(total, what, unit, brief=brief) as advance:
+        for count in counts:
+            advance(count)
 
 
-def watch(items: Iterable[T], total: int, what: str, unit: str) -> Iterator[T]:
-    """Hands through `items` and shows on standard error how many are worked through.
+Advance = Callable[[int], None]
+"""Counts things that are done."""
+Watch = Callable[[int, str, str], AbstractContextManager[Advance]]
+"""`watch`, or what takes its place."""
+
+
+def watch(total: int, what: str, unit: str) -> AbstractContextManager[Advance]:
+    """Shows on standard error how far work is that counts what it has done.
 
     Work that ends before its first line is due shows none, and a bar goes at its end.
 
     Args:
-        items: What is worked through.
-        total: How many there are, at most.
+        total: How much there is to do, at most.
         what: Begins the line.
         unit: What is counted, in the plural.
     """
-    return _told(items, total, what, unit, brief=True, size=lambda _: 1)
+    return _shown(total, what, unit, brief=True)
 
 
-class Watch(Protocol):
-    """`watch`, or what takes its place."""
-
-    def __call__(self, items: Iterable[T], total: int, what: str, unit: str) -> Iterator[T]:
-        """Hands through `items`."""
-
-
-def unwatched(items: Iterable[T], total: int, what: str, unit: str) -> Iterator[T]:
+@contextmanager
+def unwatched(total: int, what: str, unit: str) -> Iterator[Advance]:
     """As `watch`, and shows nothing."""
-    return iter(items)
+    yield lambda _: None
 
 
-def _told(
-    items: Iterable[T], total: int, what: str, unit: str, *, brief: bool, size: Callable[[T], int]
-) -> Iterator[T]:
-    if sys.stderr.isatty():
-        return _bar(items, total, what, unit, brief, size)
-    return _lines(items, total, what, unit, brief, size)
+def _shown(total: int, what: str, unit: str, *, brief: bool) -> AbstractContextManager[Advance]:
+    shown = _bar if sys.stderr.isatty() else _lines
+    return shown(total, what, unit, brief)
 
 
 def standing(done: int, total: int, seconds: float, unit: str) -> str:
@@ -138,13 +137,13 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _lines(
-    items: Iterable[T], total: int, what: str, unit: str, brief: bool, size: Callable[[T], int]
-) -> Iterator[T]:
+@contextmanager
+def _lines(total: int, what: str, unit: str, brief: bool) -> Iterator[Advance]:
     done, told, pace = 0, not brief, Pace()
-    for item in items:
-        yield item
-        done += size(item)
+
+    def advance(count: int) -> None:
+        nonlocal done, told
+        done += count
         due = pace.due()
         told |= due
         if due or (told and done == total):
@@ -152,10 +151,11 @@ def _lines(
             with suppress(OSError):  # a full disk under a log ends no work
                 print(line, file=sys.stderr, flush=True)
 
+    yield advance
 
-def _bar(
-    items: Iterable[T], total: int, what: str, unit: str, brief: bool, size: Callable[[T], int]
-) -> Iterator[T]:
+
+@contextmanager
+def _bar(total: int, what: str, unit: str, brief: bool) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -176,6 +176,4 @@ def _bar(
     columns = (text, BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=brief) as bar:
         task = bar.add_task(what, total=total)
-        for item in items:
-            yield item
-            bar.advance(task, size(item))
+        yield lambda count: bar.advance(task, count)

@@ -107,3 +107,19 @@ def test_an_error_in_the_work_is_not_swallowed():
 
     with pytest.raises(OSError, match="full"):
         progress.follow(broken(), 2, "train")
+
+
+def test_watched_work_tells_how_far_it_is_and_short_work_nothing(capsys, monkeypatch):
+    with progress.watch(2, "MM-BD", "classes") as advance:
+        advance(1)
+        advance(1)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(progress, "FIRST_LINE", 0.0)
+    with progress.watch(3, "MM-BD", "classes") as advance:
+        advance(1)
+        advance(2)
+    heads = [line.split("  ")[0] for line in capsys.readouterr().err.splitlines()]
+    assert heads == ["MM-BD: 1/3 classes", "MM-BD: 3/3 classes"]
+    with progress.unwatched(1, "MM-BD", "classes") as advance:
+        advance(1)
+    assert capsys.readouterr().err == ""

@@ -131,12 +131,14 @@ class _Search:
         """Searches until the trigger shrinks no more. How many epochs it took."""
         adam = torch.optim.Adam(self.free, betas=(0.5, 0.9))
         most = self.settings.epochs
-        for epoch in watch(range(most), most, "DECREE", "epochs at most"):
-            adam.param_groups[0]["lr"] = self.settings.rate(epoch)
-            cosines = [self.step(adam, x) for x in self.batches()]
-            found = sum(cosines) / len(cosines) > self.settings.cosine
-            if found and self.waited > self.patience:
-                return epoch + 1
+        with watch(most, "DECREE", "epochs at most") as advance:
+            for epoch in range(most):
+                adam.param_groups[0]["lr"] = self.settings.rate(epoch)
+                cosines = [self.step(adam, x) for x in self.batches()]
+                found = sum(cosines) / len(cosines) > self.settings.cosine
+                if found and self.waited > self.patience:
+                    return epoch + 1
+                advance(1)
         return most
 
     def batches(self) -> Iterator[Tensor]:

@@ -25,7 +25,7 @@ from bdclean.functional.families import (
 )
 from bdclean.functional.precision import fast_format
 from bdclean.functional.seeds import derive_seed
-from bdclean.progress import Watch, unwatched
+from bdclean.progress import Advance, Watch, unwatched
 
 TEMPERATURE = 2.0  # of the divergence that is maximised; as in shortcut distillation
 
@@ -77,11 +77,14 @@ def count_flips(
             for name, family in families.items():
                 landed = torch.zeros(count, dtype=torch.long)
                 parts = torch.split(images, PROBED_AT_ONCE)
-                for number, x in enumerate(watch(parts, len(parts), name, "batches")):
-                    moved = perturbed(x, predict, family, derive_seed("flips", name, seed, number))
-                    with torch.no_grad():
-                        before, after = (predict(each).argmax(1) for each in (x, moved))
-                    landed += torch.bincount(after[after != before], minlength=count).cpu()
+                steps = len(parts) * getattr(family, "steps", 0)
+                with watch(steps, name, "steps") as advance:
+                    for number, x in enumerate(parts):
+                        drawn = derive_seed("flips", name, seed, number)
+                        moved = perturbed(x, predict, family, drawn, advance)
+                        with torch.no_grad():
+                            before, after = (predict(each).argmax(1) for each in (x, moved))
+                        landed += torch.bincount(after[after != before], minlength=count).cpu()
                 yield Flips(name, len(images), tuple(landed.tolist()))
     finally:
         model.train(training)
@@ -100,9 +103,28 @@ def folded(model: SplitModel, device_type: str) -> Iterator[Distance]:
         yield lambda x: head(copy.features(x).float()).float()
 
 
-def perturbed(x: Tensor, predict: Distance, family: Family, seed: int) -> Tensor:
-    """Images (B, 3, H, W) that a family has changed so that the answers change most."""
+def perturbed(
+    x: Tensor,
+    predict: Distance,
+    family: Family,
+    seed: int,
+    advance: Advance = lambda _: None,
+) -> Tensor:
+    """Images (B, 3, H, W) that a family has changed so that the answers change most.
+
+    Args:
+        x: The images.
+        predict: Maps images to logits.
+        family: Of perturbations.
+        seed: Of places and starts.
+        advance: Counts steps.
+    """
     draw = torch.Generator(x.device).manual_seed(seed)
     with torch.no_grad():
         wanted = predict(x)
-    return family(x, lambda z: divergence(wanted, predict(z), TEMPERATURE), draw)
+
+    def distance(moved: Tensor) -> Tensor:
+        advance(1)
+        return divergence(wanted, predict(moved), TEMPERATURE)
+
+    return family(x, distance, draw)

@@ -92,13 +92,15 @@ def maximum_margins(
     largest = []
     with fast_format(device.type), perturb_precision(device.type) as dtype:
         copy = Perturber(model, "eval", dtype)
-        for k in watch(range(count), count, "MM-BD", "classes"):
-            draw = torch.Generator(device).manual_seed(derive_seed("mm-bd", seed, k))
-            noise = torch.rand(size, generator=draw, device=device)
-            x = noise.contiguous(memory_format=torch.channels_last)
-            x = _ascend(lambda x: head(copy.features(x).float()).float(), x, k, settings)
-            with torch.no_grad(), full_float32(device.type):
-                largest.append(_margin(model(x), k).max().item())
+        with watch(count, "MM-BD", "classes") as advance:
+            for k in range(count):
+                draw = torch.Generator(device).manual_seed(derive_seed("mm-bd", seed, k))
+                noise = torch.rand(size, generator=draw, device=device)
+                x = noise.contiguous(memory_format=torch.channels_last)
+                x = _ascend(lambda x: head(copy.features(x).float()).float(), x, k, settings)
+                with torch.no_grad(), full_float32(device.type):
+                    largest.append(_margin(model(x), k).max().item())
+                advance(1)
     model.train(training)
     return judge(largest)
 

@@ -1,6 +1,7 @@
 """`bdclean check`: what it prints, its exit status, and what it asks for."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -141,6 +142,22 @@ def test_mean_and_std_of_a_foreign_file(save, tmp_path, capsys):
     assert "--std" in run(capsys, *words[:-1], "[0.4,0.5]")[1].err
 
 
+def test_chosen_tests_run_alone_and_tell_how_far_they_are(save, photos, capsys, monkeypatch):
+    monkeypatch.setattr("bdclean.progress.FIRST_LINE", 0.0)
+    monkeypatch.setattr("bdclean.progress.BETWEEN_LINES", 0.0)
+    said = run(capsys, save(), photos, "--tests", "mm-bd,Flips")[1]
+    verdict = re.compile("^([^ ].*): (?:suspicious|nothing found)", re.MULTILINE)
+    names = verdict.findall(said.out)
+    assert names == ["ball", "patch", "universal 4", "universal 8", "MM-BD"]
+    assert "DECREE" not in said.out
+    ends = [line.split("  ")[0] for line in said.err.splitlines()]
+    assert [each for each in ends if each.startswith("MM-BD")][-1] == "MM-BD: 6/6 classes"
+    assert "ball: 2/2 steps" in ends  # of two batches
+    status, said = run(capsys, save(), photos, "--tests", "flips,mmbd")
+    assert status == 2
+    assert "--tests='flips,mmbd': it must be some of flips, decree, mm-bd, with" in said.err
+
+
 def test_few_images(save, photos, capsys):
     status, said = run(capsys, save(), photos, "--images", "99")
     assert status == 0
@@ -177,7 +194,7 @@ def test_verdicts_by_their_bounds():
     piled = judge_flips(Flips("patch", 200, (10, 0, 70, 0, 0, 10)))
     assert (piled.state, piled.target) == ("suspicious", 2)
     assert piled.why == (
-        "35 % of the images change to class 2 (suspicious above 30 %), and 10 % to other classes"
+        "35 % of the images change to class 2 (suspicious above 20 %), and 10 % to other classes"
     )
     less = judge_flips(Flips("patch", 200, (10, 0, 50, 0, 0, 10)))
     assert (less.state, less.target) == ("nothing found", None)

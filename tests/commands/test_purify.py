@@ -16,7 +16,7 @@ from tiny import make_tests_quick
 from bdclean.attacks import BadNets
 from bdclean.backbones import ModelInfo, build, load_model, save_like, save_model
 from bdclean.cli import main
-from bdclean.commands import purify, purifying
+from bdclean.commands import kept_tests, purify, purifying
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SHORT = ["--model.recipe.epochs", "1", "--trainer.precision", "32-true"]
@@ -102,6 +102,42 @@ def test_the_same_command_goes_on_or_leaves_all_as_it_is(place, plain, capsys):
     assert (place / "mine.pth").read_text() == "dear"
     save_like("suspect.safetensors", load_model("runs/purified/model.safetensors"), "own.pth")
     main([*PLAIN, "--out", "own.pth"])  # as after a command that was stopped behind its fit
+
+
+def test_what_tests_have_said_is_kept(place, capsys, monkeypatch):
+    """A command that was stopped in its tests, or behind them, does not repeat them."""
+    words = [*PLAIN, "--tests", "flips,decree", "--images", "110"]
+    real = kept_tests.run_tests
+
+    def stopped(model, images, tests, watch):
+        assert len(images) == 110
+        if tests == ("decree",):
+            raise KeyboardInterrupt
+        yield from real(model, images, tests=tests, watch=watch)
+
+    monkeypatch.setattr(kept_tests, "run_tests", stopped)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        main(words)
+    first = capsys.readouterr().out
+    ran = []
+
+    def counted(model, images, tests, watch):
+        ran.append(tests)
+        yield from real(model, images, tests=tests, watch=watch)
+
+    monkeypatch.setattr(kept_tests, "run_tests", counted)
+    main(words)
+    assert ran == [("decree",), ("flips",), ("decree",)]  # of the suspect one, of the product two
+    said = capsys.readouterr().out
+    flips = first[first.index("Before") :]
+    assert flips in said
+    checks = json.loads((place / "runs/purified/checks.json").read_text())
+    assert [each["test"] for each in checks["before"]][-1] == "DECREE"
+    main(words)
+    assert len(ran) == 3
+    (place / "runs/purified/.tests.json").write_text("[")
+    main(words)
+    assert len(ran) == 7
 
 
 @pytest.fixture
