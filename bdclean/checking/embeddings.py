@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from bdclean.backbones import SplitModel
 from bdclean.backbones.perturber import Perturber, perturb_precision
+from bdclean.functional.gathering import mean_cosine
 from bdclean.functional.precision import fast_format
 from bdclean.functional.seeds import derive_seed
 from bdclean.progress import Watch, unwatched
@@ -65,19 +65,6 @@ class SmallestTrigger:
     share: float
     untouched: float
     epochs: int
-
-
-def mean_cosine(features: Tensor) -> Tensor:
-    """Mean cosine of all pairs, without those of an image and itself.
-
-    Args:
-        features: (B, D), B at least 2.
-
-    Returns:
-        A scalar, in float32.
-    """
-    unit, count = normalize(features.float(), dim=1), len(features)
-    return (unit.sum(0).square().sum() - unit.square().sum()) / (count * (count - 1))
 
 
 def smallest_trigger(

@@ -6,11 +6,12 @@ from torch import Tensor
 
 from bdclean.backbones import SplitModel
 from bdclean.checking.embeddings import smallest_trigger
-from bdclean.checking.flips import count_flips
+from bdclean.checking.flips import count_flips, gather_features
 from bdclean.checking.margins import maximum_margins
 from bdclean.checking.verdicts import (
     Verdict,
     judge_flips,
+    judge_gathering,
     judge_margins,
     judge_trigger,
     not_applicable,
@@ -45,7 +46,9 @@ def run_tests(
     given = None if images is None else len(images)
     if "flips" in tests:
         refusal = refuses_flips(count, given)
-        if refusal is None and images is not None:
+        if refusal is None and images is not None and count is None:
+            yield from map(judge_gathering, gather_features(model, images, seed=seed, watch=watch))
+        elif refusal is None and images is not None:
             yield from map(judge_flips, count_flips(model, images, seed=seed, watch=watch))
         else:
             yield from (not_applicable(name, str(refusal)) for name in PROBES)

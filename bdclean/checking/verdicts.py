@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bdclean.checking.embeddings import SmallestTrigger
-from bdclean.checking.flips import Flips
+from bdclean.checking.flips import Flips, Gathered
 from bdclean.checking.margins import Margins
 from bdclean.functional.families import FEWEST_IMAGES, LEAST_CLASSES, PILED
+from bdclean.functional.gathering import GATHERED
 
 State = Literal["suspicious", "nothing found", "not applicable"]
 
@@ -58,6 +59,24 @@ def judge_flips(found: Flips) -> Verdict:
         why,
         seen.favourite if suspicious else None,
         {"flipped": seen.flipped, "share": seen.share, "piled": seen.piled, "bound": bound},
+    )
+
+
+def judge_gathering(found: Gathered) -> Verdict:
+    """Whether one family makes the features gather in one point."""
+    share, bound = found.gathering.share, GATHERED[found.family]
+    way = f"go {100 * share:.0f} % of the way to one point" if share > 0 else "do not gather"
+    why = (
+        f"under the perturbation the features of the images {way} (suspicious above "
+        f"{100 * bound:.0f} %)"
+    )
+    suspicious = share > bound
+    return Verdict(
+        found.family,
+        "suspicious" if suspicious else "nothing found",
+        why,
+        None,
+        {"gathered": share, "bound": bound},
     )
 
 
@@ -112,15 +131,13 @@ def not_applicable(test: str, why: str) -> Verdict:
 
 
 def refuses_flips(num_classes: int | None, images: int | None) -> str | None:
-    """Why flips cannot be judged; None if they can.
+    """Why flips, or the gathering of features, cannot be judged; None if they can.
 
     Args:
         num_classes: K; None without a head.
         images: How many there are; None without a folder.
     """
-    if num_classes is None:
-        return "the model has no classifier head, so that no answer flips"
-    if num_classes < LEAST_CLASSES:
+    if num_classes is not None and num_classes < LEAST_CLASSES:
         return f"with {num_classes} classes, flips pile up in one of them anyway"
     return refuses_images(images)
 

@@ -45,6 +45,7 @@ from bdclean.files import (
     sha256_of_file,
     write_text,
 )
+from bdclean.locks import RunLock
 from bdclean.printable import printable
 from bdclean.progress import Watch, unwatched
 from bdclean.runs import RunFolder
@@ -103,7 +104,10 @@ def purify_model(
         say(printable(f"{job.model}: {in_short(info)}, {normalisation(info)}."))
         count = _count(job)
         say(cost_line(method, count, suspect, images, tests=job.tests, canary=job.canary))
-    before = _check("Before", job, suspect, images, say, watch) if first else ()
+    before: tuple[Verdict, ...] = ()
+    if first:
+        with RunLock(run.path):  # which the fit takes next
+            before = _check("Before", job, suspect, images, say, watch)
     fit = fit or partial(front.fit, again=job.again, prepare=_prepare(job))
     module, data = fit(words)
     if not first or not module.finished:

@@ -6,7 +6,7 @@ A backdoor is the shortest way to change the answer, so many of these perturbati
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -200,8 +200,14 @@ class Concentration:
 
     @property
     def piled(self) -> float:
-        """Share of all images whose class changes to `favourite`."""
+        """Share of all images whose class changes to `favourite`; compared with `PILED`."""
         return self.flipped * self.share
+
+    amount = piled
+
+    def agrees(self, other: "Concentration") -> bool:
+        """Whether both pile up in the same class."""
+        return self.favourite == other.favourite
 
 
 PROBES: Mapping[str, Family] = {
@@ -221,24 +227,36 @@ LEAST_CLASSES = 6  # with fewer, flips pile up in one class anyway
 FEWEST_IMAGES = 100  # with fewer, no share of them tells anything
 
 
-def out_of_line(found: Mapping[str, Concentration]) -> tuple[str, ...]:
-    """Probes whose flips pile up in one class as they do along a backdoor.
+class Seen(Protocol):
+    """What a probe gave: `Concentration`, or `gathering.Gathering` of features."""
+
+    @property
+    def amount(self) -> float:
+        """Large along a backdoor, at most 1."""
+
+    def agrees(self, other: Any) -> bool:
+        """Whether another one leads to the same target."""
+
+
+def out_of_line(found: Mapping[str, Seen], bounds: Mapping[str, float] = PILED) -> tuple[str, ...]:
+    """Probes that see what is out of line with clean networks.
 
     A trigger has one target. So of the probes above their bound only those count that agree with
-    the one that piles up most, seen from its bound.
+    the one that is farthest above it.
 
     Args:
         found: What each probe gave, by the names of `PROBES`.
+        bounds: By the same names.
 
     Returns:
         Their names; none where no probe is above its bound.
     """
-    above = {name: each for name, each in found.items() if each.piled > PILED[name]}
+    above = {name: each for name, each in found.items() if each.amount > bounds[name]}
     if not above:
         return ()
-    room = {name: (each.piled - PILED[name]) / (1 - PILED[name]) for name, each in above.items()}
-    target = above[max(room, key=room.__getitem__)].favourite
-    return tuple(name for name, each in above.items() if each.favourite == target)
+    room = {name: (each.amount - bounds[name]) / (1 - bounds[name]) for name, each in above.items()}
+    first = above[max(room, key=room.__getitem__)]
+    return tuple(name for name, each in above.items() if each.agrees(first))
 
 
 def concentration(before: Tensor, after: Tensor, num_classes: int) -> Concentration:

@@ -44,6 +44,7 @@ from bdclean.functional.families import (
     concentrations,
     out_of_line,
 )
+from bdclean.functional.gathering import GATHERED, gathering
 from bdclean.functional.seeds import derive_seed
 from bdclean.modules import Needs, Recipe, Stage, StageOptimizer
 from bdclean.modules.reading import share_buffers
@@ -65,8 +66,9 @@ class ShortcutDistillation(Purifier):
         patch: Another one.
         universal: Another one.
         choose: Keep the families in which the suspect's flips pile up in one class, where there are
-            any (`families.out_of_line`). Without, or where none does, all are kept. The families
-            that are kept share each batch out equally.
+            any (`families.out_of_line`); without a head, those in which its features gather in one
+            point. Without, or where none does, all are kept. The families that are kept share each
+            batch out equally.
         perturb: Whose answers the perturbations change: those of the `suspect` (the method), or of
             the `student` (an ablation: adversarial training against the suspect's answers).
         beta: Weight of the second term, at most.
@@ -207,18 +209,26 @@ class ShortcutDistillation(Purifier):
 
     def choose_families(self) -> None:
         """Probes the suspect on images that are trained on, and keeps what stands out."""
-        names = list(self.families)
-        count = self.model.info.num_classes or 0
-        stands = set()
+        names, stands = list(self.families), set()
+        count = LEAST_CLASSES if self.model.head is None else self.model.info.num_classes or 0
         rows = self.hold_out(self.held_out, self.seed)[0].rows
-        enough = count >= LEAST_CLASSES and len(rows) >= FEWEST_IMAGES
-        if self.choose and enough and self.model.head is not None:
+        if self.choose and count >= LEAST_CLASSES and len(rows) >= FEWEST_IMAGES:
             spread = torch.linspace(0, len(rows) - 1, min(PROBED, len(rows))).long()
-            classes = self.flips(self.teacher, PROBES, Subset(rows[spread]), "choose")
-            found = concentrations(PROBES, classes, count)
-            stands = {name.split()[0] for name in out_of_line(found)}
+            parts = list(self.answers(self.teacher, PROBES, Subset(rows[spread]), "choose"))
+            stands = {name.split()[0] for name in self.standing_out(torch.cat(parts, 1))}
         kept = [name in stands for name in names]
         self.results["chosen"] = torch.tensor(kept if any(kept) else [True] * len(names))
+
+    def standing_out(self, answers: Tensor) -> tuple[str, ...]:
+        """The probes that run along a backdoor, by what they do to answers (1 + F, N, K)."""
+        if self.model.head is None:
+            gathered = {
+                name: gathering(answers[0], after)
+                for name, after in zip(PROBES, answers[1:], strict=True)
+            }
+            return out_of_line(gathered, GATHERED)
+        count = self.model.info.num_classes or 0
+        return out_of_line(concentrations(PROBES, answers.argmax(2), count))
 
     @property
     def chosen(self) -> dict[str, Family]:
@@ -266,9 +276,12 @@ class ShortcutDistillation(Purifier):
         self.results["beta"] = torch.tensor([*betas, now], dtype=torch.float64)
 
     def measured(self, model: SplitModel) -> Tensor:
-        """What the chosen families do to the classes of the held-out images; see `flips`."""
+        """Classes (1 + F, N) of held-out images and under the F chosen families; N 0 headless."""
+        if model.head is None:
+            return torch.zeros(1 + len(self.chosen), 0, dtype=torch.long)
         held = self.hold_out(self.held_out, self.seed)[1]
-        return self.flips(model, self.chosen, held, "held out")
+        parts = self.answers(model, self.chosen, held, "held out")
+        return torch.cat([each.argmax(2) for each in parts], 1)
 
     def agreement(self) -> Tensor:
         """Whether the student answers as the suspect on the held-out images.
@@ -289,10 +302,10 @@ class ShortcutDistillation(Purifier):
             self.model.train(training)
         return torch.cat(alike).mean()
 
-    def flips(
+    def answers(
         self, model: SplitModel, families: Mapping[str, Family], rows: Subset, seed: str
-    ) -> Tensor:
-        """What families do to the classes that a network names.
+    ) -> Iterator[Tensor]:
+        """What families do to the answers of a network: logits, or features without a head.
 
         Args:
             model: The network.
@@ -300,32 +313,29 @@ class ShortcutDistillation(Purifier):
             rows: Images of the defender.
             seed: What the perturbations are drawn for.
 
-        Returns:
-            Classes (1 + F, N), unperturbed and under each family, int64; (1 + F, 0) without a head.
+        Yields:
+            (1 + F, B, K) of some images, unperturbed and under each family, float32, on the CPU.
         """
-        if model.head is None:
-            return torch.zeros(1 + len(families), 0, dtype=torch.long)
         # Those of a class often stand together, and then share a universal perturbation.
         draw = torch.Generator().manual_seed(derive_seed(seed, self.seed))
         rows = Subset(rows.rows[torch.randperm(len(rows.rows), generator=draw)])
         view = View("defense", batch_size=PROBED_AT_ONCE, subset=rows)
-        training, found = model.training, []
+        training = model.training
         with self.trainer.precision_plugin.forward_context(), self.answering(model) as predict:
             model.eval()
             for number, batch in enumerate(self.read(view)):
                 x = batch["image"]
                 with torch.no_grad():
                     before = self.outputs(model, x)
-                named = [before.argmax(1)]
+                given = [before]
                 for name, family in families.items():
                     drawn = derive_seed(seed, name, self.seed, number)
                     draw = torch.Generator(x.device).manual_seed(drawn)
                     moved = self._moved(family, predict, x, before, draw)
                     with torch.no_grad():
-                        named.append(self.outputs(model, moved).argmax(1))
-                found.append(torch.stack(named).cpu())
+                        given.append(self.outputs(model, moved))
+                yield torch.stack(given).float().cpu()
             model.train(training)
-        return torch.cat(found, 1)
 
     def _moved(
         self,

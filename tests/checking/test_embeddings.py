@@ -3,8 +3,9 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from bdclean.backbones import ModelInfo, build
-from bdclean.checking import TriggerSearch, mean_cosine, smallest_trigger
+from bdclean.checking import TriggerSearch, smallest_trigger
 from bdclean.checking.embeddings import _Search
+from bdclean.functional.gathering import mean_cosine
 
 SHORT = TriggerSearch(epochs=12, batch_size=32)
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from bdclean.backbones import ModelInfo, build
-from bdclean.checking import PROBES, Flips, count_flips
+from bdclean.checking import PROBES, Flips, count_flips, gather_features
 from bdclean.functional.families import Patch, Universal
 
 
@@ -56,3 +56,15 @@ def test_counts(model, images):
     assert found != list(count_flips(model, images, few, seed=2))
     shares = Flips("ball", 10, (1, 0, 3, 0)).concentration
     assert (shares.flipped, shares.share, shares.favourite) == (0.4, 0.75, 2)
+
+
+def test_features_gather_along_a_backdoor(model, monkeypatch):
+    monkeypatch.setattr("bdclean.checking.flips.Perturber", Planted)
+    images = torch.tensor([0.2, 0.8]).repeat(75)[:, None, None, None].expand(150, 3, 16, 16)
+    families = {"patch": Patch((0.25, 0.25), 10, 0.3), "small": Universal((1.0, 1.0), 4, 0.5)}
+    patch, small = gather_features(model, images, families)
+    assert patch.gathering.share > 0.8
+    assert patch.gathering.point.argmax() == 3
+    assert small.gathering.point.argmax() != 3
+    assert patch.images == 150
+    assert model.training

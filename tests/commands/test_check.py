@@ -13,12 +13,14 @@ from bdclean.backbones import ModelInfo, build, save_model
 from bdclean.checking import (
     PROBES,
     Flips,
+    Gathered,
     Margins,
     SmallestTrigger,
     Verdict,
 )
 from bdclean.checking.verdicts import (
     judge_flips,
+    judge_gathering,
     judge_margins,
     judge_trigger,
     refuses_flips,
@@ -26,6 +28,7 @@ from bdclean.checking.verdicts import (
 )
 from bdclean.cli import main
 from bdclean.commands import check
+from bdclean.functional.gathering import Gathering
 
 pytestmark = pytest.mark.usefixtures("quick_tests")
 
@@ -109,18 +112,20 @@ def test_json_holds_all_and_nothing_else_is_printed(save, photos, capsys):
 
 
 @pytest.mark.parametrize(
-    ("classes", "why"),
+    ("classes", "why", "times", "ran"),
     [
-        (None, "the model has no classifier head"),
-        (4, "with 4 classes, flips pile up in one of them anyway"),
+        (None, "the model has no classifier head, so that it has no margins", 1, 5),
+        (4, "with 4 classes, flips pile up in one of them anyway", 4, 1),
     ],
 )
-def test_what_does_not_apply_says_why(save, photos, capsys, classes, why):
+def test_what_does_not_apply_says_why(save, photos, capsys, monkeypatch, classes, why, times, ran):
+    monkeypatch.setattr("bdclean.checking.verdicts.GATHERED", dict.fromkeys(PROBES, 1.0))
     status, said = run(capsys, save(classes), photos)
     assert status == 0
-    assert said.out.count(why) == 4 + (classes is None)
+    assert said.out.count(why) == times
+    assert said.out.count("under the perturbation the features of the images") == ran - 1
     assert "\nDECREE: nothing found" in said.out
-    assert "1 of 6 tests ran, and found nothing." in said.out
+    assert f"{ran} of 6 tests ran, and found nothing." in said.out
     status, said = run(capsys, save(classes))
     assert status == 3
     assert "No test applies to this model." in said.out
@@ -196,8 +201,14 @@ def test_verdicts_by_their_bounds():
     assert piled.why == (
         "35 % of the images change to class 2 (suspicious above 20 %), and 10 % to other classes"
     )
-    less = judge_flips(Flips("patch", 200, (10, 0, 50, 0, 0, 10)))
+    less = judge_flips(Flips("patch", 200, (10, 0, 40, 0, 0, 10)))
     assert (less.state, less.target) == ("nothing found", None)
+    far = judge_gathering(Gathered("patch", 200, Gathering(0.46, torch.ones(1))))
+    assert (far.state, far.target) == ("suspicious", None)
+    assert far.why.endswith("the images go 46 % of the way to one point (suspicious above 45 %)")
+    near = judge_gathering(Gathered("ball", 200, Gathering(-0.1, torch.ones(1))))
+    assert near.state == "nothing found"
+    assert near.why.endswith("the images do not gather (suspicious above 40 %)")
     assert judge_margins(Margins((1.0,) * 6, 0.009, 3, 9.0)).state == "suspicious"
     assert judge_margins(Margins((1.0,) * 6, 0.051, 3, 9.0)).state == "nothing found"
     assert "p = 0.051 (susp" in judge_margins(Margins((1.0,) * 6, 0.051, 3, 9.0)).why

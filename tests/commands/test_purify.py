@@ -111,6 +111,7 @@ def test_what_tests_have_said_is_kept(place, capsys, monkeypatch):
 
     def stopped(model, images, tests, watch):
         assert len(images) == 110
+        assert (place / "runs/purified/.lock").exists()
         if tests == ("decree",):
             raise KeyboardInterrupt
         yield from real(model, images, tests=tests, watch=watch)

@@ -133,9 +133,9 @@ def test_what_is_out_of_line():
         return {names.get(k, k): Concentration(1.0, s, c) for k, (s, c) in shares.items()}
 
     assert PROBES.keys() == PILED.keys()
-    nothing = found(ball=(0.5, 1), patch=(0.3, 1), u4=(0.3, 1), u8=(0.6, 1))
+    nothing = found(ball=(0.25, 1), patch=(0.2, 1), u4=(0.15, 1), u8=(0.5, 1))
     assert out_of_line(nothing) == ()
-    assert out_of_line(nothing | found(patch=(0.31, 2))) == ("patch",)
+    assert out_of_line(nothing | found(patch=(0.21, 2))) == ("patch",)
     # Of two targets the one that is farther above its bound counts.
     two = nothing | found(ball=(0.9, 2), u4=(0.8, 2), patch=(0.4, 1))
     assert out_of_line(two) == ("ball", "universal 4")

@@ -173,19 +173,19 @@ def test_families_in_which_flips_pile_up_are_chosen(ready, monkeypatch):
     monkeypatch.setattr(module, "hold_out", lambda *_: (Subset(torch.arange(0, 1000, 2)), None))
     asked, sent = [], []
 
-    def flips(model, families, rows, seed):
+    def answers(model, families, rows, seed):
         asked.append((model, tuple(families), rows.rows))
         classes = torch.zeros(5, 500, dtype=torch.long)
         for row, (share, where) in enumerate(sent, 1):
             classes[row, : round(share * 500)] = where
-        return classes
+        yield from torch.eye(4)[classes].split(128, dim=1)
 
-    monkeypatch.setattr(module, "flips", flips)
+    monkeypatch.setattr(module, "answers", answers)
     for probes, chosen in (
         ([(0.9, 2), (0.2, 1), (0.1, 2), (0.2, 2)], ["ball"]),
         ([(0.2, 2), (0.2, 1), (0.4, 2), (0.9, 2)], ["universal"]),
         ([(0.9, 2), (0.4, 1), (0.1, 2), (0.9, 2)], ["ball", "universal"]),  # patch: another class
-        ([(0.4, 2), (0.2, 1), (0.1, 2), (0.5, 2)], ["ball", "patch", "universal"]),  # none
+        ([(0.2, 2), (0.2, 1), (0.1, 2), (0.5, 2)], ["ball", "patch", "universal"]),  # none
     ):
         sent[:] = probes
         module.choose_families()
@@ -202,6 +202,26 @@ def test_families_in_which_flips_pile_up_are_chosen(ready, monkeypatch):
     module.choose_families()
     assert len(asked) == 4
     assert list(module.chosen) == ["ball", "patch", "universal"]
+
+
+def test_families_in_which_features_gather_are_chosen_without_a_head(ready, monkeypatch):
+    module, _ = ready()
+    module.model.head = None
+    monkeypatch.setattr(module, "hold_out", lambda *_: (Subset(torch.arange(200)), None))
+    before = torch.randn(200, 32, generator=torch.Generator().manual_seed(0))
+    target, other = 9 * torch.eye(32)[:2]
+    sent: list = []
+    monkeypatch.setattr(
+        module, "answers", lambda *_: iter([torch.stack([before, *(before + x for x in sent)])])
+    )
+    for moved, chosen in (
+        ([0, target, 0, 0], ["patch"]),
+        ([target, other / 2, 0, target], ["ball", "universal"]),  # patch: another point
+        ([0, 0, 0, 0], ["ball", "patch", "universal"]),
+    ):
+        sent[:] = [torch.as_tensor(x).expand(200, 32) for x in moved]
+        module.choose_families()
+        assert list(module.chosen) == chosen
 
 
 def test_a_family_that_is_left_out_is_not_chosen(ready, monkeypatch):
