@@ -112,7 +112,7 @@ def run_purify(args: Sequence[str], fit: front.Fit | None = None) -> None:
     options, others = make_parser().divide(args)
     given = vars(options)
     given["tests"] = chosen_tests("--tests", given["tests"])
-    known = {key: given.pop(key) for key in ("mean", "std")}
+    known = {key: given.pop(key) for key in ("stem", "mean", "std")}
     job = Job(**given, known=known, words=tuple(others), again=command(args))
     result = purify_model(job, fit, watch=watch)
     if result is not None:

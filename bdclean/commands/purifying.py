@@ -317,7 +317,7 @@ def _words(job: Job, info: ModelInfo, others: Sequence[str]) -> list[str]:
         "data": "bdclean.data.ImageFolder",
         **{f"data.{key}": str(list(getattr(info, key))) for key in ("mean", "std")},
     }
-    named = {"arch": job.arch, "width": job.width}
+    named = {"arch": job.arch, "width": job.width, "stem": job.known.get("stem")}
     last = {
         "run": job.run,
         "data.input_size": str(info.input_size),
