@@ -5,7 +5,7 @@ are the suspect's own answers. It is then purified as the suspect was. The attac
 unknown, but these two are known, so that their success can be measured.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,15 +34,29 @@ class Canary:
 
     Attributes:
         trigger: What it is.
-        before: Share of triggered images that get its class, in percent, in the copy.
+        before: Share of triggered images that get its class, in percent, in the copy; None where
+            nothing was measured.
         after: The same after its purification.
         images: How many; none that the suspect names by that class.
+        why: Nothing was measured; a sentence without its full stop, else empty.
     """
 
     trigger: str
-    before: float
-    after: float
+    before: float | None
+    after: float | None
     images: int
+    why: str = ""
+
+
+def canary_lines(canaries: Sequence[Canary]) -> list[str]:
+    """What became of triggers of ours, in sentences."""
+    return [
+        f"Canary, {each.trigger}: nothing was measured, because {each.why}."
+        if each.before is None or each.after is None
+        else f"Canary, {each.trigger}: ASR {each.before:.1f} % before, {each.after:.1f} % after "
+        "(planted by us in a copy)."
+        for each in canaries
+    ]
 
 
 def check_canary(model: SplitModel, count: int, method: str) -> None:
@@ -80,6 +94,9 @@ def run_canary(suspect: SplitModel, pixels: Tensor, purify: Purify, seed: int = 
     found = []
     for name, (trigger, target) in triggers.items():
         shown = pixels[order[:held]][answers[order[:held]] != target]
+        if not len(shown):
+            found.append(Canary(name, None, None, 0, _all_named(held, target)))
+            continue
         triggered = trigger.poison(shown)
         before, after = (_rate(_named(model, triggered) == target) for model in (copy, cleaned))
         found.append(Canary(name, before, after, len(shown)))
@@ -140,4 +157,11 @@ def _named(model: SplitModel, pixels: Tensor) -> Tensor:
 
 
 def _rate(hits: Tensor) -> float:
-    return 100 * float(hits.double().mean()) if len(hits) else 0.0
+    return 100 * float(hits.double().mean())
+
+
+def _all_named(held: int, target: int) -> str:
+    return (
+        f"the suspect names all {held} images that were held out class {target}, to which this "
+        "trigger leads"
+    )

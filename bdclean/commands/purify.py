@@ -10,6 +10,7 @@ from textwrap import fill, indent
 from jsonargparse.typing import NonNegativeInt
 
 from bdclean.commands import front
+from bdclean.commands.canary import canary_lines
 from bdclean.commands.closing import load, written
 from bdclean.commands.help_page import WIDTH
 from bdclean.commands.model_options import add_model_options, add_test_options, chosen_tests
@@ -18,7 +19,6 @@ from bdclean.commands.purify_report import (
     CARD,
     PAGE,
     UNKNOWN,
-    canary_lines,
     evidence,
     scores_lines,
 )

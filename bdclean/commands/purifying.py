@@ -33,7 +33,7 @@ from bdclean.commands.examples import most_flipped
 from bdclean.commands.kept_tests import NAME as KEPT
 from bdclean.commands.kept_tests import kept_tests
 from bdclean.commands.purify_job import Job, PurifyResult
-from bdclean.commands.purify_report import Facts, check_place, write_report
+from bdclean.commands.purify_report import Facts, beside, check_place, write_report
 from bdclean.commands.scoring import Measured, Truth, find_truth, measure
 from bdclean.data.images import ImageSet
 from bdclean.data.layout import image_files
@@ -206,9 +206,7 @@ def _facts(
         result.record,
         suspect.info.arch,
         suspect.info.input_size,
-        result.out or Path(job.run) / "model.safetensors",
-        result.code,
-        result.notes,
+        *beside(Path(job.run), result.out, result.notes, product.info),
         most_flipped(suspect, product, shown) if heads else (),
         held is not None,
         result.measured,
