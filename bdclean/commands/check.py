@@ -43,7 +43,7 @@ from bdclean.progress import watch
 _SUSPICIOUS, _NO_TEST = 1, 3  # exit statuses; 2 is that of wrong use
 _LIMITS = (
     "No test can show that a model is clean: a backdoor of another kind passes them all. "
-    "`bdclean check --help` names the page that tells what they find and what they miss."
+    "The help of this command names the page that tells what they find and what they miss."
 )
 
 
