@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from bdclean.attacks import BadNets, Blend, Trigger
 from bdclean.backbones import SplitModel
-from bdclean.errors import ConfigError
+from bdclean.errors import ConfigError, counted
 from bdclean.functional.precision import fast_format
 from bdclean.functional.seeds import derive_seed
 
@@ -24,6 +24,8 @@ _SHARE = 0.1  # of a batch that gets each trigger, with its class
 _HELD_OUT = 0.2  # of the images, on which success is measured
 _FEWEST = 50  # images
 _AT_ONCE = 256
+_LEARNED = 50.0  # percent of triggered images that get the class, at least
+UNLEARNED = "The copy has hardly learned it, so that this says nothing of the purification."
 
 Purify = Callable[[SplitModel], SplitModel]
 
@@ -47,16 +49,30 @@ class Canary:
     images: int
     why: str = ""
 
+    @property
+    def is_unlearned(self) -> bool:
+        """Whether the copy has not learned the trigger, so that there was little to remove."""
+        return self.before is not None and self.before < _LEARNED
+
+    @property
+    def details(self) -> str:
+        """On what it was measured, or why not."""
+        images = self.why or counted(self.images, "image")
+        return f"{images}. {UNLEARNED}" if self.is_unlearned else images
+
 
 def canary_lines(canaries: Sequence[Canary]) -> list[str]:
     """What became of triggers of ours, in sentences."""
-    return [
-        f"Canary, {each.trigger}: nothing was measured, because {each.why}."
-        if each.before is None or each.after is None
-        else f"Canary, {each.trigger}: ASR {each.before:.1f} % before, {each.after:.1f} % after "
-        "(planted by us in a copy)."
-        for each in canaries
-    ]
+    return [_line(each) for each in canaries]
+
+
+def _line(canary: Canary) -> str:
+    if canary.before is None or canary.after is None:
+        return f"Canary, {canary.trigger}: nothing was measured, because {canary.why}."
+    return (
+        f"Canary, {canary.trigger}: ASR {canary.before:.1f} % before, {canary.after:.1f} % after "
+        f"(planted by us in a copy).{f' {UNLEARNED}' if canary.is_unlearned else ''}"
+    )
 
 
 def check_canary(model: SplitModel, count: int, method: str) -> None:

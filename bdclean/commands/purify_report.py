@@ -344,7 +344,7 @@ def _canaries(facts: Facts) -> Section | None:
     )
     rows = tuple(
         (
-            Cell(each.trigger, each.why or counted(each.images, "image")),
+            Cell(each.trigger, each.details),
             *(_success(rate) for rate in (each.before, each.after)),
         )
         for each in facts.canaries

@@ -35,6 +35,7 @@ from bdclean.commands.kept_tests import kept_tests
 from bdclean.commands.purify_job import Job, PurifyResult
 from bdclean.commands.purify_report import Facts, beside, check_place, write_report
 from bdclean.commands.scoring import Measured, Truth, find_truth, measure
+from bdclean.data.decoding import OnError
 from bdclean.data.images import ImageSet
 from bdclean.data.layout import image_files
 from bdclean.errors import ConfigError
@@ -95,7 +96,7 @@ def purify_model(
         check_canary(suspect, _count(job), job.method)
     words = _words(job, info, job.words)
     settings = front.check_words(words)
-    images = _images(job, info.input_size)
+    images = _images(job, info.input_size, settings.data.init_args.on_error)
     first, labelled = front.is_first_process(), None
     if first:
         if truth is not None:  # hours before they are looked at
@@ -238,11 +239,11 @@ def _suspect(job: Job) -> SplitModel:
     return job.suspect.copy().to(device).eval()
 
 
-def _images(job: Job, size: int) -> Tensor:
+def _images(job: Job, size: int, on_error: OnError) -> Tensor:
     """Those that the tests look at."""
     count = job.images or usual_count(size)
     if job.pixels is None:
-        return images_of(job.folder, size, count)
+        return images_of(job.folder, size, count, on_error=on_error)
     return some_of(job.pixels, size, count)
 
 

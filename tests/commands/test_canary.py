@@ -5,7 +5,7 @@ import torch
 
 from bdclean.backbones import ModelInfo, build
 from bdclean.commands import canary
-from bdclean.commands.canary import canary_lines, check_canary, run_canary
+from bdclean.commands.canary import UNLEARNED, Canary, canary_lines, check_canary, run_canary
 from bdclean.errors import ConfigError
 
 
@@ -54,7 +54,12 @@ def test_nothing_is_measured_where_all_images_are_of_the_class_of_a_trigger(susp
         "Canary, white patch of 3 pixels: nothing was measured, because the suspect names all 12 "
         "images that were held out class 0, to which this trigger leads."
     )
-    assert "ASR" in told[1]
+    assert told[1] == (
+        f"Canary, blended pattern: ASR {blended.before:.1f} % before, {blended.before:.1f} % after "
+        f"(planted by us in a copy). {UNLEARNED}"
+    )
+    assert UNLEARNED not in canary_lines([Canary("patch", 99.0, 3.0, 12)])[0]
+    assert blended.details == f"12 images. {UNLEARNED}"
 
 
 def test_what_cannot_be_measured_is_told(suspect):
