@@ -1,4 +1,4 @@
-"""The config files that come with the package, found by name: `purify/cbd`, `data/cifar10`."""
+"""What comes with the package: config files, found by name (`purify/cbd`), and the pages."""
 
 import re
 import sys
@@ -24,6 +24,19 @@ def folder() -> Path:
     package = Path(__file__).parent
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"
+
+
+def page(name: str) -> str:
+    """Where a page of the documentation lies, seen from the present folder.
+
+    Args:
+        name: As in the repository: `docs/how_to/check.md`.
+    """
+    package = Path(__file__).parent
+    file = package / name if (package / name).is_file() else package.parent / name
+    with suppress(OSError, ValueError):  # it lies elsewhere, or the present folder is gone
+        return str(file.relative_to(Path.cwd()))
+    return str(file)
 
 
 def names(under: str = "") -> list[str]:

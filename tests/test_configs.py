@@ -12,6 +12,7 @@ from bdclean.cli import main
 from bdclean.commands.lightning import LINKED, BdcleanCLI
 from bdclean.commands.rooms import import_rooms
 from bdclean.errors import ConfigError
+from bdclean.extras import EXTRAS
 from bdclean.shipped import with_paths
 
 ROOT = Path(__file__).parents[1]
@@ -89,8 +90,14 @@ def test_all_packages_are_shipped_and_the_configs_with_them():
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     folders = {path.parent.relative_to(ROOT) for path in (ROOT / "bdclean").rglob("*.py")}
     packages = {".".join(folder.parts) for folder in folders}
-    assert set(setuptools["packages"]) == packages | {"bdclean.configs"}
+    assert set(setuptools["packages"]) == packages | {"bdclean.configs", "bdclean.docs"}
     assert ROOT / setuptools["package-dir"]["bdclean.configs"] == CONFIGS
+
+
+def test_packages_that_a_message_names_are_those_of_the_extra():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = project["optional-dependencies"]
+    assert {name: listed[name] for name in EXTRAS} == {k: list(v) for k, v in EXTRAS.items()}
 
 
 def test_no_key_stands_in_two_kinds_of_file():

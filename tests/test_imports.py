@@ -9,7 +9,7 @@ import bdclean
 
 PACKAGE = Path(bdclean.__file__).parent
 GROUND = {"types", "errors", "checks", "files", "markdown", "pictures", "printable", "progress"}
-GROUND |= {"tabular"}
+GROUND |= {"tabular", "extras"}
 LOWER = GROUND | {"functional", "weights"}
 MODELS = LOWER | {"metrics", "backbones"}
 METHODS = MODELS | {"modules"}
@@ -22,6 +22,7 @@ OUTSIDE = {
 ALLOWED = {
     "types": {"checks"},
     "errors": set(),
+    "extras": {"errors"},
     "checks": {"errors"},
     "files": {"errors", "locks"},
     "markdown": {"printable"},

@@ -35,7 +35,7 @@ print(json.dumps(said))
 def site(tmp_path_factory):
     """The folder that a wheel, built from a copy of the sources, was installed into."""
     copy = tmp_path_factory.mktemp("sources")
-    for name in ("bdclean", "configs"):
+    for name in ("bdclean", "configs", "docs"):
         shutil.copytree(ROOT / name, copy / name)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
@@ -89,6 +89,9 @@ def test_the_package_is_whole(site):
     assert shipped == {
         path.relative_to(ROOT / "configs") for path in ROOT.glob("configs/**/*.yaml")
     }
+    pages = {path.relative_to(package / "docs") for path in package.glob("docs/**/*.*")}
+    written = {path.relative_to(ROOT / "docs") for path in ROOT.glob("docs/**/*.md")}
+    assert pages == written | {Path("concepts.svg")}
     for pattern in ("**/*.py", "py.typed", "data/*.txt"):
         files = {path.relative_to(ROOT / "bdclean") for path in ROOT.glob(f"bdclean/{pattern}")}
         assert {path.relative_to(package) for path in package.glob(pattern)} >= files > set()
@@ -99,6 +102,11 @@ def test_the_configs_are_listed(run, site):
     assert Path(where.strip()) == site / "bdclean" / "configs"
     listed = run("-m", "bdclean", "config", "ls").splitlines()
     assert len(listed) == len(list(ROOT.glob("configs/**/*.yaml")))
+
+
+def test_help_names_pages_that_are_there(run, site):
+    said = run("-c", "import bdclean.shipped; print(bdclean.shipped.page('docs/how_to/check.md'))")
+    assert Path(said.strip()) == site / "bdclean/docs/how_to/check.md"
 
 
 @pytest.mark.slow

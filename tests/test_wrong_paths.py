@@ -709,7 +709,7 @@ def test_a_wrong_weights_file_is_told_with_its_key(weights, method, capsys):
     torch.save(
         described | {"bdclean": {"networks": {"model": {"bdclean_format": "2"}}}}, "described.ckpt"
     )
-    Path("notes.txt").write_text("")
+    Path("notes.txt").write_text("notes")
     if (weights, method) == ("plain.pth", "train/supervised/fast"):
         pytest.skip("a training takes resnet18 where nothing is said")
     if (weights, method) == ("described.ckpt", "measure/knn"):

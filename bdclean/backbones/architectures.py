@@ -60,6 +60,11 @@ class Parts:
     auxiliary: tuple[str, ...] = ()
 
 
+def option_of(key: str) -> str:
+    """What a user types on the command line for a field of `ModelInfo`."""
+    return f"--data.{key}" if key in ("input_size", "mean", "std") else f"--model.{key}"
+
+
 def canonical(info: ModelInfo) -> ModelInfo:
     """Resolves a bare name to its library and "auto" to a stem.
 

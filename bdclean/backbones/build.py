@@ -16,6 +16,7 @@ from bdclean.backbones.architectures import (
     canonical,
     full_name,
     make_parts,
+    option_of,
     usual_colours,
     usual_size,
 )
@@ -193,7 +194,7 @@ def _load_own(
             own = getattr(info, key)
             way_out = f"Leave {key} out"
             if key == "input_size":  # the command line links it from the data
-                way_out += f", set --data.input_size {own}"
+                way_out += f", set --data.input_size {own} where it can be set"
             raise ConfigError(
                 f"{key}={given[key]!r}, but {weights} was made with {key}={own!r}. {way_out}, "
                 "or give other weights."
@@ -317,7 +318,7 @@ def _hint(
         if info.arch in CIFAR:
             keys = ("arch", "width")
             given = ", ".join(f"{key}={getattr(info, key)}" for key in keys)
-            options = " ".join(f"--model.{key} {getattr(info, key)}" for key in keys)
+            options = " ".join(f"{option_of(key)} {getattr(info, key)}" for key in keys)
             return f" It fits {given}; on the command line {options}."
     return what_fits(nests, model, state, weights)
 

@@ -1,7 +1,6 @@
 """Models for other programs: state dicts by the names of the library, ONNX, folders for the Hub."""
 
 import importlib
-import importlib.util
 import json
 import warnings
 from pathlib import Path
@@ -15,12 +14,12 @@ from bdclean.backbones.card import hub_card, hub_config
 from bdclean.backbones.skeleton import shapes
 from bdclean.backbones.split import SplitModel
 from bdclean.errors import ConfigError, FileError, WeightsError
+from bdclean.extras import require
 from bdclean.files import SAFETENSORS, replacing, write_text
 from bdclean.printable import printable
 from bdclean.weights import TORCH_SUFFIXES, match, write, write_torch
 
 ONNX = ".onnx"
-_ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 _CLOSE = 1e-3  # of the largest answer
 
 
@@ -112,12 +111,7 @@ def export_onnx(model: SplitModel, path: str | Path) -> float:
         WeightsError: If the network cannot be exported, or the file answers something else.
     """
     path = _new(path)
-    missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigError(
-            f"ONNX needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not "
-            "installed: pip install 'bdclean[onnx]'."
-        )
+    require("onnx", "ONNX")
     training = model.training
     try:
         with replacing(path) as temporary:

@@ -23,6 +23,7 @@ from bdclean.backbones.architectures import (
     has_width,
     is_made_for_a_size,
     is_published,
+    option_of,
     usual_colours,
     usual_size,
 )
@@ -211,10 +212,9 @@ def one_of(guesses: Sequence[Guess], weights: str | Path) -> Guess:
     one_name = len({info.arch for info in infos}) == 1
     decisive = [key for key in ("input_size", *differ) if key in differ]  # it decides the stem too
     key = next((key for key in decisive if one_name), "arch")
-    option = "--data.input_size" if key == "input_size" else f"--model.{key}"
     raise ConfigError(
         f"{printable(weights)} fits several architectures: {', '.join(listed)}{more}; name one "
-        f"with {key}, on the command line {option}."
+        f"with {key}, on the command line {option_of(key)}."
     )
 
 

@@ -17,7 +17,7 @@ _OURS = "from bdclean.backbones import load_model"
 _IMAGES = "  # images in [0, 1], not normalised"
 
 
-def loading_lines(path: str | Path, info: ModelInfo) -> str:
+def loading_lines(path: str | Path, info: ModelInfo, called: str | Path | None = None) -> str:
     """Lines that end with a `network` of the library or the user, or with a `model` of ours.
 
     A constructor is named where it makes a network of the names and shapes in the file.
@@ -25,27 +25,31 @@ def loading_lines(path: str | Path, info: ModelInfo) -> str:
     Args:
         path: The file, or a folder for the Hub.
         info: Of the model in it.
+        called: The path in the lines, of the same file seen from elsewhere; None takes `path`.
     """
     path = Path(path)
+    named = path if called is None else Path(called)
     library, _, _ = info.arch.partition(":")
     if path.is_dir() and library == "timm":
-        made = f"timm.create_model({f'local-dir:{path}'!r}, pretrained=True)"
+        made = f"timm.create_model({f'local-dir:{named}'!r}, pretrained=True)"
         return f"import timm\nnetwork = {made}"
-    file = path / f"model{SAFETENSORS}" if path.is_dir() else path
+    file, shown = path, str(named)
+    if path.is_dir():
+        file, shown = path / f"model{SAFETENSORS}", str(named / f"model{SAFETENSORS}")
     is_safetensors = file.suffix == SAFETENSORS
     if is_safetensors and FORMAT_KEY in safetensors_metadata(file):
-        return f"{_OURS}\nmodel = {load_call(file, info.arch)}.eval(){_IMAGES}"
+        return f"{_OURS}\nmodel = {load_call(shown, info.arch)}.eval(){_IMAGES}"
     nest = max(read_nests(file)[0], key=lambda each: len(each.tensors))
     construction = _construction(info, nest.tensors)
     if construction is None and (library in ("timm", "torchvision") or _can_be_built(info)):
-        return f"{_OURS}\nmodel = load_model({str(file)!r}{_known(info)}).eval(){_IMAGES}"
+        return f"{_OURS}\nmodel = load_model({shown!r}{_known(info)}).eval(){_IMAGES}"
     lines, strict = construction or ([_ANY], True)
     if is_safetensors:
         lines, content = ["from safetensors.torch import load_file", *lines], "load_file({})"
     else:
         way = "".join(f"[{key!r}]" for key in nest.keys)
         lines, content = ["import torch", *lines], f"torch.load({{}}, weights_only=True){way}"
-    given = content.replace("{}", repr(str(file))) + ("" if strict else ", strict=False")
+    given = content.replace("{}", repr(shown)) + ("" if strict else ", strict=False")
     return "\n".join([*lines, f"network.load_state_dict({given})", "network.eval()"])
 
 

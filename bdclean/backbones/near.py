@@ -12,6 +12,7 @@ from bdclean.backbones.architectures import (
     Parts,
     canonical,
     is_made_for_a_size,
+    option_of,
     relatives,
     usual_size,
 )
@@ -25,7 +26,6 @@ from bdclean.weights import KeyReport, Nest, match, places
 _FEWEST = 4  # names that differ; a relative differs in more
 _SHARED = 4  # a relative has one name of so many
 _TOKENS = 6  # positions that are none of the image: of the class, of distillation, registers
-_OPTIONS = {"input_size": "--data.input_size"}  # links the models' from there
 ODD = (BdcleanError, RuntimeError, TypeError, ValueError, OverflowError)
 """What building a network that a file may be for can raise."""
 
@@ -59,7 +59,7 @@ def what_fits(
             if changed.get("arch", "resnet").rpartition(":")[0]:
                 changed.pop("stem", None)  # that of the architecture
             given = ", ".join(f"{key}={value}" for key, value in changed.items())
-            options = (f"{_OPTIONS.get(k, f'--model.{k}')} {v}" for k, v in changed.items())
+            options = (f"{option_of(k)} {v}" for k, v in changed.items())
             return f" It fits {given}; on the command line {' '.join(options)}."
     return ""
 

@@ -200,8 +200,8 @@ class SplitModel(nn.Module):
             if "more than 1 value per channel" not in str(error):
                 raise
             raise ConfigError(
-                f"batch_size={len(x)} for each device: batch norm cannot train on one image where "
-                f"{self.info.arch} makes one pixel of it; it must be at least 2 there."
+                f"A batch is one image on each device, on which batch norm cannot train where "
+                f"{self.info.arch} makes one pixel of it; give more images, or larger batches."
             ) from error
 
     def forward(self, x: Tensor) -> Tensor:

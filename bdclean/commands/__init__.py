@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import NamedTuple
 
+from bdclean import shipped
 from bdclean.commands.quick_import import import_lightning
 
 
@@ -72,5 +73,6 @@ def overview() -> str:
     ):
         lines += [title, *(f"  {name:{width}}  {each.does}" for name, each in commands.items()), ""]
     lines += ["`bdclean COMMAND --help` shows the options of a command.", ""]
-    lines += ["Example: bdclean demo --run runs/demo", "", "More: docs/getting_started.md"]
+    lines += ["Example: bdclean demo --run runs/demo", ""]
+    lines += [f"More: {shipped.page('docs/getting_started.md')}"]
     return "\n".join(lines)

@@ -5,7 +5,7 @@ are the suspect's own answers. It is then purified as the suspect was. The attac
 unknown, but these two are known, so that their success can be measured.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from bdclean.attacks import BadNets, Blend, Trigger
 from bdclean.backbones import SplitModel
-from bdclean.errors import ConfigError
+from bdclean.errors import ConfigError, counted
 from bdclean.functional.precision import fast_format
 from bdclean.functional.seeds import derive_seed
 
@@ -24,6 +24,8 @@ _SHARE = 0.1  # of a batch that gets each trigger, with its class
 _HELD_OUT = 0.2  # of the images, on which success is measured
 _FEWEST = 50  # images
 _AT_ONCE = 256
+_LEARNED = 50.0  # percent of triggered images that get the class, at least
+UNLEARNED = "The copy has hardly learned it, so that this says nothing of the purification."
 
 Purify = Callable[[SplitModel], SplitModel]
 
@@ -34,15 +36,43 @@ class Canary:
 
     Attributes:
         trigger: What it is.
-        before: Share of triggered images that get its class, in percent, in the copy.
+        before: Share of triggered images that get its class, in percent, in the copy; None where
+            nothing was measured.
         after: The same after its purification.
         images: How many; none that the suspect names by that class.
+        why: Nothing was measured; a sentence without its full stop, else empty.
     """
 
     trigger: str
-    before: float
-    after: float
+    before: float | None
+    after: float | None
     images: int
+    why: str = ""
+
+    @property
+    def is_unlearned(self) -> bool:
+        """Whether the copy has not learned the trigger, so that there was little to remove."""
+        return self.before is not None and self.before < _LEARNED
+
+    @property
+    def details(self) -> str:
+        """On what it was measured, or why not."""
+        images = self.why or counted(self.images, "image")
+        return f"{images}. {UNLEARNED}" if self.is_unlearned else images
+
+
+def canary_lines(canaries: Sequence[Canary]) -> list[str]:
+    """What became of triggers of ours, in sentences."""
+    return [_line(each) for each in canaries]
+
+
+def _line(canary: Canary) -> str:
+    if canary.before is None or canary.after is None:
+        return f"Canary, {canary.trigger}: nothing was measured, because {canary.why}."
+    return (
+        f"Canary, {canary.trigger}: ASR {canary.before:.1f} % before, {canary.after:.1f} % after "
+        f"(planted by us in a copy).{f' {UNLEARNED}' if canary.is_unlearned else ''}"
+    )
 
 
 def check_canary(model: SplitModel, count: int, method: str) -> None:
@@ -80,6 +110,9 @@ def run_canary(suspect: SplitModel, pixels: Tensor, purify: Purify, seed: int = 
     found = []
     for name, (trigger, target) in triggers.items():
         shown = pixels[order[:held]][answers[order[:held]] != target]
+        if not len(shown):
+            found.append(Canary(name, None, None, 0, _all_named(held, target)))
+            continue
         triggered = trigger.poison(shown)
         before, after = (_rate(_named(model, triggered) == target) for model in (copy, cleaned))
         found.append(Canary(name, before, after, len(shown)))
@@ -140,4 +173,11 @@ def _named(model: SplitModel, pixels: Tensor) -> Tensor:
 
 
 def _rate(hits: Tensor) -> float:
-    return 100 * float(hits.double().mean()) if len(hits) else 0.0
+    return 100 * float(hits.double().mean())
+
+
+def _all_named(held: int, target: int) -> str:
+    return (
+        f"the suspect names all {held} images that were held out class {target}, to which this "
+        "trigger leads"
+    )

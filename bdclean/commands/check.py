@@ -33,6 +33,7 @@ from bdclean.commands.model_options import (
 )
 from bdclean.commands.parsing import Parser
 from bdclean.commands.short_options import short_options
+from bdclean.data.decoding import OnError, Reading
 from bdclean.data.layout import image_files
 from bdclean.data.sources import read_files
 from bdclean.errors import DataError, counted
@@ -43,7 +44,7 @@ from bdclean.progress import watch
 _SUSPICIOUS, _NO_TEST = 1, 3  # exit statuses; 2 is that of wrong use
 _LIMITS = (
     "No test can show that a model is clean: a backdoor of another kind passes them all. "
-    "docs/how_to/check.md tells what they find and what they miss."
+    "The help of this command names the page that tells what they find and what they miss."
 )
 
 
@@ -65,7 +66,8 @@ def run_check(args: Sequence[str]) -> None:
     size = model.info.input_size
     images = None
     if chosen.folder is not None:
-        images = images_of(chosen.folder, size, chosen.images or usual_count(size), chosen.seed)
+        count, on_error = chosen.images or usual_count(size), chosen.data.on_error
+        images = images_of(chosen.folder, size, count, chosen.seed, on_error)
     if not chosen.json:
         print(f"{_about(chosen, model, images)} {tests_line(model, images, tests)}", flush=True)
     verdicts = []
@@ -110,6 +112,7 @@ def make_parser() -> Parser:
     )
     add_model_options(parser)
     add_test_options(parser)
+    add("--data.on_error", type=OnError, default="raise", help="skip leaves out broken images.")
     add("--seed", type=NonNegativeInt, default=0, metavar="N", help="Of choice and perturbation.")
     add("--json", action="store_true", help="Print one JSON object and nothing else.")
     return parser
@@ -135,7 +138,9 @@ def usual_count(size: int) -> int:
     return 128 if size > LARGE else 500
 
 
-def images_of(folder: str, size: int, count: int, seed: int = 0) -> Tensor:
+def images_of(
+    folder: str, size: int, count: int, seed: int = 0, on_error: OnError = "raise"
+) -> Tensor:
     """Some images of a folder, (N, 3, size, size), float32 in [0, 1], on the GPU if there is one.
 
     Args:
@@ -143,16 +148,20 @@ def images_of(folder: str, size: int, count: int, seed: int = 0) -> Tensor:
         size: Side of the images in pixels.
         count: How many, at most.
         seed: Of the choice.
+        on_error: What to do with a broken file.
 
     Raises:
-        DataError: If there is no such folder, or it holds none.
+        DataError: If there is no such folder, or it holds none, or one cannot be read.
     """
     root = Path(folder)
     if not root.is_dir():
         raise DataError(f"FOLDER {root} is no folder; give one that holds images.")
     files = image_files(root)
     rows = _chosen(len(files), count, seed).tolist()
-    return _ready(read_files(root, [files[row] for row in rows], None, size).images)
+    reading = Reading(on_error=on_error)
+    return _ready(
+        read_files(root, [files[row] for row in rows], None, size, reading=reading).images
+    )
 
 
 def some_of(pixels: Tensor, size: int, count: int, seed: int = 0) -> Tensor:

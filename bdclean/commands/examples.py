@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ class Example:
         clean: (3, S, S), uint8, S at most 112.
         moved: The same, perturbed.
         difference: How much they differ, times `amplified`.
-        amplified: A whole number.
+        amplified: A whole number, the same for all examples of a family.
         suspect: Its answers to the clean and to the perturbed image.
         cleaned: Those of the cleaned model.
     """
@@ -77,22 +78,27 @@ def most_flipped(
             apart = divergence(before, after, TEMPERATURE)
         flips = before.argmax(1) != after.argmax(1)
         rows = (apart + flips * (1 + apart.max())).argsort(descending=True)[:each]
-        found += [_example(name, suspect, cleaned, x[row], moved[row]) for row in rows.tolist()]
+        most = float((moved[rows] - x[rows]).abs().max())
+        show = partial(_example, name, suspect, cleaned, max(1, int(1 / max(most, 1 / 255))))
+        found += [show(x[row], moved[row]) for row in rows.tolist()]
     return found
 
 
 @torch.no_grad()
 def _example(
-    name: str, suspect: SplitModel, cleaned: SplitModel, clean: Tensor, moved: Tensor
+    name: str,
+    suspect: SplitModel,
+    cleaned: SplitModel,
+    amplified: int,
+    clean: Tensor,
+    moved: Tensor,
 ) -> Example:
     both = torch.stack([clean, moved])
-    apart = (moved - clean).abs()
-    amplified = max(1, int(1 / max(float(apart.max()), 1 / 255)))
     return Example(
         name,
         _small(clean),
         _small(moved),
-        _small(apart * amplified),
+        _small((moved - clean).abs() * amplified),
         amplified,
         _answers(suspect, both),
         _answers(cleaned, both),

@@ -11,8 +11,11 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
+from bdclean import shipped
+
 WIDTH = 100
 _COLUMN = 34  # where texts begin, at most
+_PAGE = re.compile(r"docs/[\w/]+\.md")
 _WHOLE: Any = {"break_long_words": False, "break_on_hyphens": False}
 _CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 
@@ -25,12 +28,17 @@ def page(usage: str, does: str, sections: Iterable[str], example: str = "", more
         does: What the command does.
         sections: Tables of options, or text.
         example: A command that can be typed as it is.
-        more: A page of the documentation.
+        more: A page of the documentation, by its name in the repository.
     """
     parts = [f"usage: {usage}", does, *sections]
     parts += [_over_lines(f"Example: {example}")] if example else []
-    parts += [f"More: {more}"] if more else []
+    parts += [f"More: {in_reach(more)}"] if more else []
     return "\n\n".join(part if "\n" in part else fill(part, WIDTH, **_WHOLE) for part in parts)
+
+
+def in_reach(text: str) -> str:
+    """A text, in which pages of the documentation are named by the paths that open them."""
+    return _PAGE.sub(lambda found: shipped.page(found[0]), text)
 
 
 def _over_lines(command: str) -> str:

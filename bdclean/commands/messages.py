@@ -30,6 +30,7 @@ NO_VALUE = re.compile(r"argument (-\S+): expected .*argument")
 """What argparse says of an option without its value, by all its names: `-c/--config`."""
 _EXPECTED = re.compile(r"Expected an? |Does not validate against")
 _FILES = ("weights", "root", "surrogate", "trigger")
+_SET_BY_OTHERS = {"facts", "view"}  # by the data, and by the method: nobody types these
 _KEYS = re.compile(r"(?<![\w./-])(?:model|data|trainer)(?:\.[a-z_]\w*)+")
 _GIVEN_VALUE = re.compile(r"([a-z_][\w.]*)(=| is )(\[[^\]]*\]|[^\s:;,]+)")
 _TYPES = re.compile(r"Expected an? (?:<class '([\w.]+)'>|typing\.Literal\[(.*)\])")
@@ -107,11 +108,15 @@ def dotted(message: str, config: Mapping[str, Any], room: str | None = None) -> 
     keys = [
         _plain(key)
         for key, each in config.items()
-        if f".{_plain(key)}".endswith(f".{name}") and _shown(each) == value.strip("'\"")
+        if f".{_plain(key)}".endswith(f".{name}")
+        and _shown(each) == value.strip("'\"")
+        and _SET_BY_OTHERS.isdisjoint(key.split("."))
     ]
     if near := _nearest(keys, room):
         return f"--{near}={value}{message[given.end() :]}"
-    return f"--{room}.{message}" if room and sign == "=" else message
+    # Of a name that stands deeper nobody knows which one is meant, if the value tells it not.
+    deeper = any(_plain(key).endswith(f".{name}") for key in config)
+    return f"--{room}.{message}" if room and sign == "=" and not deeper else message
 
 
 def _dashed(name: str, known: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from rich.table import Table
 import bdclean.purification
 import bdclean.sifting
 import bdclean.training
-from bdclean.commands.help_page import page
+from bdclean.commands.help_page import in_reach, page
 from bdclean.errors import ConfigError
 from bdclean.modules import BackdoorModule
 from bdclean.plugins import METHODS, load_plugins
@@ -81,4 +81,5 @@ def run_methods(words: Sequence[str]) -> None:
     for values in zip(*shown.values(), strict=True):
         table.add_row(*values)
     Console(width=100).print(table)  # wide enough for the names, which are typed
-    print("`bdclean fit --model.help CBD` shows the options of one; docs/concepts.md the words.")
+    print("`bdclean fit --model.help CBD` shows the options of one. The words are explained in")
+    print(f"{in_reach('docs/concepts.md')}.")

@@ -7,18 +7,20 @@ from typing import Any
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 
+from bdclean.backbones.split import Stem
 from bdclean.checking import TESTS
 from bdclean.errors import ConfigError
 
 Colour = tuple[float, float, float]
-KEYS = ("arch", "width", "input_size", "mean", "std")
+KEYS = ("arch", "width", "stem", "input_size", "mean", "std")
 
 
 def add_model_options(parser: ArgumentParser) -> None:
-    """Adds `--arch`, `--width`, `--input_size`, `--mean` and `--std`."""
+    """Adds an option for each of `KEYS`."""
     add: Any = parser.add_argument  # jsonargparse takes types that argparse does not know
     add("--arch", type=str | None, metavar="NAME", help="Architecture of a foreign file.")
     add("--width", type=PositiveInt | None, metavar="N", help="Channels of its first layer.")
+    add("--stem", type=Stem | None, help="Its first layers, of a network of ours.")
     add("--input_size", type=PositiveInt | None, metavar="N", help="Side of its images.")
     add(
         "--mean",

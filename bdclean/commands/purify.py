@@ -10,6 +10,7 @@ from textwrap import fill, indent
 from jsonargparse.typing import NonNegativeInt
 
 from bdclean.commands import front
+from bdclean.commands.canary import canary_lines
 from bdclean.commands.closing import load, written
 from bdclean.commands.help_page import WIDTH
 from bdclean.commands.model_options import add_model_options, add_test_options, chosen_tests
@@ -18,7 +19,6 @@ from bdclean.commands.purify_report import (
     CARD,
     PAGE,
     UNKNOWN,
-    canary_lines,
     evidence,
     scores_lines,
 )
@@ -112,7 +112,7 @@ def run_purify(args: Sequence[str], fit: front.Fit | None = None) -> None:
     options, others = make_parser().divide(args)
     given = vars(options)
     given["tests"] = chosen_tests("--tests", given["tests"])
-    known = {key: given.pop(key) for key in ("mean", "std")}
+    known = {key: given.pop(key) for key in ("stem", "mean", "std")}
     job = Job(**given, known=known, words=tuple(others), again=command(args))
     result = purify_model(job, fit, watch=watch)
     if result is not None:

@@ -1,11 +1,14 @@
 """What a purification leaves to read: `report.html` and the model card `README.md`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from bdclean.backbones import ModelInfo
+from bdclean.backbones.loading_lines import loading_lines
 from bdclean.checking import Verdict
 from bdclean.checking.verdicts import classes_named, p_value
 from bdclean.commands.canary import Canary
@@ -31,7 +34,9 @@ UNKNOWN = (
     "Whether a backdoor is gone cannot be known without its trigger. Fewer suspicious tests and "
     "high agreement are evidence, no proof."
 )
+_MEANS = {"patch": "a square", "universal 8": "one for all images"}
 LITTLE = 0.8  # agreement with the suspect
+Loading = tuple[str, str, Sequence[str]]
 _START = 8000  # characters of a file in which its mark stands
 
 
@@ -49,8 +54,8 @@ class Facts:
         record: Of the run.
         arch: Of the model.
         size: Side of its images in pixels.
-        file: To be loaded.
-        code: Lines that load it.
+        file: To be loaded, by its name in the run folder.
+        code: Lines that load it there.
         notes: What of the file is not as it was.
         examples: Images whose answers change.
         held: Whether these were held out.
@@ -68,7 +73,7 @@ class Facts:
     record: Mapping[str, Any]
     arch: str
     size: int
-    file: Path
+    file: str
     code: str
     notes: Sequence[str]
     examples: Sequence[Example]
@@ -101,6 +106,26 @@ def check_place(run: Path) -> None:
             )
 
 
+def beside(run: Path, out: Path | None, notes: Sequence[str], info: ModelInfo) -> Loading:
+    """What the page says of loading: of the file that lies beside it, wherever both are moved.
+
+    Args:
+        run: The folder of the page.
+        out: The weights in the layout of what came in; None without them.
+        notes: What of that file is not as it was.
+        info: Of the model in it.
+
+    Returns:
+        A file in the folder, the lines that load it there, and what is to be said of it.
+    """
+    if out is None or out.resolve().parent == run.resolve():
+        file, said = run / "model.safetensors" if out is None else out, tuple(notes)
+    else:
+        file = run / "model.safetensors"
+        said = (f"In the layout of the file that came in, they were written to {out}.", *notes)
+    return file.name, loading_lines(file, info, called=file.name), said
+
+
 def write_report(run: Path, facts: Facts) -> None:
     """Writes both files into the run folder."""
     document = make_document(facts)
@@ -110,7 +135,7 @@ def write_report(run: Path, facts: Facts) -> None:
 
 def make_document(facts: Facts) -> Document:
     """The report."""
-    sections = [_load(facts), _tests(facts), _spread(facts), _pictures(facts), _labels(facts)]
+    sections = [_load(facts), _tests(facts), _spread(facts), *_pictures(facts), _labels(facts)]
     sections += [_canaries(facts), _done(facts), _limits(facts)]
     return Document(
         f"{Path(facts.model).name}, purified",
@@ -186,7 +211,7 @@ def scores_lines(measured: Measured | None) -> list[str]:
 def _load(facts: Facts) -> Section:
     return Section(
         "Load it",
-        (f"The cleaned weights are in {facts.file}.",),
+        (f"The cleaned weights are in {facts.file}, beside this page. Run the lines there.",),
         code=facts.code,
         points=tuple(facts.notes),
     )
@@ -253,17 +278,18 @@ def _landing(facts: Facts, seen: Mapping[str, Any]) -> Cell:
     return Cell(f"{100 * seen['flipped']:.0f} % of the answers change", most)
 
 
-def _pictures(facts: Facts) -> Section | None:
-    if not facts.examples:
-        return None
+def _pictures(facts: Facts) -> Iterator[Section]:
+    """A row for each family, whose differences have one scale."""
     which = "images held out" if facts.held else "images of the folder"
-    text = (
-        f"Of {which}, those whose answers by the suspect change most under a small perturbation "
-        "(universal 8: one for all images; patch: a square). From left to right: the image, the "
-        "perturbed image, and their difference.",
-    )
-    strips = tuple(_strip(facts, example) for example in facts.examples)
-    return Section("Answers that change most", text, strips=strips)
+    for family, examples in groupby(facts.examples, key=lambda each: each.family):
+        row = tuple(examples)
+        text = (
+            f"Of {which}, those whose answers by the suspect change most under a small "
+            f"perturbation ({_MEANS.get(family, family)}). From left to right: the image, the "
+            f"perturbed image, and their difference, in this row times {row[0].amplified}.",
+        )
+        strips = tuple(_strip(facts, example) for example in row)
+        yield Section(f"Answers that change most: {family}", text, strips=strips)
 
 
 def _strip(facts: Facts, example: Example) -> Strip:
@@ -274,7 +300,6 @@ def _strip(facts: Facts, example: Example) -> Strip:
     )
     return Strip(
         (
-            f"{example.family}; difference times {example.amplified}",
             f"suspect: {_answers(facts, example.suspect)}",
             f"cleaned: {_answers(facts, example.cleaned)}",
         ),
@@ -319,21 +344,16 @@ def _canaries(facts: Facts) -> Section | None:
     )
     rows = tuple(
         (
-            Cell(each.trigger, counted(each.images, "image")),
-            *(Cell(f"{rate:.1f} %") for rate in (each.before, each.after)),
+            Cell(each.trigger, each.details),
+            *(_success(rate) for rate in (each.before, each.after)),
         )
         for each in facts.canaries
     )
     return Section("A canary", text, Table(("", "ASR before", "ASR after"), rows))
 
 
-def canary_lines(canaries: Sequence[Canary]) -> list[str]:
-    """What became of triggers of ours, in sentences."""
-    return [
-        f"Canary, {each.trigger}: ASR {each.before:.1f} % before, {each.after:.1f} % after "
-        "(planted by us in a copy)."
-        for each in canaries
-    ]
+def _success(rate: float | None) -> Cell:
+    return Cell("not measured" if rate is None else f"{rate:.1f} %")
 
 
 def _rates(key: str, means: str, before: Scores, after: Scores) -> tuple[Cell, ...]:
@@ -370,7 +390,9 @@ def _limits(facts: Facts) -> Section:
         "was right.",
     ]
     if facts.measured is None:
-        points.append("Accuracy was not measured: no labelled images were given (--labels).")
+        headless = "the cleaned model has no classifier head"
+        why = headless if facts.agreement is None else "no labelled images were given (--labels)"
+        points.append(f"Accuracy was not measured: {why}.")
     if facts.measured is None or facts.measured.before.asr is None:
         points.append("Attack success was not measured: no trigger was given (--trigger).")
     else:

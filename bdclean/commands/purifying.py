@@ -33,8 +33,9 @@ from bdclean.commands.examples import most_flipped
 from bdclean.commands.kept_tests import NAME as KEPT
 from bdclean.commands.kept_tests import kept_tests
 from bdclean.commands.purify_job import Job, PurifyResult
-from bdclean.commands.purify_report import Facts, check_place, write_report
+from bdclean.commands.purify_report import Facts, beside, check_place, write_report
 from bdclean.commands.scoring import Measured, Truth, find_truth, measure
+from bdclean.data.decoding import OnError
 from bdclean.data.images import ImageSet
 from bdclean.data.layout import image_files
 from bdclean.errors import ConfigError
@@ -95,7 +96,7 @@ def purify_model(
         check_canary(suspect, _count(job), job.method)
     words = _words(job, info, job.words)
     settings = front.check_words(words)
-    images = _images(job, info.input_size)
+    images = _images(job, info.input_size, settings.data.init_args.on_error)
     first, labelled = front.is_first_process(), None
     if first:
         if truth is not None:  # hours before they are looked at
@@ -206,9 +207,7 @@ def _facts(
         result.record,
         suspect.info.arch,
         suspect.info.input_size,
-        result.out or Path(job.run) / "model.safetensors",
-        result.code,
-        result.notes,
+        *beside(Path(job.run), result.out, result.notes, product.info),
         most_flipped(suspect, product, shown) if heads else (),
         held is not None,
         result.measured,
@@ -240,11 +239,11 @@ def _suspect(job: Job) -> SplitModel:
     return job.suspect.copy().to(device).eval()
 
 
-def _images(job: Job, size: int) -> Tensor:
+def _images(job: Job, size: int, on_error: OnError) -> Tensor:
     """Those that the tests look at."""
     count = job.images or usual_count(size)
     if job.pixels is None:
-        return images_of(job.folder, size, count)
+        return images_of(job.folder, size, count, on_error=on_error)
     return some_of(job.pixels, size, count)
 
 
@@ -317,7 +316,7 @@ def _words(job: Job, info: ModelInfo, others: Sequence[str]) -> list[str]:
         "data": "bdclean.data.ImageFolder",
         **{f"data.{key}": str(list(getattr(info, key))) for key in ("mean", "std")},
     }
-    named = {"arch": job.arch, "width": job.width}
+    named = {"arch": job.arch, "width": job.width, "stem": job.known.get("stem")}
     last = {
         "run": job.run,
         "data.input_size": str(info.input_size),

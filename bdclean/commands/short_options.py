@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from bdclean.commands.model_options import KEYS
 from bdclean.errors import BdcleanError
 
-_LONG = re.compile(r"--(?:model|data)\.(?=(?:arch|width|input_size|mean|std)\b)")
+_LONG = re.compile(rf"--(?:model|data)\.(?=(?:{'|'.join(KEYS)})\b)")
 
 
 def shortened(text: str) -> str:

@@ -34,7 +34,7 @@ from bdclean.data.poisoning import (
 from bdclean.data.sources import read_flat_folder
 from bdclean.data.splits import RoleRows, Splits, draw_from_folder
 from bdclean.data.views import Labels, ViewMaker, require_classes, require_shown
-from bdclean.errors import ConfigError, DataError
+from bdclean.errors import ConfigError, DataError, counted
 from bdclean.functional.seeds import global_seed
 from bdclean.types import Batch, BatchPlace, ImageFacts, Role, TrainingSet, View
 
@@ -262,9 +262,9 @@ class ImageDataModule(LightningDataModule, ABC):
         rows, world_size = self._viewed(view), self._world_size
         if view.drop_last and len(rows) < view.batch_size:
             raise ConfigError(
-                f"The role {view.role} has {len(rows)} images, fewer than one batch of "
-                f"{view.batch_size}; lower --model.recipe.batch_size (of SimCLR: "
-                "--model.batch_size), or give more images."
+                f"batch_size={view.batch_size}: the role {view.role} has "
+                f"{counted(len(rows), 'image')}, fewer than one batch; lower it, or give more "
+                "images."
             )
         sizes = {"batch_size": view.batch_size, "world_size": world_size, "rank": self._rank}
         return TrainLoader(rows, drop_last=view.drop_last, seed=self._seed, **sizes)

@@ -136,7 +136,7 @@ class ImageFolder(ImageDataModule):
         if self.root is None:
             raise DataError(
                 f"root=null: without it there are no {part} images; give it, or turn off what "
-                "needs them, in a fit (--test_after_fit false, --model.probe null)."
+                "needs them, in a fit (--test_after_fit false; of CBD: --model.probe null)."
             )
 
     def _test_folder(self) -> Path:

@@ -52,8 +52,7 @@ class TrainLoader(DataLoader[dict[str, Any]]):
         if batch_size % world_size:
             raise ConfigError(
                 f"batch_size={batch_size}: {world_size} devices share each batch, so it must be a "
-                f"multiple of {world_size} (--model.recipe.batch_size; of Supervised and SimCLR: "
-                "--model.batch_size)."
+                f"multiple of {world_size}."
             )
         # A seed of its own: the same number as an attack's or a split's would draw the same
         # permutation, and the first epoch would begin with all the poison.

@@ -172,12 +172,13 @@ def record_of(checkpoint: Mapping[str, Any], method: str, file: str) -> dict[str
     if not isinstance(record, dict):
         raise ConfigError(
             f"{file}: the checkpoint is of an earlier version of bdclean, or not of a run of "
-            "bdclean; start a new run. A model to start from comes in through --model.weights."
+            "bdclean; start a new run. A model to start from comes in through --model.weights, "
+            "where a method takes one."
         )
     if record.get("method") != method:
         raise ConfigError(
             f"{file}: the checkpoint was written by {record.get('method')}, and this is {method}. "
-            "A model to start from comes in through --model.weights."
+            "A model to start from comes in through --model.weights, where a method takes one."
         )
     for part, fits in _KEPT.items():
         if part in record and not fits(record[part]):

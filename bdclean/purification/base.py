@@ -104,9 +104,10 @@ class Purifier(StagedModule, ABC):
         if self.probe is not None:
             num_rows(self.trainer, self.probe.view)
         elif self.model.head is None and getattr(data_of(self.trainer), "validate_in_fit", False):
+            way_out = ", or set --model.probe" if "probe" in self.hparams else ""
             raise ConfigError(
                 "--data.validate_in_fit: there is no classifier to validate without a "
-                "probe; leave it out, or set --model.probe."
+                f"probe; leave it out{way_out}."
             )
 
     # ------------------------------------------------------------------ the defender's images

@@ -1,6 +1,11 @@
 """What a file is, by its first bytes: the name of a weights file says nothing about its format."""
 
+import codecs
+import io
+import pickletools
 import re
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -17,16 +22,21 @@ _LAYER = re.compile(rb"c(torch\.nn\.modules\.[\w.]{1,80})\n(\w{1,80})\n")
 # How the pickle of an array begins, as `GLOBAL` of older protocols and as text of newer ones.
 _ARRAY = re.compile(rb"numpy\._?core\.(multiarray|numeric)[^a-z]{1,4}(_reconstruct|_frombuffer)")
 _PICKLES = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
+_INSTRUCTIONS = 1000  # of a pickle that are looked at
+_MAKES = {"REDUCE", "OBJ", "NEWOBJ", "NEWOBJ_EX", "BUILD"}  # instructions that call something
+_WORDS = 40  # characters of a text that are quoted
 _UNPACK = "unpack it and give the weights file in it"
 _CONVERT = "convert it to a PyTorch state dict where its library is at hand"
 _FETCH = "download the file itself"
+_AGAIN = "download it again, or give the weights file"
 # (how it begins, what it is, what to do)
 _BEGINNINGS = (
     (
         b"version https://git-lfs",
-        "a Git LFS pointer, not the file",
+        "a Git LFS pointer, not the file: it holds only the address of the weights",
         f"run git lfs pull, or {_FETCH}",
     ),
+    (b"PK\x05\x06", "an empty zip archive", _AGAIN),
     (b"\x1f\x8b", "a gzip archive", _UNPACK),
     (b"BZh", "a bzip2 archive", _UNPACK),
     (b"\xfd7zXZ\x00", "an xz archive", _UNPACK),
@@ -41,7 +51,12 @@ _BEGINNINGS = (
     (b"\xff\xd8\xff", "a picture", "give the weights file"),
     (b"%PDF", "a PDF document", "give the weights file"),
 )
-_PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<script")
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}  # how a text may begin, and what it is then
+_UNKNOWN = "no weights file, or one that is damaged at its beginning"
 _NAMES = (
     ((".onnx",), "an ONNX model", _CONVERT),
     ((".h5", ".hdf5", ".keras"), "a Keras model", _CONVERT),
@@ -69,16 +84,23 @@ def kind_of(path: Path) -> Kind:
     if head[8:9] == b"{" and head[5:8] == bytes(3):  # a header below a terabyte, in JSON
         return "safetensors"
     _refuse_others(path, head)
-    if path.suffix == SAFETENSORS:
-        return "safetensors"
-    if path.suffix.lower() in TORCH_SUFFIXES:
-        return "torch"
     for endings, what, way_out in _NAMES:
         if path.suffix.lower() in endings:
             raise _another(path, what, way_out)
-    allowed = ", ".join((SAFETENSORS, *TORCH_SUFFIXES))
+    allowed = (SAFETENSORS, *TORCH_SUFFIXES)
+    if path.suffix.lower() in allowed:
+        if _is_pickle(path):
+            return "torch"  # of a protocol that torch refuses; what it names can still be told
+        words = _text(head)
+        if words:
+            what = f"a text that begins with {words[:_WORDS]!r}, not weights"
+            raise _another(path, what, _AGAIN)
+        if path.suffix == SAFETENSORS:
+            return "safetensors"  # whose reader tells what is wrong with it
+        raise _another(path, _UNKNOWN, _AGAIN)
     raise WeightsError(
-        f"{printable(path)}: weights files end in {allowed}, and the content of this one is none."
+        f"{printable(path)}: weights files end in {', '.join(allowed)}, and the content of this "
+        "one is none."
     )
 
 
@@ -96,14 +118,18 @@ def _kind_of_zip(path: Path, head: bytes) -> Kind:
 
 
 def _refuse_others(path: Path, head: bytes) -> None:
+    if not head:
+        raise _another(path, "an empty file", _AGAIN)
     for beginning, what, way_out in _BEGINNINGS:
         if head.startswith(beginning):
             raise _another(path, what, way_out)
-    text = head.lstrip().lower()
-    if text.startswith(_PAGES):
+    text = _text(head)
+    if text.startswith("<"):
         raise _another(path, "a web page, not the file that it is about", _FETCH)
-    if text.startswith(b"{") and b"weight_map" in text:
+    if text.startswith("{") and "weight_map" in text:
         raise _another(path, "the list of the parts of a model", "merge the parts into one file")
+    if text.startswith(("{", "[")):
+        raise _another(path, "a JSON text, such as a config or the answer of a server", _FETCH)
     if head[257:262] == b"ustar":
         raise _another(path, "a tar archive", _UNPACK)
     if head[4:8] == b"TFL3":
@@ -111,6 +137,28 @@ def _refuse_others(path: Path, head: bytes) -> None:
     version = int.from_bytes(head[1:2], "little")
     if head[:1] == b"\x08" and 3 <= version <= 32 and head[2:3] in (b"\x12", b"\x3a", b"\x42"):
         raise _another(path, "an ONNX model", _CONVERT)
+
+
+def _text(head: bytes) -> str:
+    """The text that a file begins with, without blanks before it; "" where it is none."""
+    coding = next((name for mark, name in _MARKS.items() if head.startswith(mark)), "utf-8")
+    try:
+        text = codecs.getincrementaldecoder(coding)().decode(head)  # its last character may be cut
+    except UnicodeDecodeError:
+        return ""
+    text = text.strip()
+    return text if "".join(text.split()).isprintable() else ""
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file is a pickle of any protocol, or would run as one before it breaks off."""
+    with path.open("rb") as file:
+        begin = io.BytesIO(file.read(_MODEL_SCAN))
+    names: list[str] = []
+    with suppress(ValueError, LookupError, RecursionError):
+        names += (code.name for code, _, _ in islice(pickletools.genops(begin), _INSTRUCTIONS))
+    made = not _MAKES.isdisjoint(names) or {"MARK", "INST"} <= set(names)
+    return made or len(names) == _INSTRUCTIONS or names[-1:] == ["STOP"]
 
 
 def _another(path: Path, what: str, way_out: str) -> WeightsError:

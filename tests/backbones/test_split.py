@@ -31,7 +31,7 @@ def test_batch_norm_does_not_train_on_one_number():
     model = build(_info(stem="imagenet"))
     one = torch.rand(1, 3, 16, 16)
     with pytest.raises(
-        ConfigError, match=r"^batch_size=1 for each device: batch norm cannot train"
+        ConfigError, match=r"^A batch is one image on each device, on which batch norm cannot train"
     ):
         model.features(one)
     assert model.eval().features(one).shape == (1, 32)

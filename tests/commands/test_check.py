@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,7 +28,8 @@ from bdclean.checking.verdicts import (
     refuses_margins,
 )
 from bdclean.cli import main
-from bdclean.commands import check
+from bdclean.commands import check, purifying
+from bdclean.commands.purify_job import Job
 from bdclean.functional.gathering import Gathering
 
 pytestmark = pytest.mark.usefixtures("quick_tests")
@@ -161,6 +163,20 @@ def test_chosen_tests_run_alone_and_tell_how_far_they_are(save, photos, capsys, 
     status, said = run(capsys, save(), photos, "--tests", "flips,mmbd")
     assert status == 2
     assert "--tests='flips,mmbd': it must be some of flips, decree, mm-bd, with" in said.err
+
+
+@pytest.mark.filterwarnings("ignore:1 of 131 image files")
+def test_a_broken_picture_is_left_out_by_the_option_that_the_message_names(save, photos, capsys):
+    (Path(photos) / "broken.png").write_bytes((Path(photos) / "0.png").read_bytes()[:60])
+    words = [save(), photos, "--tests", "MM-BD"]
+    status, said = run(capsys, *words)
+    assert status == 2
+    option = re.search(r"or leave out such files with (--data\.on_error skip)\.", said.err)[1]
+    status, said = run(capsys, *words, *option.split())
+    assert status == 0
+    assert "Tested with 130 images of" in said.out
+    job = Job("model.safetensors", photos)
+    assert len(purifying._images(job, 8, "skip")) == 130
 
 
 def test_few_images(save, photos, capsys):

@@ -34,13 +34,27 @@ def test_all_commands_have_one_style(capsys, words):
     assert parts[1][0].isupper()
     assert parts[1].endswith(".")
     assert parts[-2].startswith(f"Example: bdclean {words[0]}")
-    assert parts[-1].startswith("More: ")
+    assert Path(re.match(r"More: ([^;]+)", parts[-1])[1]).is_file()
     assert max(map(len, text.splitlines())) <= 100
     assert "%(" not in text
     assert "(type:" not in text
     example = parts[-2].replace("\\\n", " ")
     given = re.findall(r"-c (\S+)", example)
     assert set(given) <= set(shipped.names())
+
+
+def test_pages_are_named_by_paths_that_open_them(capsys, monkeypatch, tmp_path):
+    root = Path(__file__).parents[2]
+    monkeypatch.chdir(root)
+    assert shown(capsys, "--help").endswith("More: docs/getting_started.md\n")
+    assert shown(capsys, "check", "--help").endswith("More: docs/how_to/check.md\n")
+    monkeypatch.chdir(tmp_path)
+    assert shown(capsys, "--help").endswith(f"More: {root / 'docs/getting_started.md'}\n")
+    assert shown(capsys, "methods").endswith(f"in\n{root / 'docs/concepts.md'}.\n")
+    monkeypatch.setattr(shipped, "__file__", str(tmp_path / "bdclean/shipped.py"))
+    (tmp_path / "bdclean/docs").mkdir(parents=True)
+    (tmp_path / "bdclean/docs/concepts.md").write_text("")
+    assert shipped.page("docs/concepts.md") == "bdclean/docs/concepts.md"
 
 
 def test_the_example_of_a_fit_plants_a_backdoor_that_works(capsys):

@@ -1,6 +1,7 @@
 """`bdclean purify`: what it writes and prints, and what it refuses."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -147,7 +148,16 @@ def untested(monkeypatch):
     monkeypatch.setattr(purifying, "_check", lambda *_: ())
 
 
-def test_a_foreign_file_comes_back_as_it_was(place, untested, capsys):
+def loaded_beside_the_card(place, monkeypatch):
+    """What the lines of the card make, in the folder of the card."""
+    names: dict = {}
+    with monkeypatch.context() as patch:
+        patch.chdir(place / "runs/purified")
+        exec(re.search(r"```python\n(.*?)```", Path("README.md").read_text(), re.S)[1], names)  # noqa: S102
+    return names
+
+
+def test_a_foreign_file_comes_back_as_it_was(place, untested, capsys, monkeypatch):
     """By the lines that are printed, in the library that it came from, under its own keys."""
     torch.manual_seed(0)
     network = torchvision.models.shufflenet_v2_x0_5(num_classes=6)
@@ -169,7 +179,12 @@ def test_a_foreign_file_comes_back_as_it_was(place, untested, capsys):
     )[:, None, None]
     with torch.no_grad():
         torch.testing.assert_close(network.eval()(normalised), ours(x), atol=1e-4, rtol=1e-4)
+    beside = loaded_beside_the_card(place, monkeypatch)["network"]
+    assert torch.equal(beside.fc.weight, network.fc.weight)
     main(["purify", *words, *SHORT, *FAMILIES, "--out", "clean.pth"])  # the run has ended
+    beside = loaded_beside_the_card(place, monkeypatch)["model"]
+    assert torch.equal(beside.head.weight, network.fc.weight)
+    assert "they were written to clean.pth." in Path("runs/purified/README.md").read_text()
     lines = capsys.readouterr().out.split("Load it:\n")[1].splitlines()
     exec("\n".join(line.strip() for line in lines), names)  # noqa: S102  (what was printed)
     assert torch.equal(names["network"].fc.weight, network.fc.weight)
@@ -193,8 +208,9 @@ def test_a_vision_transformer_of_timm_comes_back(place, untested, capsys):
     with torch.no_grad():
         torch.testing.assert_close(names["network"].eval()((x - 0.5) / 0.5), ours(x))
         assert not torch.equal(names["network"].head.weight, theirs.head.weight)
-    card = Path("runs/purified/README.md").read_text()
-    assert "\n".join(line.strip() for line in lines) in card
+    beside = "\n".join(line.strip() for line in lines).replace("runs/purified/", "")
+    assert "purified.safetensors" in beside
+    assert beside in Path("runs/purified/README.md").read_text()
 
 
 def test_labels_and_a_trigger_measure_and_nothing_else(place, plain, capsys):
@@ -223,6 +239,8 @@ def test_labels_and_a_trigger_measure_and_nothing_else(place, plain, capsys):
     assert "(animal &lt;" in page
     assert "animal <" not in page
     assert len(page) < 2_000_000
+    assert len(re.findall(r"and their difference, in this row times \d+\.", page)) == 2
+    assert "are in model.safetensors, beside this page." in page
     assert "Accuracy was not measured" in (plain / "runs/purified/README.md").read_text()
 
 

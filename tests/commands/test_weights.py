@@ -18,6 +18,7 @@ from bdclean.backbones import ModelInfo, build, export_onnx, load_model, save_mo
 from bdclean.backbones.exporting import _head_of, library_state
 from bdclean.cli import main
 from bdclean.errors import ConfigError, WeightsError
+from bdclean.extras import EXTRAS
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -348,9 +349,9 @@ def _until_exit(words):
 
 def test_onnx_without_its_packages_is_one_sentence(capsys, monkeypatch):
     save_model(_own(), "x.safetensors")
-    monkeypatch.setattr("bdclean.backbones.exporting._ONNX_PACKAGES", ("json", "no_such_package"))
+    monkeypatch.setitem(EXTRAS, "onnx", ("json>=1", "no_such_package>=2.3"))
     status, said = run(capsys, "export", "x.safetensors", "y.onnx")
-    told = "ONNX needs no_such_package, which is not installed: pip install 'bdclean[onnx]'."
+    told = "ONNX needs no_such_package, which is not installed: pip install 'no_such_package>=2.3'."
     assert (status, said.err) == (2, f"bdclean: {told}\n")
 
 
@@ -373,7 +374,7 @@ def test_onnx_answers_as_the_model(classes, capsys):
 
 
 def test_onnx_that_answers_otherwise_is_not_kept(monkeypatch):
-    monkeypatch.setattr("bdclean.backbones.exporting._ONNX_PACKAGES", ())
+    monkeypatch.setitem(EXTRAS, "onnx", ())
     monkeypatch.setattr("bdclean.backbones.exporting._write_onnx", lambda _, file: file.touch())
     for difference in (0.01, float("nan")):
         value = difference

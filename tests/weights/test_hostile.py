@@ -140,7 +140,7 @@ TORCH = {
         "stack empty": zipped(b"\x80\x02."),
         "no stop": zipped(b"\x80\x02}"),
     },
-    f"{BROKEN}it is empty).": {
+    " is an empty file; download it again, or give the weights file.": {
         "empty pt": raw(b""),
     },
     " is a folder; give the weights file in it.": {
@@ -182,8 +182,10 @@ TORCH = {
     f"{BROKEN}it has 0 pickles).": {
         "no pickle": lambda p: zipfile.ZipFile(p, "w").writestr("a/b", "c"),
     },
-    " is damaged or holds more than tensors, and nothing in it is executed (...": {
+    " is an empty zip archive; download it again, or give the weights file.": {
         "empty zip": lambda p: zipfile.ZipFile(p, "w").close(),
+    },
+    " is no weights file, or one that is damaged at its beginning; download it again, or give...": {
         "tar": lambda p: tarfile.open(p, "w").close(),
     },
     " claims 4,722,366,482,869,645,213,696 bytes of tensors and has 621 in all.": {
@@ -210,7 +212,7 @@ TORCH = {
     " is a web page, not the file that it is about; download the file itself.": {
         "web page": raw(b"<!DOCTYPE html><html>..."),
     },
-    " is a Git LFS pointer, not the file; run git lfs pull, or download the file itself.": {
+    " is a Git LFS pointer, not the file: it holds only the address of the weights; run git l...": {
         "lfs": raw(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 123\n"),
     },
     " holds a whole pickled model: it asks for 'torch.nn.modules.linear.Linear'...": {
@@ -224,9 +226,11 @@ SAFETENSORS = {
     "": {
         "pt as st": saved(good),
     },
+    " is an empty file; download it again, or give the weights file.": {
+        "empty st": raw(b""),
+    },
     " is not a readable safetensors file (...": {
         "truncated st": cut(own(), -100),
-        "empty st": raw(b""),
         "header lie big": headed({"a": entry()}, bytes(4), claims=10**6),
         "header lie huge": headed({"a": entry()}, bytes(4), claims=2**63),
         "header 0": headed({"a": entry()}, bytes(4), claims=0),

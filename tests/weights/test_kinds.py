@@ -17,7 +17,7 @@ from safetensors.torch import save, save_file
 from torch import nn
 
 from bdclean.errors import WeightsError
-from bdclean.weights import read, read_nests
+from bdclean.weights import describe, read, read_nests
 from bdclean.weights.harmless import HARMLESS
 
 STATE = {"b.weight": torch.arange(12.0).view(3, 4), "a": torch.arange(5)}
@@ -68,6 +68,19 @@ OTHERS = {
         "a Git LFS pointer, not",
     ),
     "page": (b"\n<!DOCTYPE html><html><title>Quota exceeded</title>", "a web page, not the file"),
+    "saved page": (
+        b"\xef\xbb\xbf<!-- saved from url -->\r\n<!DOCTYPE html>",
+        "a web page, not the file that it is about; download the file itself",
+    ),
+    "cut page": (b"<p>Caf\xc3\xa9</p>".ljust(511) + "\u00e9".encode(), "a web page, not the file"),
+    "config": (
+        b'{"model_type": "resnet"}',
+        "a JSON text, such as a config or the answer of a server",
+    ),
+    "error": ('{"error": "Not found"}'.encode("utf-16"), "a JSON text, such as a config or the"),
+    "list": (b"\n[1, 2, 3]", "a JSON text, such as a config or the answer of a server; download"),
+    "nothing": (b"", "an empty file; download it again"),
+    "empty zip": (_zip(), "an empty zip archive; download it again"),
     "xml": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code>', "a web page, not the file"),
     "gzip": (b"\x1f\x8b\x08\x00 and more", "a gzip archive; unpack it"),
     "bzip2": (b"BZh91AY&SY", "a bzip2 archive; unpack it"),
@@ -102,6 +115,45 @@ def test_other_files_are_named_with_the_way_out(kind, ending, tmp_path):
         read(path)
     assert str(told.value).startswith(f"{path} is {said}")
     assert str(told.value).endswith(".")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"Entry not found", b"# My model\n\nIts weights", "Zugriff verweigert \u2014 403".encode()],
+)
+@pytest.mark.parametrize("ending", [".pth", ".safetensors", ".bin"])
+def test_a_text_under_the_name_of_weights_is_told_by_its_first_words(content, ending, tmp_path):
+    path = tmp_path / f"file{ending}"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError) as told:
+        read(path)
+    assert str(told.value) == (
+        f"{path} is a text that begins with {content.decode()!r}, not weights; download it again, "
+        "or give the weights file."
+    )
+    assert describe(path).kind == f"a text that begins with {content.decode()!r}, not weights"
+
+
+def test_bytes_of_no_kind_are_no_file_of_an_old_torch(tmp_path):
+    (tmp_path / "x.pth").write_bytes(bytes(3000))
+    assert describe(tmp_path / "x.pth").kind == (
+        "no weights file, or one that is damaged at its beginning"
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"cos\nsystem\n(S'ls'\ntR.",
+        b"cos\nsystem\n(S'ls'\ntR and breaks off",
+        b"(S'ls'\nios\nsystem\n.",
+    ],
+)
+def test_a_pickle_of_text_is_told_by_what_it_would_run(content, tmp_path):
+    (tmp_path / "x.pth").write_bytes(content)
+    assert describe(tmp_path / "x.pth").objects == ("os.system",)
+    with pytest.raises(WeightsError):
+        read(tmp_path / "x.pth")
 
 
 @pytest.mark.parametrize(
