@@ -118,10 +118,9 @@ class BackdoorModule(LightningModule):
             ConfigError: If neither weights nor a checkpoint were given.
         """
         if not self.has_model():
-            weights = "a weights file with --model.weights, or " * ("weights" in self.hparams)
             raise ConfigError(
-                f"{type(self).__name__} has no model: give {weights}a checkpoint of one of your "
-                "runs with --ckpt_path."
+                f"{type(self).__name__} has no model: give a checkpoint of one of your runs with "
+                "--ckpt_path, or a weights file with --model.weights, where a method takes one."
             )
         return self.model
 

@@ -146,7 +146,7 @@ def test_arguments_that_agree_with_the_file_are_fine(tmp_path):
     [
         ({"arch": "resnet34"}, "arch='resnet34', but .* arch='resnet18'"),
         ({"num_classes": 10}, "num_classes=10, but .* num_classes=5"),
-        ({"input_size": 64}, r"input_size=64, but .*=32\. Leave .* --data\.input_size 32, or"),
+        ({"input_size": 64}, r"input_size=64, but .*=32\. Leave .* --data\.input_size 32 where"),
         ({"mean": (0.5, 0.5, 0.5)}, "mean="),
         ({"std": (0.5, 0.5, 0.5)}, "std="),
         ({"width": 64}, "width=64"),

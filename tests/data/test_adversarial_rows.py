@@ -341,7 +341,7 @@ def test_surrogates_that_are_refused(rows, tmp_path):
     save_file({"weight": torch.zeros(3)}, file)
     refuse(file, rows, r"does not describe its network; it must be the model\.safetensors of a run")
     file.write_bytes(b"no weights")
-    refuse(file, rows, "not a readable safetensors file", WeightsError)
+    refuse(file, rows, "is a text that begins with", WeightsError)
 
 
 # ---------------------------------------------------------------------- the command line
