@@ -98,10 +98,10 @@ def purify(
     known |= {"canary": canary}
     known |= {"labels": None if labels is None else str(labels)}
     known |= {"trigger": None if trigger is None else str(trigger)}
-    seen: dict[str, Any] = {"images": _positive("count", count)}
-    seen |= {"tests": chosen_tests("tests", tests)}
+    number, which = _positive("count", count), chosen_tests("tests", tests)
     with _own_state():
-        job = replace(_job(model, images, facts, settings or {}, **known), **seen)
+        job = _job(model, images, facts, settings or {}, **known)
+        job = replace(job, images=number, tests=which)
     in_memory = job.network is not None or job.pixels is not None
     if run is not None and Path(run).exists() and in_memory:
         raise ConfigError(

@@ -222,11 +222,8 @@ class ShortcutDistillation(Purifier):
     def standing_out(self, answers: Tensor) -> tuple[str, ...]:
         """The probes that run along a backdoor, by what they do to answers (1 + F, N, K)."""
         if self.model.head is None:
-            gathered = {
-                name: gathering(answers[0], after)
-                for name, after in zip(PROBES, answers[1:], strict=True)
-            }
-            return out_of_line(gathered, GATHERED)
+            found = (gathering(answers[0], after) for after in answers[1:])
+            return out_of_line(dict(zip(PROBES, found, strict=True)), GATHERED)
         count = self.model.info.num_classes or 0
         return out_of_line(concentrations(PROBES, answers.argmax(2), count))
 
